@@ -1,0 +1,168 @@
+//! The command line as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::generate::GenerateArgs;
+use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
+use crate::pad::PadArgs;
+
+/// Where `up` listens and the other commands look for a router.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+
+/// Serves language models by speculative cascades: a small drafter writes, a large expert checks, token by token.
+#[derive(Debug, Parser)]
+#[command(name = "cascadia", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    /// What is logged to standard error: error, warn, info, debug, trace, or a filter such as cascadia_router=debug
+    /// [default: info for router, drafter and expert, else warn].
+    #[arg(long, global = true, env = "CASCADIA_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+
+    /// Log one JSON object a line.
+    #[arg(long, global = true, env = "CASCADIA_LOG_JSON")]
+    pub log_json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a cluster on this machine, stream three answers, and compare the strategies on held-out problems.
+    Demo(DemoArgs),
+    /// Run a whole cluster in this process until Ctrl-C.
+    Up(UpArgs),
+    /// Ask a router for an answer and stream it, coloured by which model wrote what.
+    Generate(Box<GenerateArgs>),
+    /// Show members, roles, state, load and pairs, as a router sees them.
+    Status(StatusArgs),
+    /// Run one router.
+    Router(Box<RouterArgs>),
+    /// Run one drafter node.
+    Drafter(Box<DrafterArgs>),
+    /// Run one expert node.
+    Expert(Box<ExpertArgs>),
+    /// Write a checkpoint of a larger model's shape that computes the same function bit for bit.
+    Pad(PadArgs),
+}
+
+/// Arguments of `demo`.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Held-out problems a strategy has to solve [default: 60, and 10 with a padded expert].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub problems: Option<u32>,
+
+    /// Sessions at a time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub sessions: u32,
+
+    /// Print one JSON object for one pair and nothing else.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Pad the expert to this many parameters, for example 100M, and show only the table of that pair.
+    #[arg(long, value_name = "SIZE", value_parser = crate::pad::parse_size)]
+    pub pad_expert: Option<u64>,
+}
+
+/// Arguments of `up`.
+#[derive(Args, Clone, Debug)]
+pub struct UpArgs {
+    /// Drafter nodes.
+    #[arg(long, value_name = "N", env = "CASCADIA_DRAFTERS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub drafters: u32,
+
+    /// Expert nodes.
+    #[arg(long, value_name = "M", env = "CASCADIA_EXPERTS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
+    pub experts: u32,
+
+    /// Folder of the drafter's model (Hugging Face layout) [default: the shipped one].
+    #[arg(long, value_name = "DIR", env = "CASCADIA_DRAFTER_MODEL", requires = "expert_model")]
+    pub drafter_model: Option<PathBuf>,
+
+    /// Folder of the expert's model (Hugging Face layout) [default: the shipped one].
+    #[arg(long, value_name = "DIR", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
+    pub expert_model: Option<PathBuf>,
+
+    /// Where the router listens for clients.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", default_value = DEFAULT_ADDRESS)]
+    pub listen: String,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// The router's address.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_SERVER", default_value = DEFAULT_ADDRESS)]
+    pub server: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("cascadia").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_holds() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn demo() {
+        let Command::Demo(args) = parse("demo --problems 5 --sessions 4 --json --pad-expert 100M").unwrap().command else {
+            panic!("another command")
+        };
+        assert_eq!((args.problems, args.sessions, args.json, args.pad_expert), (Some(5), 4, true, Some(100_000_000)));
+        let Command::Demo(args) = parse("demo").unwrap().command else { panic!("another command") };
+        assert_eq!((args.problems, args.sessions, args.json, args.pad_expert), (None, 1, false, None));
+    }
+
+    #[test]
+    fn up() {
+        let Command::Up(args) = parse("up").unwrap().command else { panic!("another command") };
+        assert_eq!((args.drafters, args.experts, args.listen.as_str()), (2, 2, DEFAULT_ADDRESS));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_a_usage_error() {
+        for line in [
+            "",
+            "demo --problems 0",
+            "demo --sessions 0",
+            "demo --pad-expert big",
+            "up --drafter-model x",
+            "up --drafters -1",
+            "generate",
+            "generate --draft-length x hello",
+            "generate --logit-bias 5 hello",
+            "pad x --to 100M",
+            "status --no-such-flag",
+            "frobnicate",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        assert_eq!(parse("--help").expect_err("help").kind(), ErrorKind::DisplayHelp);
+    }
+
+    #[test]
+    fn logging_is_set_before_or_behind_the_command() {
+        assert_eq!(parse("--log debug up").unwrap().log.as_deref(), Some("debug"));
+        assert_eq!(parse("up --log debug").unwrap().log.as_deref(), Some("debug"));
+    }
+}

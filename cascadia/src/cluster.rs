@@ -1,0 +1,306 @@
+//! A whole cluster in one process: real gRPC on loopback, embedded membership, one copy of each model's weights.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+use cascadia_node::Edge;
+use cascadia_node::drive::Drive;
+use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::membership::Membership;
+use cascadia_node::net::{Connector, Listener, NetError};
+use cascadia_router::RouterConfig;
+use tokio::task::JoinHandle;
+
+use crate::client::{Client, ClientError};
+
+/// How long the nodes may take to know each other: models are loaded before, so this is registration and warm-up.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a node may take to stop before it is cut.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a cluster consists of.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// Where the router listens; port 0 takes a free one.
+    pub listen: String,
+    /// Drafter nodes to start with.
+    pub drafters: usize,
+    /// Expert nodes to start with.
+    pub experts: usize,
+    /// The router's configuration.
+    pub router: RouterConfig,
+    /// Every drafter's.
+    pub drafter: DrafterConfig,
+    /// Every expert's.
+    pub expert: ExpertConfig,
+    /// Where the engine loops run.
+    pub drive: Drive,
+}
+
+impl Default for ClusterConfig {
+    /// Two drafters and two experts of one served model, on a free port.
+    fn default() -> Self {
+        let served = vec!["demo".to_owned()];
+        Self {
+            listen: "127.0.0.1:0".into(),
+            drafters: 2,
+            experts: 2,
+            router: RouterConfig::default(),
+            drafter: DrafterConfig { served_model: served.clone(), ..DrafterConfig::default() },
+            expert: ExpertConfig { served_model: served, ..ExpertConfig::default() },
+            drive: Drive::Thread,
+        }
+    }
+}
+
+/// Makes the parts of one more node. Engines share weights, not KV pages.
+#[derive(Clone)]
+pub struct Models {
+    /// A drafter's engine and tokenizer.
+    pub drafter: Arc<dyn Fn() -> cascadia_drafter_node::Parts + Send + Sync>,
+    /// An expert's.
+    pub expert: Arc<dyn Fn() -> cascadia_expert_node::Parts + Send + Sync>,
+}
+
+/// Why a cluster did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A node ended.
+    #[error("{node} ended: {reason}")]
+    Node {
+        /// Which.
+        node: NodeId,
+        /// Its sentence.
+        reason: String,
+    },
+    /// The nodes run but do not serve.
+    #[error("the cluster was not ready after {} s: {0}", READY_TIMEOUT.as_secs())]
+    NotReady(String),
+    /// The router cannot be asked.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+/// A running node.
+#[derive(Debug)]
+struct Node {
+    id: NodeId,
+    shutdown: Shutdown,
+    task: JoinHandle<Result<(), String>>,
+}
+
+/// A running cluster. Dropping it stops it at once.
+pub struct LocalCluster {
+    config: ClusterConfig,
+    models: Models,
+    membership: Membership,
+    address: String,
+    nodes: Vec<Node>,
+    started: [usize; 2],
+}
+
+impl std::fmt::Debug for LocalCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalCluster").field("address", &self.address).field("nodes", &self.nodes).finish_non_exhaustive()
+    }
+}
+
+impl LocalCluster {
+    /// Starts a cluster and returns when its router can place sessions on all of it.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on, or a node ends, or they do not find each other.
+    pub async fn start(config: ClusterConfig, models: Models) -> Result<Self, ClusterError> {
+        let listener = Listener::bind(&config.listen).await?;
+        let mut cluster = Self {
+            address: listener.address().to_owned(),
+            membership: Membership::embedded(),
+            nodes: Vec::new(),
+            started: [0, 0],
+            config,
+            models,
+        };
+        let (router, edge) = (cluster.config.router.clone(), cluster.edge("router-1".into(), listener).await?);
+        cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
+            cascadia_router::run(router, edge).await.map_err(|error| error.to_string())
+        });
+        for _ in 0..cluster.config.experts {
+            cluster.add_expert().await?;
+        }
+        for _ in 0..cluster.config.drafters {
+            cluster.add_drafter().await?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    /// The router's address, `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The registry that all nodes share.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// A new connection to the router.
+    ///
+    /// # Errors
+    /// When the router has gone.
+    pub async fn client(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.address).await
+    }
+
+    /// Starts one more drafter and returns its name.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn add_drafter(&mut self) -> Result<NodeId, ClusterError> {
+        self.started[0] += 1;
+        let edge = self.edge(format!("drafter-{}", self.started[0]), Listener::bind("127.0.0.1:0").await?).await?;
+        let (config, parts, drive, id) = (self.config.drafter.clone(), (self.models.drafter)(), self.config.drive, edge.id.clone());
+        self.spawn(id.clone(), edge.shutdown.clone(), async move {
+            cascadia_drafter_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
+        });
+        Ok(id)
+    }
+
+    /// Starts one more expert and returns its name.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn add_expert(&mut self) -> Result<NodeId, ClusterError> {
+        self.started[1] += 1;
+        let edge = self.edge(format!("expert-{}", self.started[1]), Listener::bind("127.0.0.1:0").await?).await?;
+        let (config, parts, drive, id) = (self.config.expert.clone(), (self.models.expert)(), self.config.drive, edge.id.clone());
+        self.spawn(id.clone(), edge.shutdown.clone(), async move {
+            cascadia_expert_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
+        });
+        Ok(id)
+    }
+
+    /// Tells a node to drain; it ends when its sessions have moved or finished.
+    pub fn drain(&self, id: &NodeId) {
+        if let Some(node) = self.nodes.iter().find(|node| node.id == *id) {
+            node.shutdown.drain();
+        }
+    }
+
+    /// Ends a node as if its process had died: its connections break, and it withdraws nothing.
+    pub fn kill(&mut self, id: &NodeId) {
+        if let Some(index) = self.nodes.iter().position(|node| node.id == *id) {
+            // The task owns the listener and the registration; aborting it drops both without a word to anyone.
+            self.nodes.swap_remove(index).task.abort();
+        }
+    }
+
+    /// The names of the nodes that were started and not killed.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.id.clone()).collect()
+    }
+
+    /// Returns when the router can place sessions on every drafter and expert that was started.
+    ///
+    /// # Errors
+    /// When a node ends, or they do not find each other in time.
+    pub async fn ready(&mut self) -> Result<(), ClusterError> {
+        let client = self.client().await?;
+        let count = |prefix: &str| self.nodes.iter().filter(|node| node.id.0.starts_with(prefix)).count();
+        let (drafters, experts) = (count("drafter-"), count("expert-"));
+        let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
+        loop {
+            let status = client.status().await?;
+            let ready = |role: &str| status.members.iter().filter(|m| m.role == role && m.state == "ready" && m.load.is_some()).count();
+            let (have_drafters, have_experts) = (ready("drafter"), ready("expert"));
+            if have_drafters >= drafters && have_experts >= experts {
+                return Ok(());
+            }
+            if let Some(index) = self.nodes.iter().position(|node| node.task.is_finished()) {
+                let Node { id, task, .. } = self.nodes.swap_remove(index);
+                return Err(ClusterError::Node { node: id, reason: ending(task.await) });
+            }
+            if tokio::time::Instant::now() > deadline {
+                let sentence = format!("{have_drafters} of {drafters} drafters and {have_experts} of {experts} experts are");
+                return Err(ClusterError::NotReady(sentence));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Returns when a node has ended by itself, with its name and reason.
+    pub async fn failed(&mut self) -> (NodeId, String) {
+        loop {
+            if let Some(index) = self.nodes.iter().position(|node| node.task.is_finished()) {
+                let Node { id, task, .. } = self.nodes.swap_remove(index);
+                return (id, ending(task.await));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Lets open sessions finish, taking no new ones.
+    pub async fn finish(&mut self) {
+        if let Some(router) = self.nodes.iter_mut().find(|node| node.id.0.starts_with("router-")) {
+            router.shutdown.drain();
+            // How it ends matters to nobody any more.
+            let _ = (&mut router.task).await;
+            self.nodes.retain(|node| !node.id.0.starts_with("router-"));
+        }
+    }
+
+    /// Stops every node, router first.
+    pub async fn stop(mut self) {
+        for node in &self.nodes {
+            node.shutdown.stop();
+        }
+        for node in std::mem::take(&mut self.nodes) {
+            let abort = node.task.abort_handle();
+            if tokio::time::timeout(STOP_TIMEOUT, node.task).await.is_err() {
+                abort.abort();
+            }
+        }
+    }
+
+    async fn edge(&self, id: String, listener: Listener) -> Result<Edge, ClusterError> {
+        Ok(Edge {
+            id: NodeId(id),
+            listener,
+            admin: Some(Listener::bind("127.0.0.1:0").await?),
+            connector: Connector::tcp(),
+            membership: self.membership.clone(),
+            shutdown: Shutdown::new(),
+        })
+    }
+
+    fn spawn(&mut self, id: NodeId, shutdown: Shutdown, node: impl Future<Output = Result<(), String>> + Send + 'static) {
+        self.nodes.push(Node { id, shutdown, task: tokio::spawn(node) });
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            node.shutdown.stop();
+            node.task.abort();
+        }
+    }
+}
+
+fn ending(end: Result<Result<(), String>, tokio::task::JoinError>) -> String {
+    match end {
+        Ok(Ok(())) => "it stopped by itself".into(),
+        Ok(Err(reason)) => reason,
+        Err(error) => error.to_string(),
+    }
+}

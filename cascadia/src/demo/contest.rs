@@ -1,0 +1,202 @@
+//! Every strategy solves the same problems, in turns, so that a noisy moment of the machine hits all alike.
+
+use std::time::{Duration, Instant};
+
+use cascadia_proto::v1;
+use cascadia_proto::v1::prompt::Kind;
+use futures::{StreamExt, TryStreamExt, stream};
+use indicatif::ProgressBar;
+
+use super::problems::Problem;
+use crate::Failure;
+use crate::client::{Answer, Client};
+
+/// Tokens of an answer at most; the longest right ones have about 80.
+pub const MAX_TOKENS: u32 = 128;
+
+/// Problems a strategy solves before the next one's turn, for each session at a time: enough that the end of a turn,
+/// where sessions run out, weighs little.
+const TURN: usize = 4;
+
+/// One way to share the work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Contender {
+    /// The strategy.
+    pub strategy: &'static str,
+    /// Its deferral rule.
+    pub rule: Option<&'static str>,
+    /// Its threshold.
+    pub alpha: Option<f64>,
+}
+
+impl Contender {
+    const fn new(strategy: &'static str) -> Self {
+        Self { strategy, rule: None, alpha: None }
+    }
+
+    /// The request for one problem. Nothing of it is found in a prefix cache unless `salt` was used before.
+    #[must_use]
+    pub fn request(&self, problem: &Problem, salt: String) -> v1::GenerateRequest {
+        let message = v1::Message { role: "user".into(), content: problem.question.clone() };
+        let parameters = v1::Parameters {
+            strategy: self.strategy.into(),
+            // The sequential cascade has no choice of rule; naming it is for the table.
+            rule: if self.strategy == "speculative_cascade" { self.rule.unwrap_or_default().into() } else { String::new() },
+            alpha: self.alpha,
+            temperature: Some(0.0),
+            max_tokens: Some(MAX_TOKENS),
+            ..Default::default()
+        };
+        v1::GenerateRequest {
+            prompt: Some(v1::Prompt { kind: Some(Kind::Messages(v1::Messages { messages: vec![message] })) }),
+            parameters: Some(parameters),
+            cache_salt: Some(salt),
+            ..Default::default()
+        }
+    }
+}
+
+/// The recommended lossy strategy; the streamed answers use it too.
+pub const CASCADE: Contender = Contender { strategy: "speculative_cascade", rule: Some("token_v3"), alpha: Some(0.9) };
+
+/// All strategies, the yardstick first.
+pub const ALL: [Contender; 6] = [
+    Contender::new("expert"),
+    Contender::new("drafter"),
+    Contender { strategy: "cascade_query", rule: None, alpha: Some(-0.35) },
+    Contender { strategy: "cascade_token", rule: Some("chow"), alpha: Some(0.3) },
+    Contender::new("speculative"),
+    CASCADE,
+];
+
+/// Those of the padded pair's shorter table.
+pub const SHORT: [Contender; 3] = [Contender::new("expert"), Contender::new("speculative"), CASCADE];
+
+/// What one strategy did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Problems answered.
+    pub problems: usize,
+    /// Problems answered right.
+    pub right: usize,
+    /// Tokens written.
+    pub tokens: u64,
+    /// Tokens that came from the drafter.
+    pub from_drafter: u64,
+    /// Passes of the expert.
+    pub expert_passes: u64,
+    /// Time of its turns.
+    pub time: Duration,
+}
+
+impl Tally {
+    /// Adds an answer.
+    pub fn add(&mut self, problem: &Problem, answer: &Answer) {
+        self.problems += 1;
+        self.right += usize::from(problem.is_solved_by(&answer.text));
+        self.tokens += u64::from(answer.usage().completion_tokens);
+        self.from_drafter += answer.from_drafter() as u64;
+        self.expert_passes += answer.speculation().expert_passes;
+    }
+}
+
+/// Runs `contenders` over `problems`, `sessions` at a time; one tally each.
+///
+/// # Errors
+/// When any answer fails: a table with holes would be no measurement.
+pub async fn run(
+    client: &Client,
+    contenders: &[Contender],
+    problems: &[Problem],
+    sessions: usize,
+    bar: &ProgressBar,
+) -> Result<Vec<Tally>, Failure> {
+    let mut tallies = vec![Tally::default(); contenders.len()];
+    let turn = if sessions == 1 { 1 } else { TURN * sessions };
+    for (number, turn) in problems.chunks(turn).enumerate() {
+        for place in 0..contenders.len() {
+            // Nobody always goes first.
+            let which = (place + number) % contenders.len();
+            let contender = &contenders[which];
+            bar.set_message(contender.strategy);
+            let began = Instant::now();
+            let answers = take_turn(client, contender, turn, (number, sessions)).await?;
+            tallies[which].time += began.elapsed();
+            for (problem, answer) in turn.iter().zip(&answers) {
+                tallies[which].add(problem, answer);
+            }
+            bar.inc(turn.len() as u64);
+        }
+    }
+    Ok(tallies)
+}
+
+async fn take_turn(
+    client: &Client,
+    contender: &Contender,
+    problems: &[Problem],
+    (number, sessions): (usize, usize),
+) -> Result<Vec<Answer>, Failure> {
+    stream::iter(problems.iter().enumerate())
+        .map(|(i, problem)| {
+            let salt = format!("{}/{number}/{i}", contender.strategy);
+            let request = contender.request(problem, salt);
+            async move {
+                client.answer(request).await.map_err(|error| {
+                    Failure::from(format!("{} failed on {:?}: {error}", contender.strategy, problem.question))
+                })
+            }
+        })
+        .buffered(sessions)
+        .try_collect()
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::provenance_name;
+
+    fn problem() -> Problem {
+        Problem { question: "How many?".into(), answer: 4 }
+    }
+
+    #[test]
+    fn the_yardstick_comes_first_and_names_are_unique() {
+        assert_eq!((ALL[0].strategy, SHORT[0].strategy), ("expert", "expert"));
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(|contender| contender.strategy).collect();
+        assert_eq!(names.len(), ALL.len());
+        assert!(SHORT.iter().all(|contender| ALL.contains(contender)));
+    }
+
+    #[test]
+    fn a_request_is_greedy_and_names_a_rule_only_where_there_is_a_choice() {
+        for contender in ALL {
+            let request = contender.request(&problem(), "salt".into());
+            let parameters = request.parameters.expect("parameters");
+            assert_eq!(parameters.temperature, Some(0.0));
+            assert_eq!(!parameters.rule.is_empty(), contender.strategy == "speculative_cascade");
+            assert_eq!(request.cache_salt.as_deref(), Some("salt"));
+        }
+    }
+
+    #[test]
+    fn a_tally_counts_tokens_by_where_they_came_from() {
+        let answer = Answer {
+            text: "2 and 2 make 4".into(),
+            provenance: vec![v1::Provenance::Accepted, v1::Provenance::Relaxed, v1::Provenance::Deferred],
+            finished: v1::Finished {
+                usage: Some(v1::Usage { completion_tokens: 3, ..Default::default() }),
+                speculation: Some(v1::Speculation { expert_passes: 2, ..Default::default() }),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let mut tally = Tally::default();
+        tally.add(&problem(), &answer);
+        tally.add(&problem(), &Answer { text: "5".into(), ..answer });
+        let expected = Tally { problems: 2, right: 1, tokens: 6, from_drafter: 4, expert_passes: 4, time: Duration::ZERO };
+        assert_eq!(tally, expected);
+        assert_eq!(provenance_name(v1::Provenance::Relaxed), "relaxed");
+    }
+}

@@ -1,0 +1,198 @@
+//! What the demo measured, as a table and as JSON.
+
+use serde::Serialize;
+
+use super::contest::{Contender, Tally};
+use crate::columns::{Side, layout};
+
+/// One pair's table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Table {
+    /// Parameters of the expert.
+    pub expert_parameters: u64,
+    /// Parameters of the drafter.
+    pub drafter_parameters: u64,
+    /// Whether the expert is padded.
+    pub padded: bool,
+    /// Sessions at a time.
+    pub sessions: u32,
+    /// One row a strategy.
+    pub rows: Vec<Row>,
+}
+
+/// What one strategy reached. `None` where a number is not defined.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// The strategy.
+    pub strategy: &'static str,
+    /// Its deferral rule.
+    pub rule: Option<&'static str>,
+    /// Its threshold.
+    pub alpha: Option<f64>,
+    /// Share of problems solved.
+    pub accuracy: Option<f64>,
+    /// Tokens over time.
+    pub tokens_per_second: Option<f64>,
+    /// Tokens a second over those of the expert alone.
+    pub speedup_vs_expert: Option<f64>,
+    /// Tokens over passes of the expert; undefined where it was never asked.
+    pub tokens_per_expert_pass: Option<f64>,
+    /// Share of the tokens that the drafter wrote.
+    pub drafter_share: Option<f64>,
+}
+
+/// `None` for 0 / 0 and the like.
+fn ratio(part: f64, whole: f64) -> Option<f64> {
+    (whole > 0.0).then(|| part / whole)
+}
+
+/// The rows of `contenders`, the first of which is the yardstick.
+#[must_use]
+pub fn rows(contenders: &[Contender], tallies: &[Tally]) -> Vec<Row> {
+    let speed = |tally: &Tally| ratio(tally.tokens as f64, tally.time.as_secs_f64());
+    let expert = contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&tallies[i]));
+    contenders
+        .iter()
+        .zip(tallies)
+        .map(|(contender, tally)| Row {
+            strategy: contender.strategy,
+            rule: contender.rule,
+            alpha: contender.alpha,
+            accuracy: ratio(tally.right as f64, tally.problems as f64),
+            tokens_per_second: speed(tally),
+            speedup_vs_expert: speed(tally).zip(expert).and_then(|(own, expert)| ratio(own, expert)),
+            tokens_per_expert_pass: ratio(tally.tokens as f64, tally.expert_passes as f64),
+            drafter_share: ratio(tally.from_drafter as f64, tally.tokens as f64),
+        })
+        .collect()
+}
+
+impl Table {
+    /// For people.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let titles = [
+            ("strategy", Side::Left),
+            ("accuracy", Side::Right),
+            ("tokens/s", Side::Right),
+            ("vs expert", Side::Right),
+            ("tokens/expert pass", Side::Right),
+            ("from drafter", Side::Right),
+        ];
+        let cell = |value: Option<f64>, show: fn(f64) -> String| value.map_or_else(|| "-".to_owned(), show);
+        let rows: Vec<Vec<String>> = self
+            .rows
+            .iter()
+            .map(|row| {
+                vec![
+                    row.name(),
+                    cell(row.accuracy, |x| format!("{:.1}%", 100.0 * x)),
+                    cell(row.tokens_per_second, |x| format!("{x:.0}")),
+                    cell(row.speedup_vs_expert, |x| format!("{x:.2}x")),
+                    cell(row.tokens_per_expert_pass, |x| format!("{x:.2}")),
+                    cell(row.drafter_share, |x| format!("{:.0}%", 100.0 * x)),
+                ]
+            })
+            .collect();
+        layout(&titles, &rows)
+    }
+
+    /// For programs: one line.
+    ///
+    /// # Panics
+    /// Never: every field is a number or a word.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and words")
+    }
+}
+
+impl Row {
+    /// The strategy with what was chosen for it.
+    fn name(&self) -> String {
+        match (self.rule, self.alpha) {
+            (Some(rule), Some(alpha)) => format!("{}({rule}, {alpha})", self.strategy),
+            (None, Some(alpha)) => format!("{}({alpha})", self.strategy),
+            _ => self.strategy.to_owned(),
+        }
+    }
+}
+
+/// A number of parameters for people: 4.87 M.
+#[must_use]
+pub fn millions(parameters: u64) -> String {
+    let millions = parameters as f64 / 1e6;
+    if millions < 10.0 { format!("{millions:.2} M") } else { format!("{millions:.0} M") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::contest::{ALL, SHORT};
+    use super::*;
+
+    fn tally(tokens: u64, from_drafter: u64, expert_passes: u64, seconds: f64) -> Tally {
+        Tally { problems: 10, right: 9, tokens, from_drafter, expert_passes, time: Duration::from_secs_f64(seconds) }
+    }
+
+    fn table() -> Table {
+        let tallies = [tally(100, 0, 100, 1.0), tally(100, 75, 25, 0.5), tally(110, 99, 22, 0.5)];
+        let rows = rows(&SHORT, &tallies);
+        Table { expert_parameters: 100_000_000, drafter_parameters: 460_000, padded: true, sessions: 1, rows }
+    }
+
+    #[test]
+    fn rows_are_relative_to_the_expert() {
+        let table = table();
+        assert_eq!(table.rows[0].speedup_vs_expert, Some(1.0));
+        assert_eq!(table.rows[1].speedup_vs_expert, Some(2.0));
+        assert_eq!(table.rows[1].tokens_per_expert_pass, Some(4.0));
+        assert_eq!(table.rows[2].drafter_share, Some(0.9));
+    }
+
+    #[test]
+    fn the_table_reads_well() {
+        let text = table().to_text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "strategy                            accuracy  tokens/s  vs expert  tokens/expert pass  from drafter");
+        assert_eq!(lines[1], "expert                                 90.0%       100      1.00x                1.00            0%");
+        assert!(lines[3].starts_with("speculative_cascade(token_v3, "), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_defined_is_no_number() {
+        let tallies = vec![tally(100, 100, 0, 1.0); ALL.len()];
+        let rows = rows(&ALL, &tallies);
+        assert_eq!(rows[1].strategy, "drafter");
+        assert_eq!(rows[1].tokens_per_expert_pass, None);
+        let table = Table { expert_parameters: 1, drafter_parameters: 1, padded: false, sessions: 1, rows };
+        assert!(table.to_text().lines().nth(2).is_some_and(|line| line.contains("  -  ")));
+        assert!(!table.to_json().contains("NaN"));
+    }
+
+    #[test]
+    fn json_has_exactly_the_promised_keys() {
+        let object: serde_json::Value = serde_json::from_str(&table().to_json()).unwrap();
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            let mut keys: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+            keys.sort();
+            keys
+        };
+        assert_eq!(keys(&object), ["drafter_parameters", "expert_parameters", "padded", "rows", "sessions"]);
+        let row = [
+            "accuracy", "alpha", "drafter_share", "rule", "speedup_vs_expert", "strategy", "tokens_per_expert_pass",
+            "tokens_per_second",
+        ];
+        for r in object["rows"].as_array().unwrap() {
+            assert_eq!(keys(r), row);
+        }
+        assert_eq!(object["rows"][0]["alpha"], serde_json::Value::Null);
+        assert_eq!(object["padded"], true);
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!((millions(4_870_000).as_str(), millions(100_400_000).as_str()), ("4.87 M", "100 M"));
+    }
+}

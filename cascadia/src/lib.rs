@@ -1,0 +1,46 @@
+//! The one binary, and what its parts offer to tests: a whole cluster in one process ([`cluster`]), loading a model
+//! folder ([`load`]), a client of the router ([`client`]).
+//!
+//! `main` parses ([`cli`]) and dispatches; every command is one module with a `run`. Nothing here decides anything about
+//! tokens: that is `cascadia-core`, and the nodes that carry it.
+
+#![forbid(unsafe_code)]
+
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod colours;
+pub mod columns;
+pub mod demo;
+pub mod generate;
+pub mod load;
+pub mod nodes;
+pub mod pad;
+pub mod status;
+pub mod up;
+
+use std::io::Write;
+
+/// Why a command failed: one sentence with the cure.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a command ends.
+pub type Outcome = Result<(), Failure>;
+
+/// Prints to standard output; unlike `print!`, a closed pipe is an error that can be handled.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints a line to standard output.
+///
+/// # Errors
+/// When standard output is closed or full.
+pub fn print_line(text: &str) -> std::io::Result<()> {
+    print(&format!("{text}\n"))
+}

@@ -1,0 +1,188 @@
+//! A model folder becomes an engine and a tokenizer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cascadia_core::engine::Engine;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+use cascadia_model::{CpuEngine, Dtype, EngineOptions, Progress, Weights};
+use cascadia_text::{ChatTemplate, Tokenizer};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::Failure;
+use crate::cluster::Models;
+
+/// A loaded model; engines made from it share its weights.
+#[derive(Clone)]
+pub struct Model {
+    /// Where it was loaded from.
+    pub folder: PathBuf,
+    /// Its weights.
+    pub weights: Arc<Weights>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, if it has one that works.
+    pub template: Option<Arc<ChatTemplate>>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model {}", self.folder.display())
+    }
+}
+
+impl Model {
+    /// Loads a Hugging Face folder, with a progress bar on standard error while it takes long enough to be seen.
+    ///
+    /// # Errors
+    /// When a file is missing, truncated, or of a model that this binary does not know: one sentence with the cure.
+    pub fn load(folder: &Path, dtype: &str) -> Result<Self, Failure> {
+        let dtype = parse_dtype(dtype)?;
+        let tokenizer = Tokenizer::load(folder)?;
+        let template = match tokenizer.chat_template() {
+            Ok(template) => Some(Arc::new(template.clone())),
+            Err(error) => {
+                tracing::warn!(folder = %folder.display(), "{error}");
+                None
+            }
+        };
+        let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
+        bar.set_message(format!("loading {}", folder.display()));
+        let weights = Weights::load(folder, dtype, &mut |progress| follow(&bar, progress))?;
+        bar.finish_and_clear();
+        Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer), template })
+    }
+
+    /// Its parameters, tied weights once.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.weights.parameters()
+    }
+
+    /// An engine with KV pages of its own.
+    #[must_use]
+    pub fn engine(&self, pages: usize, threads: usize) -> Box<dyn Engine> {
+        Box::new(CpuEngine::new(self.weights.clone(), EngineOptions { pages, threads }))
+    }
+
+    /// The parts of a drafter node.
+    #[must_use]
+    pub fn drafter_parts(&self, config: &DrafterConfig) -> cascadia_drafter_node::Parts {
+        cascadia_drafter_node::Parts {
+            engine: self.engine(config.kv_pages, config.threads),
+            tokenizer: self.tokenizer.clone(),
+            template: self.template.clone(),
+        }
+    }
+
+    /// The parts of an expert node.
+    #[must_use]
+    pub fn expert_parts(&self, config: &ExpertConfig) -> cascadia_expert_node::Parts {
+        cascadia_expert_node::Parts {
+            engine: self.engine(config.kv_pages, config.threads),
+            tokenizer: self.tokenizer.clone(),
+            template: self.template.clone(),
+        }
+    }
+}
+
+/// A drafter and an expert that can work together.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The small model.
+    pub drafter: Model,
+    /// The large one.
+    pub expert: Model,
+}
+
+impl Pair {
+    /// Pairs two models.
+    ///
+    /// # Errors
+    /// When their tokenizers differ.
+    pub fn new(drafter: Model, expert: Model) -> Result<Self, Failure> {
+        if drafter.tokenizer.fingerprint() != expert.tokenizer.fingerprint() {
+            return Err(format!(
+                "{} and {} have different tokenizers ({} and {}), so no draft of one means anything to the other; \
+                 choose two models of one family",
+                drafter.folder.display(),
+                expert.folder.display(),
+                drafter.tokenizer.fingerprint(),
+                expert.tokenizer.fingerprint()
+            )
+            .into());
+        }
+        Ok(Self { drafter, expert })
+    }
+
+    /// What makes the nodes of a cluster.
+    #[must_use]
+    pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig) -> Models {
+        let (d, e) = (self.clone(), self.clone());
+        let (drafter, expert) = (drafter.clone(), expert.clone());
+        Models {
+            drafter: Arc::new(move || d.drafter.drafter_parts(&drafter)),
+            expert: Arc::new(move || e.expert.expert_parts(&expert)),
+        }
+    }
+}
+
+fn parse_dtype(name: &str) -> Result<Dtype, Failure> {
+    match name.to_ascii_lowercase().as_str() {
+        "q8_0" => Ok(Dtype::Q8_0),
+        "f32" => Ok(Dtype::F32),
+        _ => Err(format!("{name:?} is not a type of weights; choose q8_0 or f32").into()),
+    }
+}
+
+/// A progress bar on standard error; hidden where that is no terminal.
+#[must_use]
+pub fn bar(length: u64, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template(template).expect("templates are constants").progress_chars("=> "));
+    bar
+}
+
+/// Moves a bar to where the work is.
+pub fn follow(bar: &ProgressBar, progress: Progress<'_>) {
+    bar.set_length(progress.total);
+    bar.set_position(progress.done);
+}
+
+/// The folder of the shipped pair: where it was built, in the working folder, or beside the binary.
+///
+/// # Errors
+/// When it is in none of these places.
+pub fn shipped_pair() -> Result<PathBuf, Failure> {
+    let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join("demo/pair")));
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pair");
+    let places = [Some(built), Some("demo/pair".into()), beside];
+    let found = places.into_iter().flatten().find(|place| place.join("expert").is_dir() && place.join("drafter").is_dir());
+    found.map(|place| std::fs::canonicalize(&place).unwrap_or(place)).ok_or_else(|| {
+        "the shipped pair is not here; run this in a clone of the repository, or put its demo/pair beside the binary".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_of_weights() {
+        assert!(parse_dtype("Q8_0").is_ok() && parse_dtype("f32").is_ok());
+        assert!(parse_dtype("q4").err().is_some_and(|error| error.to_string().contains("choose q8_0 or f32")));
+    }
+
+    #[test]
+    fn the_shipped_pair_is_found() {
+        let folder = shipped_pair().expect("this is a clone of the repository");
+        assert!(folder.join("expert/config.json").is_file() && folder.join("drafter/config.json").is_file());
+    }
+
+    #[test]
+    fn a_folder_that_is_none_is_one_sentence() {
+        let error = Model::load(Path::new("/no/such/model"), "q8_0").expect_err("no folder").to_string();
+        assert!(error.contains("/no/such/model") && !error.contains('\n'), "{error}");
+    }
+}

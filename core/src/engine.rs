@@ -1,0 +1,96 @@
+//! The one call a model answers: a ragged batch in, rows of logits out.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::ids::{PageId, TokenId};
+
+/// Contiguous tokens of one session in a batch.
+///
+/// Prefill, a piece of one, a verification and a decode step differ in nothing but these numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// Absolute position of the first token.
+    pub start: usize,
+    /// The tokens at `start..start + tokens.len()`; never empty.
+    pub tokens: &'a [TokenId],
+    /// The session's page table, covering `0..start + tokens.len()`. Slots at `start..` are written by this call.
+    pub pages: &'a [PageId],
+    /// How many rows are wanted, counted back from the last token; row `i` scores the token after it.
+    pub rows: usize,
+}
+
+/// Rows of logits of one batch, in the order of its chunks.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    /// `rows x vocabulary`, row-major.
+    pub data: Vec<f32>,
+    /// Length of one row.
+    pub vocabulary: usize,
+}
+
+impl Rows {
+    /// Row `index`, `vocabulary` logits.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.vocabulary..(index + 1) * self.vocabulary]
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.data.len().checked_div(self.vocabulary).unwrap_or(0)
+    }
+
+    /// Whether there is no row.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+}
+
+/// What is known of a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// Tokens in the vocabulary; the length of a row.
+    pub vocabulary: usize,
+    /// Positions the model was made for; a session never grows past it.
+    pub context: usize,
+    /// KV pages the engine has.
+    pub pages: usize,
+    /// Parameters, as a model card counts them (tied weights once).
+    pub parameters: u64,
+    /// Hash of weights, dtype and arithmetic: equal fingerprints give equal bits.
+    pub fingerprint: String,
+    /// Whether a row's bits are independent of batch, chunking and threads (DESIGN section 5).
+    pub row_exact: bool,
+}
+
+/// A forward pass that failed. The engine stays usable; the batch's sessions do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineError(pub String);
+
+impl std::fmt::Display for EngineError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for EngineError {}
+
+/// A model with its KV pages.
+///
+/// Law: the bits of a row, and of the KV written, depend on nothing but the tokens before it.
+pub trait Engine: Send {
+    /// What is known of the model; constant.
+    fn facts(&self) -> &ModelFacts;
+
+    /// Counts finished layers; a node whose count stands still with work queued is hung, not slow.
+    fn progress(&self) -> Arc<AtomicU64>;
+
+    /// Runs `batch` and fills `rows` with the rows wanted, chunk after chunk.
+    ///
+    /// # Errors
+    /// When the device failed; what the batch would have written is then undefined.
+    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError>;
+}

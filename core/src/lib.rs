@@ -1,0 +1,31 @@
+//! Every decision of the cluster, and nothing else.
+//!
+//! Absent on purpose: I/O, async, clocks, ambient chance, tensors. Time and chance are arguments; rows of logits
+//! arrive as plain `f32` slices. The crate's dependency list keeps that promise.
+//!
+//! Reading order: [`rule`] (a deferral rule is a function `(q, p) -> pi`), [`verify`] (one walk for every rule),
+//! [`stepper`] (one ragged batch for every kind of work), [`session`] (the owner's blocks in flight).
+
+#![forbid(unsafe_code)]
+
+pub mod block;
+pub mod chance;
+pub mod commit;
+pub mod decoding;
+pub mod distribution;
+pub mod draft_length;
+pub mod drafting;
+pub mod engine;
+pub mod history;
+pub mod ids;
+pub mod limits;
+pub mod pages;
+pub mod placement;
+pub mod rule;
+pub mod scheduler;
+pub mod session;
+pub mod shaping;
+pub mod stepper;
+pub mod tasks;
+pub mod toy;
+pub mod verify;

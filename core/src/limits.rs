@@ -1,0 +1,81 @@
+//! Every bound of the system, once, with its reason.
+
+use std::time::Duration;
+
+/// KV slots a page: small enough that the last page of a session wastes little, large enough that tables stay short.
+pub const PAGE_TOKENS: usize = 16;
+
+/// Pairs of a drafter's row that travel with a draft; the row is cut to this *before* it is drawn from, so it is exact.
+pub const WIRE_TOP_K: usize = 64;
+
+/// Longest draft block. The verify batch is sized by it; longer blocks never paid in measurements of our peers.
+pub const MAX_DRAFT_LENGTH: usize = 64;
+
+/// Draft length when the request names none.
+pub const DEFAULT_DRAFT_LENGTH: usize = 6;
+
+/// Unanswered blocks an expert grants a session (`Held.slots`).
+pub const DEFAULT_SLOTS: u32 = 2;
+
+/// Ids in one `History` message: 16 kB as varints, so that no stream hogs a shared connection.
+pub const HISTORY_IDS: usize = 4_096;
+
+/// Token budget of one batch: bounds the time of a step, so that a long prefill never blocks others for long.
+pub const BATCH_TOKENS: usize = 512;
+
+/// Sessions a node holds open at once.
+pub const MAX_SESSIONS: usize = 1_024;
+
+/// Streams one connection carries.
+pub const MAX_STREAMS: u32 = 1_024;
+
+/// HTTP/2 stream window, bytes. The connection window is 16 times this, so one stalled stream cannot close it.
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// HTTP/2 connection window, bytes.
+pub const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
+
+/// Largest control message, bytes.
+pub const CONTROL_BYTES: usize = 64 * 1024;
+
+/// Largest draft block, bytes.
+pub const BLOCK_BYTES: usize = 256 * 1024;
+
+/// Largest `Generate` request or `Open` with text, bytes.
+pub const REQUEST_BYTES: usize = 4 * 1024 * 1024;
+
+/// Deadline of a request that names none.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
+
+/// How long a client may leave its stream unread before the session is cancelled.
+pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Sessions the router admits at once.
+pub const MAX_ADMITTED: usize = 4_096;
+
+/// Bytes of a prompt that make a placement key; a shorter prompt has none.
+pub const PLACEMENT_KEY_BYTES: usize = 1_024;
+
+/// Stop strings a request may name, and the bytes of each.
+pub const MAX_STOP_STRINGS: usize = 16;
+
+/// Bytes of one stop string.
+pub const STOP_STRING_BYTES: usize = 256;
+
+/// Alternatives a position reports with logprobs.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Period of `Node/Watch`.
+pub const WATCH_PERIOD: Duration = Duration::from_millis(250);
+
+/// Silence of a status stream after which its node counts as hung.
+pub const WATCH_SILENCE: Duration = Duration::from_secs(3);
+
+/// Work of at most this many tokens goes before any prefill: two verified blocks of the greatest length.
+pub const SHORT_TOKENS: usize = 2 * MAX_DRAFT_LENGTH;
+
+/// One part in so many of a batch's tokens is kept for the oldest prefill, so that short work never stops it.
+pub const PREFILL_SHARE: usize = 8;
+
+/// A keyed placement goes elsewhere where a node would carry more than this times the mean load.
+pub const PLACEMENT_LOAD_FACTOR: f64 = 1.25;

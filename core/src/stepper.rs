@@ -1,0 +1,475 @@
+//! The step loop of every engine: tasks of many sessions, one ragged batch, one forward pass.
+//!
+//! A task says which tokens its rows stand on; the stepper brings the session's cache to exactly these. It keeps the
+//! ids that each cache holds, so a prefill, a block behind a rejected one, a diverged history and a re-prefill after
+//! eviction are one thing: what `tokens()` has beyond the common prefix is outstanding.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
+use crate::history::common_prefix;
+use crate::ids::{SessionId, TokenId};
+use crate::limits;
+use crate::pages::{PageTable, Pages, pages_for};
+pub use crate::scheduler::Rank;
+use crate::scheduler::{self, Holder, Piece, Waiting};
+
+/// One session's work on an engine.
+pub trait Task: Send {
+    /// All tokens whose KV the wanted rows need; the cache is brought to exactly these.
+    fn tokens(&self) -> &[TokenId];
+
+    /// Rows wanted, counted back from the last token: `Some(0)` is a pure prefill, `None` is idle.
+    fn want(&self) -> Option<usize>;
+
+    /// Called once all of [`Self::tokens`] is cached, with rows `first..first + wanted` of `rows`. May change what
+    /// [`Self::tokens`] and [`Self::want`] answer.
+    fn take(&mut self, rows: &Rows, first: usize);
+}
+
+/// Bounds of one stepper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepperConfig {
+    /// Tokens of one batch at most; no task may want more rows.
+    pub batch_tokens: usize,
+    /// Sessions at most.
+    pub max_sessions: usize,
+    /// Pages to use at most; the engine may have fewer.
+    pub pages: usize,
+}
+
+impl Default for StepperConfig {
+    fn default() -> Self {
+        Self { batch_tokens: limits::BATCH_TOKENS, max_sessions: limits::MAX_SESSIONS, pages: usize::MAX }
+    }
+}
+
+/// Why a session was not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// So many sessions are open, and that is the limit.
+    Full(usize),
+    /// A session of this id is open.
+    AlreadyOpen(SessionId),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(limit) => write!(f, "all {limit} sessions are taken"),
+            Self::AlreadyOpen(key) => write!(f, "session {key} is already open"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Why a session was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepError {
+    /// The batch it was in failed.
+    Engine(EngineError),
+    /// It is longer than the model's context.
+    Context {
+        /// Its tokens.
+        tokens: usize,
+        /// The context.
+        context: usize,
+    },
+    /// It needs more pages than there are.
+    Pages {
+        /// Pages it needs.
+        needed: usize,
+        /// Pages of the pool.
+        total: usize,
+    },
+}
+
+impl fmt::Display for StepError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Engine(error) => write!(f, "the forward pass failed: {error}"),
+            Self::Context { tokens, context } => write!(f, "{tokens} tokens exceed the context of {context}"),
+            Self::Pages { needed, total } => write!(f, "the session needs {needed} KV pages and there are {total}"),
+        }
+    }
+}
+
+impl std::error::Error for StepError {}
+
+/// A session that lost pages to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    /// Whose.
+    pub key: SessionId,
+    /// Leading tokens that are still cached.
+    pub held: usize,
+}
+
+/// A session that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// Whose.
+    pub key: SessionId,
+    /// Why.
+    pub error: StepError,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepReport {
+    /// Sessions whose [`Task::take`] was called.
+    pub ran: Vec<SessionId>,
+    /// Sessions that lost pages.
+    pub evicted: Vec<Evicted>,
+    /// Sessions that were removed.
+    pub failed: Vec<Failed>,
+    /// Tokens of the batch; 0 where there was no forward pass.
+    pub tokens: usize,
+    /// Sessions of the batch.
+    pub sessions: usize,
+    /// Rows of the batch.
+    pub rows: usize,
+}
+
+/// How busy a stepper is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepperLoad {
+    /// Open sessions.
+    pub sessions: usize,
+    /// Sessions that have work.
+    pub waiting: usize,
+    /// Tokens not cached that wait for a batch.
+    pub queued_tokens: usize,
+    /// Sessions in the last batch.
+    pub running: usize,
+    /// Tokens of the last batch.
+    pub running_tokens: usize,
+    /// Pages some session refers to.
+    pub pages_used: usize,
+    /// Pages free or released.
+    pub pages_free: usize,
+    /// Pages of the pool.
+    pub pages_total: usize,
+}
+
+struct Entry<T> {
+    task: T,
+    rank: Rank,
+    table: PageTable,
+    /// The tokens whose KV is in the table's pages.
+    cached: Vec<TokenId>,
+    /// Whether the task may have changed its tokens since they were compared with `cached`.
+    changed: bool,
+    /// Number of the last batch it was in, or that was last cut when it came.
+    served: u64,
+    used: Duration,
+}
+
+impl<T: Task> Entry<T> {
+    fn outstanding(&self) -> usize {
+        let Some(rows) = self.task.want() else { return 0 };
+        self.task.tokens().len().saturating_sub(self.cached.len()).max(rows)
+    }
+
+    /// Makes the cache a prefix of the task's tokens that leaves the wanted rows to compute, as long as can be had.
+    fn settle(&mut self, pages: &mut Pages) {
+        let tokens = self.task.tokens();
+        let end = tokens.len().saturating_sub(self.task.want().unwrap_or(0));
+        if std::mem::take(&mut self.changed) {
+            let start = common_prefix(&self.cached, tokens).min(end);
+            if start < self.cached.len() {
+                self.cached.truncate(pages.truncate(&mut self.table, start));
+            }
+        }
+        // Others may have filled further pages of the same content meanwhile.
+        let held = pages.adopt(&mut self.table, tokens, self.cached.len(), end);
+        self.cached.extend_from_slice(&tokens[self.cached.len()..held]);
+    }
+
+    /// Why it can never be served.
+    fn fault(&self, context: usize, total: usize) -> Option<StepError> {
+        let tokens = self.task.tokens().len();
+        let needed = pages_for(tokens);
+        if tokens > context {
+            Some(StepError::Context { tokens, context })
+        } else {
+            (needed > total).then_some(StepError::Pages { needed, total })
+        }
+    }
+}
+
+/// Sessions, their pages, and the loop over them.
+pub struct Stepper<T: Task> {
+    config: StepperConfig,
+    context: usize,
+    pages: Pages,
+    sessions: BTreeMap<SessionId, Entry<T>>,
+    /// Batches cut so far.
+    batches: u64,
+    running: (usize, usize),
+    waiting: Vec<Waiting>,
+    pieces: Vec<Piece>,
+    /// Sessions that are cached whole and want no row.
+    ready: Vec<SessionId>,
+    rows: Rows,
+}
+
+impl<T: Task> Stepper<T> {
+    /// A stepper without sessions for an engine of these facts.
+    #[must_use]
+    pub fn new(facts: &ModelFacts, config: StepperConfig) -> Self {
+        assert!(config.batch_tokens > 0, "a batch has tokens");
+        Self {
+            config,
+            context: facts.context,
+            pages: Pages::new(facts.pages.min(config.pages), &facts.fingerprint),
+            sessions: BTreeMap::new(),
+            batches: 0,
+            running: (0, 0),
+            waiting: Vec::new(),
+            pieces: Vec::new(),
+            ready: Vec::new(),
+            rows: Rows::default(),
+        }
+    }
+
+    /// Opens a session; pages of equal content and `salt` are found at once ([`Self::held`]).
+    ///
+    /// # Errors
+    /// When there are too many sessions, or one of this id.
+    pub fn insert(&mut self, key: SessionId, task: T, rank: Rank, salt: &str, now: Duration) -> Result<(), Refused> {
+        if self.sessions.contains_key(&key) {
+            return Err(Refused::AlreadyOpen(key));
+        }
+        if self.sessions.len() >= self.config.max_sessions {
+            return Err(Refused::Full(self.config.max_sessions));
+        }
+        let table = self.pages.open(salt);
+        let mut entry = Entry { task, rank, table, cached: Vec::new(), changed: true, served: self.batches, used: now };
+        entry.settle(&mut self.pages);
+        self.sessions.insert(key, entry);
+        Ok(())
+    }
+
+    /// The session's task.
+    #[must_use]
+    pub fn get(&self, key: SessionId) -> Option<&T> {
+        self.sessions.get(&key).map(|entry| &entry.task)
+    }
+
+    /// The session's task, to give it work.
+    pub fn get_mut(&mut self, key: SessionId) -> Option<&mut T> {
+        let entry = self.sessions.get_mut(&key)?;
+        entry.changed = true;
+        Some(&mut entry.task)
+    }
+
+    /// Closes a session; its pages are released.
+    pub fn remove(&mut self, key: SessionId) -> Option<T> {
+        let mut entry = self.sessions.remove(&key)?;
+        self.pages.release(&mut entry.table);
+        Some(entry.task)
+    }
+
+    /// The open sessions.
+    pub fn keys(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.sessions.keys().copied()
+    }
+
+    /// How many of the session's tokens are cached.
+    #[must_use]
+    pub fn held(&self, key: SessionId) -> Option<usize> {
+        self.sessions.get(&key).map(|entry| common_prefix(&entry.cached, entry.task.tokens()))
+    }
+
+    /// Whether any session has work.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.sessions.values().any(|entry| entry.task.want().is_some())
+    }
+
+    /// How busy it is. A history that has diverged since the last step counts as if it had not.
+    #[must_use]
+    pub fn load(&self) -> StepperLoad {
+        let entries = self.sessions.values();
+        StepperLoad {
+            sessions: self.sessions.len(),
+            waiting: entries.clone().filter(|entry| entry.task.want().is_some()).count(),
+            queued_tokens: entries.map(Entry::outstanding).sum(),
+            running: self.running.0,
+            running_tokens: self.running.1,
+            pages_used: self.pages.used(),
+            pages_free: self.pages.available(),
+            pages_total: self.pages.total(),
+        }
+    }
+
+    /// Compares the accounts of the pages with the open sessions; for tests.
+    ///
+    /// # Errors
+    /// What does not add up.
+    pub fn audit(&self) -> Result<(), String> {
+        for (key, entry) in &self.sessions {
+            if entry.cached.len() > entry.table.room() {
+                return Err(format!("session {key} holds {} tokens in too few pages", entry.cached.len()));
+            }
+        }
+        self.pages.audit(self.sessions.values().map(|entry| &entry.table))
+    }
+
+    /// One batch: settle what is outstanding, cut, find pages, one forward pass, hand the rows over.
+    ///
+    /// # Panics
+    /// Where a task wants more rows than it has tokens or a batch holds, and where the engine breaks its contract.
+    pub fn step(&mut self, engine: &mut dyn Engine, now: Duration) -> StepReport {
+        let mut report = StepReport::default();
+        self.settle(&mut report);
+        scheduler::cut(&mut self.waiting, self.config.batch_tokens, &mut self.pieces);
+        self.find_pages(&mut report);
+        self.batches += 1;
+        match self.forward(engine, &mut report) {
+            Ok(()) => self.hand_over(now, &mut report),
+            Err(error) => self.fail_batch(&error, &mut report),
+        }
+        self.running = (report.sessions, report.tokens);
+        report
+    }
+
+    /// Compares every task with its cache and collects the outstanding work.
+    fn settle(&mut self, report: &mut StepReport) {
+        self.waiting.clear();
+        self.ready.clear();
+        for (key, entry) in &mut self.sessions {
+            let Some(rows) = entry.task.want() else { continue };
+            assert!(rows <= self.config.batch_tokens, "{rows} rows wanted, a batch has {}", self.config.batch_tokens);
+            let tokens = entry.task.tokens().len();
+            assert!(rows <= tokens, "{rows} rows wanted of {tokens} tokens");
+            if let Some(error) = entry.fault(self.context, self.pages.total()) {
+                report.failed.push(Failed { key: *key, error });
+                continue;
+            }
+            entry.settle(&mut self.pages);
+            let outstanding = tokens - entry.cached.len();
+            debug_assert!(outstanding >= rows, "the wanted rows are computed together");
+            if outstanding == 0 {
+                self.ready.push(*key);
+            } else {
+                let (key, rank, served) = (*key, entry.rank, entry.served);
+                self.waiting.push(Waiting { key, outstanding, rows, rank, served });
+            }
+        }
+        for failed in &report.failed {
+            self.remove(failed.key);
+        }
+    }
+
+    /// Gives every piece its pages, those of the oldest session first, and drops the pieces that get none.
+    fn find_pages(&mut self, report: &mut StepReport) {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let rank = |index: &usize| (self.sessions[&pieces[*index].key].rank, pieces[*index].key);
+        if let Some(oldest) = (0..pieces.len()).min_by_key(rank) {
+            pieces[..=oldest].rotate_right(1);
+        }
+        pieces.retain(|piece| {
+            let lost = report.evicted.iter().any(|evicted| evicted.key == piece.key);
+            !lost && self.find_pages_for(*piece, report)
+        });
+        self.pieces = pieces;
+    }
+
+    fn find_pages_for(&mut self, piece: Piece, report: &mut StepReport) -> bool {
+        let batch = self.batches + 1;
+        loop {
+            let entry = self.sessions.get_mut(&piece.key).expect("a session in the batch");
+            let Err(missing) = self.pages.extend(&mut entry.table, entry.cached.len() + piece.tokens) else {
+                // Marks who is in the batch and so keeps its pages.
+                entry.served = batch;
+                return true;
+            };
+            let asking = (entry.rank, piece.key);
+            let holders = self.sessions.iter().filter(|(_, entry)| entry.served != batch && entry.table.room() > 0);
+            let holders = holders.map(|(key, entry)| Holder {
+                key: *key,
+                rank: entry.rank,
+                has_work: entry.task.want().is_some(),
+                used: entry.used,
+            });
+            let Some(victim) = scheduler::victim(holders, asking) else { return false };
+            self.evict(victim, missing, report);
+        }
+    }
+
+    /// Takes pages from the end of a session's table; pages that others read give nothing, so it may take some calls.
+    fn evict(&mut self, key: SessionId, missing: usize, report: &mut StepReport) {
+        let entry = self.sessions.get_mut(&key).expect("a session that holds pages");
+        let kept = (entry.table.room() / limits::PAGE_TOKENS).saturating_sub(missing) * limits::PAGE_TOKENS;
+        self.pages.truncate(&mut entry.table, kept);
+        entry.cached.truncate(kept);
+        let held = entry.cached.len();
+        match report.evicted.iter_mut().find(|evicted| evicted.key == key) {
+            Some(evicted) => evicted.held = held,
+            None => report.evicted.push(Evicted { key, held }),
+        }
+    }
+
+    fn forward(&mut self, engine: &mut dyn Engine, report: &mut StepReport) -> Result<(), EngineError> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Vec::with_capacity(self.pieces.len());
+        for piece in &self.pieces {
+            let entry = &self.sessions[&piece.key];
+            let tokens = entry.task.tokens();
+            let start = entry.cached.len();
+            let end = start + piece.tokens;
+            debug_assert!(self.pages.is_writable(&entry.table, start), "a batch writes private pages only");
+            let rows = if end == tokens.len() { entry.task.want().unwrap_or(0) } else { 0 };
+            batch.push(Chunk { start, tokens: &tokens[start..end], pages: entry.table.pages(), rows });
+            report.rows += rows;
+            report.tokens += piece.tokens;
+        }
+        report.sessions = batch.len();
+        engine.forward(&batch, &mut self.rows)?;
+        assert!(self.rows.len() == report.rows, "{} rows wanted, {} given", report.rows, self.rows.len());
+        Ok(())
+    }
+
+    fn hand_over(&mut self, now: Duration, report: &mut StepReport) {
+        let mut first = 0;
+        for piece in &self.pieces {
+            let entry = self.sessions.get_mut(&piece.key).expect("a session in the batch");
+            let start = entry.cached.len();
+            let tokens = entry.task.tokens();
+            entry.cached.extend_from_slice(&tokens[start..start + piece.tokens]);
+            self.pages.register(&mut entry.table, &entry.cached);
+            entry.used = now;
+            if entry.cached.len() == tokens.len() {
+                let rows = entry.task.want().unwrap_or(0);
+                entry.task.take(&self.rows, first);
+                entry.changed = true;
+                first += rows;
+                report.ran.push(piece.key);
+            }
+        }
+        for key in &self.ready {
+            let entry = self.sessions.get_mut(key).expect("an open session");
+            // It may have lost pages to this batch; then it has work again.
+            if entry.cached.len() == entry.task.tokens().len() {
+                entry.task.take(&self.rows, 0);
+                entry.changed = true;
+                entry.used = now;
+                report.ran.push(*key);
+            }
+        }
+    }
+
+    fn fail_batch(&mut self, error: &EngineError, report: &mut StepReport) {
+        for piece in std::mem::take(&mut self.pieces) {
+            self.remove(piece.key);
+            report.failed.push(Failed { key: piece.key, error: StepError::Engine(error.clone()) });
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! What a session wants of an engine: to draft, to have blocks verified, or to decode alone.
+//!
+//! Each is a [`Task`] of the [`crate::stepper`]; none knows of batches, pages or other sessions.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::block::{Answer, Draft, DraftBlock, Stale, StaleReason, Verdict};
+use crate::decoding::{Decoding, Strategy};
+use crate::drafting::{self, Decoded};
+use crate::engine::Rows;
+use crate::history::History;
+use crate::ids::{Epoch, TokenId};
+use crate::session::DraftOrder;
+use crate::stepper::Task;
+use crate::verify;
+
+/// A model that decodes alone: `expert`, `drafter`, `cascade_query`.
+#[derive(Debug)]
+pub struct DecodeTask {
+    decoding: Arc<Decoding>,
+    history: Vec<TokenId>,
+    decoded: Vec<Decoded>,
+    over: bool,
+}
+
+impl DecodeTask {
+    /// Goes on from `ids`, which are committed.
+    #[must_use]
+    pub fn new(decoding: Arc<Decoding>, ids: Vec<TokenId>) -> Self {
+        let over = ids.len() >= decoding.end();
+        Self { decoding, history: ids, decoded: Vec::new(), over }
+    }
+
+    /// Takes what was decoded since the last call, and whether the text is over.
+    pub fn drain(&mut self) -> (Vec<Decoded>, bool) {
+        (std::mem::take(&mut self.decoded), self.over)
+    }
+}
+
+impl Task for DecodeTask {
+    fn tokens(&self) -> &[TokenId] {
+        &self.history
+    }
+
+    fn want(&self) -> Option<usize> {
+        (!self.over).then_some(1)
+    }
+
+    fn take(&mut self, rows: &Rows, first: usize) {
+        let decoded = drafting::decode(&self.decoding, &self.history, rows.row(first));
+        self.history.push(decoded.token);
+        self.over = self.decoding.is_stop(decoded.token) || self.history.len() >= self.decoding.end();
+        self.decoded.push(decoded);
+    }
+}
+
+/// A drafter's session: drafts on order, one token a step.
+#[derive(Debug)]
+pub struct DraftTask {
+    decoding: Arc<Decoding>,
+    history: Vec<TokenId>,
+    order: Option<(u64, usize)>,
+    drafts: Vec<Draft>,
+    finished: Option<(u64, Vec<Draft>)>,
+}
+
+impl DraftTask {
+    /// A session without history; the first order brings it.
+    #[must_use]
+    pub fn new(decoding: Arc<Decoding>) -> Self {
+        Self { decoding, history: Vec::new(), order: None, drafts: Vec::new(), finished: None }
+    }
+
+    /// Takes an order; an unfinished one is void.
+    pub fn order(&mut self, order: &DraftOrder) {
+        self.history.truncate(order.keep);
+        self.history.extend_from_slice(&order.append);
+        self.drafts.clear();
+        self.finished = None;
+        self.order = Some((order.ticket, order.count));
+    }
+
+    /// The ticket and drafts of a finished order, once.
+    pub fn drain(&mut self) -> Option<(u64, Vec<Draft>)> {
+        self.finished.take()
+    }
+}
+
+impl Task for DraftTask {
+    fn tokens(&self) -> &[TokenId] {
+        &self.history
+    }
+
+    fn want(&self) -> Option<usize> {
+        self.order.map(|_| 1)
+    }
+
+    fn take(&mut self, rows: &Rows, first: usize) {
+        let Some((ticket, count)) = self.order else { return };
+        let draft = drafting::draft(&self.decoding, &self.history, rows.row(first));
+        // A block may end early only on what every depth policy sees alike: keyed streams keep the law whatever the
+        // length (algorithms 4.5), so a stop, or the first token that a sequential cascade must ask about, ends it.
+        let asks = matches!(self.decoding.strategy, Strategy::CascadeToken { .. }) && !draft.kept;
+        let ends = asks || self.decoding.is_stop(draft.token);
+        self.history.push(draft.token);
+        self.drafts.push(draft);
+        if ends || self.drafts.len() >= count {
+            self.order = None;
+            self.finished = Some((ticket, std::mem::take(&mut self.drafts)));
+        }
+    }
+}
+
+/// An expert's session: verifies blocks in the order they came.
+#[derive(Debug)]
+pub struct VerifyTask {
+    decoding: Arc<Decoding>,
+    /// Committed tokens, then those of the blocks that are being verified.
+    history: History,
+    committed: usize,
+    epoch: Epoch,
+    /// Blocks that wait; the first `merged` stand on each other and are in `history`.
+    queue: VecDeque<DraftBlock>,
+    merged: usize,
+    rows: usize,
+    /// The history has not been prefilled since it was opened.
+    prefill: bool,
+    answers: Vec<Answer>,
+}
+
+impl VerifyTask {
+    /// A session with the history its owner sent; never empty.
+    #[must_use]
+    pub fn new(decoding: Arc<Decoding>, ids: &[TokenId], epoch: Epoch) -> Self {
+        Self {
+            decoding,
+            history: History::from_ids(ids),
+            committed: ids.len(),
+            epoch,
+            queue: VecDeque::new(),
+            merged: 0,
+            rows: 0,
+            prefill: ids.len() > 1,
+            answers: Vec::new(),
+        }
+    }
+
+    /// The epoch the session is open in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Blocks that wait for their answer.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Queues a block behind the others.
+    pub fn push(&mut self, block: DraftBlock) {
+        self.queue.push_back(block);
+        self.merge();
+    }
+
+    /// Takes the answers since the last call, in the order of their blocks.
+    pub fn drain(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// Why the block cannot follow the history as it would stand then.
+    fn mismatch(&self, block: &DraftBlock) -> Option<StaleReason> {
+        if block.epoch != self.epoch {
+            return Some(StaleReason::Epoch);
+        }
+        if block.given_from != self.history.len() || block.base != block.given_from + block.given.len() {
+            return Some(StaleReason::Base);
+        }
+        let tail = block.given.iter().fold(self.history.tail(), |tail, &token| crate::history::chain(tail, token));
+        (tail != block.tail).then_some(StaleReason::Tail)
+    }
+
+    /// Takes every waiting block that stands on the history into it; answers the first one that cannot if nothing is
+    /// under way before it.
+    fn merge(&mut self) {
+        while let Some(block) = self.queue.get(self.merged) {
+            if let Some(reason) = self.mismatch(block) {
+                if self.merged > 0 {
+                    return;
+                }
+                self.answers.push(Answer::Stale(Stale {
+                    epoch: self.epoch,
+                    base: block.base,
+                    committed: self.committed,
+                    tail: self.history.tail_at(self.committed),
+                    reason,
+                }));
+                self.queue.pop_front();
+                continue;
+            }
+            // Given tokens are committed; behind drafts that are not, they would be a contradiction, and their tail is
+            // then wrong unless all of these are accepted: wait for the verdict.
+            if self.merged > 0 && !block.given.is_empty() {
+                return;
+            }
+            let scored = if block.score_given { block.given.len() } else { 0 };
+            self.rows += scored + block.drafts.len();
+            let tokens: Vec<TokenId> = block.given.iter().copied().chain(block.drafts.iter().map(|d| d.token)).collect();
+            self.history.extend(tokens);
+            self.merged += 1;
+            if self.rows == 0 {
+                self.settle_given();
+            }
+        }
+    }
+
+    /// A block of given tokens alone that nobody wants scored: committed without a forward.
+    fn settle_given(&mut self) {
+        if let Some(block) = self.queue.pop_front() {
+            self.merged -= 1;
+            self.committed = self.history.len();
+            self.answers.push(Answer::Verdict(Verdict {
+                epoch: block.epoch,
+                base: block.base,
+                accepted: 0,
+                replacement: None,
+                scores: Vec::new(),
+            }));
+        }
+    }
+
+    /// Walks one block with its rows; whether it was accepted whole.
+    fn verify(&mut self, block: &DraftBlock, rows: &[&[f32]]) -> bool {
+        let mut scores = Vec::with_capacity(rows.len());
+        let scored = rows.len() - block.drafts.len();
+        for (i, row) in rows[..scored].iter().enumerate() {
+            let before = &self.history.ids()[..block.given_from + i];
+            scores.push(verify::score(&self.decoding, before, row, block.given[i]));
+        }
+        let walk = verify::walk(&self.decoding, &self.history.ids()[..block.base], &block.drafts, &rows[scored..]);
+        self.committed = block.base + walk.accepted;
+        let whole = walk.replacement.is_none();
+        if let Some(replacement) = walk.replacement {
+            self.history.truncate(self.committed);
+            self.history.push(replacement);
+            self.committed += 1;
+        }
+        scores.extend(walk.scores);
+        self.answers.push(Answer::Verdict(Verdict {
+            epoch: block.epoch,
+            base: block.base,
+            accepted: walk.accepted,
+            replacement: walk.replacement,
+            scores,
+        }));
+        whole
+    }
+}
+
+impl Task for VerifyTask {
+    /// The row that scores a position is computed by the token before it, so the last token needs no slot yet.
+    fn tokens(&self) -> &[TokenId] {
+        let ids = self.history.ids();
+        &ids[..ids.len() - 1]
+    }
+
+    fn want(&self) -> Option<usize> {
+        if self.merged > 0 { Some(self.rows) } else { self.prefill.then_some(0) }
+    }
+
+    fn take(&mut self, rows: &Rows, first: usize) {
+        self.prefill = false;
+        let mut next = first;
+        self.rows = 0;
+        for _ in 0..std::mem::take(&mut self.merged) {
+            let Some(block) = self.queue.pop_front() else { break };
+            let scored = if block.score_given { block.given.len() } else { 0 };
+            let count = scored + block.drafts.len();
+            let own: Vec<&[f32]> = (next..next + count).map(|i| rows.row(i)).collect();
+            next += count;
+            if !self.verify(&block, &own) {
+                break;
+            }
+        }
+        // What was merged behind a rejected block stands on another history now, and is answered so.
+        self.merge();
+    }
+}

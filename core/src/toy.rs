@@ -1,0 +1,281 @@
+//! The toy model: logits from a hash of the last few tokens, kept in real pages.
+//!
+//! It makes every decision of the cluster testable without a tensor. [`ToyModel`] is the law (a pure function, so exact
+//! output distributions can be computed by hand); [`ToyEngine`] answers the same rows from tokens that it reads back
+//! through the page tables, and panics where a table leads to a slot that holds another history.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
+use crate::history::{chain, splitmix64};
+use crate::ids::{PageId, TokenId};
+use crate::limits::PAGE_TOKENS;
+
+/// Parameters of a toy model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ToyModel {
+    /// Tokens in the vocabulary.
+    pub vocabulary: usize,
+    /// How many of the last tokens a row depends on.
+    pub order: usize,
+    /// Of the table that a drafter shares with its expert.
+    pub shared_seed: u64,
+    /// Of the model's own table.
+    pub own_seed: u64,
+    /// How much of the own table is in a row: 0 is the shared table alone, 1 nothing of it.
+    pub own_share: f32,
+    /// Multiplies logits of about unit variance: 0 is uniform, 8 nearly certain.
+    pub sharpness: f32,
+    /// A token whose logit is raised, to make texts end.
+    pub eos: Option<(TokenId, f32)>,
+}
+
+impl Default for ToyModel {
+    fn default() -> Self {
+        Self { vocabulary: 32, order: 3, shared_seed: 1, own_seed: 2, own_share: 0.0, sharpness: 2.0, eos: None }
+    }
+}
+
+impl ToyModel {
+    /// The same model with so much of another table: what a drafter is to its expert.
+    #[must_use]
+    pub fn drafter(self, own_seed: u64, own_share: f32) -> Self {
+        Self { own_seed, own_share, ..self }
+    }
+
+    /// Hash of all that fixes a row.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let (eos, bias) = self.eos.map_or((u64::MAX, 0.0), |(token, bias)| (u64::from(token), bias));
+        let parts = [
+            self.vocabulary as u64,
+            self.order as u64,
+            self.shared_seed,
+            self.own_seed,
+            u64::from(self.own_share.to_bits()),
+            u64::from(self.sharpness.to_bits()),
+            eos,
+            u64::from(bias.to_bits()),
+        ];
+        format!("toy-{:016x}", parts.iter().fold(0, |hash, part| splitmix64(hash ^ part)))
+    }
+
+    /// Appends the row after `history` to `row`; only the last [`Self::order`] tokens matter.
+    pub fn logits(&self, history: &[TokenId], row: &mut Vec<f32>) {
+        let last = &history[history.len().saturating_sub(self.order)..];
+        let context = last.iter().fold(0, |hash, token| chain(hash, *token));
+        let shared = splitmix64(context ^ splitmix64(self.shared_seed));
+        let own = splitmix64(context ^ splitmix64(!self.own_seed));
+        let first = row.len();
+        row.extend((0..self.vocabulary as u64).map(|token| {
+            let mixed = (1.0 - self.own_share) * bell(shared, token) + self.own_share * bell(own, token);
+            self.sharpness * mixed
+        }));
+        if let Some((token, bias)) = self.eos {
+            row[first + token as usize] += bias;
+        }
+    }
+}
+
+/// A number of about unit variance: four 16-bit uniforms, summed. Exact in f32.
+fn bell(seed: u64, token: u64) -> f32 {
+    let bits = splitmix64(seed ^ splitmix64(token));
+    let sum: u64 = (0..4).map(|part| (bits >> (16 * part)) & 0xffff).sum();
+    (sum as f32 - 131_070.0) / 32_768.0 * 0.866
+}
+
+/// What a slot's KV would be: the token, and what it was computed from.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    position: usize,
+    token: TokenId,
+    /// Chained hash of all tokens up to and including this one.
+    tail: u64,
+    /// Number of the forward pass that wrote it.
+    pass: u64,
+}
+
+/// A toy model with pages.
+#[derive(Debug)]
+pub struct ToyEngine {
+    model: ToyModel,
+    facts: ModelFacts,
+    slots: Vec<Option<Slot>>,
+    passes: u64,
+    progress: Arc<AtomicU64>,
+    /// The last tokens before a row.
+    last: Vec<TokenId>,
+}
+
+impl ToyEngine {
+    /// An engine for `model` with so many KV pages.
+    ///
+    /// # Panics
+    /// Where the end-of-text token is not in the vocabulary.
+    #[must_use]
+    pub fn new(model: ToyModel, context: usize, pages: usize) -> Self {
+        assert!(model.eos.is_none_or(|(token, _)| (token as usize) < model.vocabulary), "eos is not in the vocabulary");
+        let facts = ModelFacts {
+            vocabulary: model.vocabulary,
+            context,
+            pages,
+            parameters: (model.vocabulary * model.order) as u64,
+            fingerprint: model.fingerprint(),
+            row_exact: true,
+        };
+        let slots = vec![None; pages * PAGE_TOKENS];
+        Self { model, facts, slots, passes: 0, progress: Arc::default(), last: Vec::new() }
+    }
+
+    /// The law of its rows.
+    #[must_use]
+    pub fn model(&self) -> &ToyModel {
+        &self.model
+    }
+
+    /// Reads the whole past of a chunk, as attention does, and returns the hash of its tokens.
+    fn read_past(&self, chunk: &Chunk<'_>) -> u64 {
+        let mut tail = 0;
+        for position in 0..chunk.start {
+            let slot = self.slots[slot_of(chunk.pages, position)]
+                .unwrap_or_else(|| panic!("position {position} is read from a slot that was never written"));
+            assert!(slot.position == position, "position {position} is read from a slot of {}", slot.position);
+            tail = chain(tail, slot.token);
+            assert!(slot.tail == tail, "position {position} is read from a slot of another history");
+            assert!(slot.pass < self.passes, "position {position} is read from a slot written in the same batch");
+        }
+        tail
+    }
+
+    fn write(&mut self, chunk: &Chunk<'_>) {
+        let mut tail = self.read_past(chunk);
+        for (position, token) in (chunk.start..).zip(chunk.tokens) {
+            tail = chain(tail, *token);
+            let slot = &mut self.slots[slot_of(chunk.pages, position)];
+            assert!(slot.is_none_or(|slot| slot.pass < self.passes), "two chunks of a batch write one slot");
+            *slot = Some(Slot { position, token: *token, tail, pass: self.passes });
+        }
+    }
+
+    fn rows(&mut self, chunk: &Chunk<'_>, rows: &mut Vec<f32>) {
+        let end = chunk.start + chunk.tokens.len();
+        for after in end - chunk.rows + 1..=end {
+            self.last.clear();
+            for position in after.saturating_sub(self.model.order)..after {
+                let slot = self.slots[slot_of(chunk.pages, position)].expect("a slot read or written by this chunk");
+                self.last.push(slot.token);
+            }
+            self.model.logits(&self.last, rows);
+        }
+    }
+}
+
+fn slot_of(pages: &[PageId], position: usize) -> usize {
+    pages[position / PAGE_TOKENS].index() * PAGE_TOKENS + position % PAGE_TOKENS
+}
+
+impl Engine for ToyEngine {
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn progress(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.progress)
+    }
+
+    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
+        self.passes += 1;
+        rows.data.clear();
+        rows.vocabulary = self.model.vocabulary;
+        for chunk in batch {
+            assert!(!chunk.tokens.is_empty() && chunk.rows <= chunk.tokens.len(), "a chunk has its rows' tokens");
+            assert!(chunk.start + chunk.tokens.len() <= self.facts.context, "a chunk lies within the context");
+            if let Some(token) = chunk.tokens.iter().find(|token| **token as usize >= self.model.vocabulary) {
+                return Err(EngineError(format!("token {token} is not in a vocabulary of {}", self.model.vocabulary)));
+            }
+            self.write(chunk);
+        }
+        for chunk in batch {
+            self.rows(chunk, &mut rows.data);
+        }
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine() -> ToyEngine {
+        ToyEngine::new(ToyModel::default(), 256, 8)
+    }
+
+    fn run(engine: &mut ToyEngine, start: usize, tokens: &[TokenId], pages: &[u32], wanted: usize) -> Rows {
+        let pages: Vec<PageId> = pages.iter().copied().map(PageId).collect();
+        let mut rows = Rows::default();
+        engine.forward(&[Chunk { start, tokens, pages: &pages, rows: wanted }], &mut rows).unwrap();
+        rows
+    }
+
+    #[test]
+    fn any_chunking_gives_the_law() {
+        let tokens: Vec<TokenId> = (0..40).map(|i| i * 7 % 32).collect();
+        let mut law = Vec::new();
+        for after in 1..=tokens.len() {
+            ToyModel::default().logits(&tokens[..after], &mut law);
+        }
+        assert_eq!(run(&mut engine(), 0, &tokens, &[5, 0, 2], 40).data, law);
+        let mut pieces = engine();
+        let mut data = Vec::new();
+        for (start, end) in [(0, 1), (1, 15), (15, 17), (17, 40)] {
+            data.extend(run(&mut pieces, start, &tokens[start..end], &[1, 7, 3], end - start).data);
+        }
+        assert_eq!(data, law);
+        assert_eq!(pieces.progress().load(Ordering::Relaxed), 4);
+    }
+
+    #[test]
+    fn own_share_moves_a_drafter_away_from_its_expert() {
+        let distance = |share| {
+            let (mut expert, mut drafter) = (Vec::new(), Vec::new());
+            ToyModel::default().logits(&[1, 2, 3], &mut expert);
+            ToyModel::default().drafter(9, share).logits(&[1, 2, 3], &mut drafter);
+            expert.iter().zip(&drafter).map(|(a, b)| (a - b).abs()).sum::<f32>()
+        };
+        assert_eq!(distance(0.0), 0.0);
+        assert!(distance(0.2) > 0.0 && distance(0.2) < distance(1.0));
+        assert_ne!(ToyModel::default().fingerprint(), ToyModel::default().drafter(9, 0.0).fingerprint());
+    }
+
+    #[test]
+    fn an_unknown_token_is_an_error() {
+        let mut rows = Rows::default();
+        let chunk = Chunk { start: 0, tokens: &[99], pages: &[PageId(0)], rows: 1 };
+        assert!(engine().forward(&[chunk], &mut rows).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "never written")]
+    fn an_unwritten_slot_is_noticed() {
+        let _ = run(&mut engine(), 1, &[1], &[0], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "another history")]
+    fn a_page_of_another_session_is_noticed() {
+        let mut engine = engine();
+        let (a, b) = ([1; 32], [2; 32]);
+        let _ = run(&mut engine, 0, &a, &[0, 1], 0);
+        let _ = run(&mut engine, 0, &b, &[2, 3], 0);
+        let _ = run(&mut engine, 32, &[5], &[0, 3, 4], 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "write one slot")]
+    fn two_writers_are_noticed() {
+        let chunk = Chunk { start: 0, tokens: &[1], pages: &[PageId(0)], rows: 1 };
+        let _ = engine().forward(&[chunk, chunk], &mut Rows::default());
+    }
+}

@@ -1,0 +1,62 @@
+//! What an operator sets of an drafter node.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cascadia_core::limits;
+
+/// A drafter node. Each field is a flag and a `CASCADIA_*` variable.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DrafterConfig {
+    /// Folder of the model: config.json, *.safetensors, tokenizer.json
+    #[arg(long, env = "CASCADIA_MODEL")]
+    pub model: PathBuf,
+    /// Served models it drafts for; all of its tokenizer by default
+    #[arg(long, env = "CASCADIA_SERVED_MODEL", value_delimiter = ',')]
+    pub served_model: Vec<String>,
+    /// Weights in memory: q8_0 or f32
+    #[arg(long, env = "CASCADIA_DTYPE", default_value = "q8_0")]
+    pub dtype: String,
+    /// Threads of a forward pass; 0 lets the model's size decide
+    #[arg(long, env = "CASCADIA_THREADS", default_value_t = 0)]
+    pub threads: usize,
+    /// KV pages of 16 tokens
+    #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 1024)]
+    pub kv_pages: usize,
+    /// Blocks a session keeps in flight; the expert's grant bounds it
+    #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", default_value_t = 1)]
+    pub pipeline_depth: usize,
+    /// Tokens of one batch at most
+    #[arg(long, env = "CASCADIA_BATCH_TOKENS", default_value_t = limits::BATCH_TOKENS)]
+    pub batch_tokens: usize,
+    /// Sessions open at once at most
+    #[arg(long, env = "CASCADIA_MAX_SESSIONS", default_value_t = limits::MAX_SESSIONS)]
+    pub max_sessions: usize,
+    /// Seconds that open sessions have to finish when the node is told to stop
+    #[arg(long, env = "CASCADIA_GRACE", default_value_t = 615)]
+    pub grace_seconds: u64,
+}
+
+impl Default for DrafterConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            served_model: Vec::new(),
+            dtype: "q8_0".into(),
+            threads: 0,
+            kv_pages: 1024,
+            pipeline_depth: 1,
+            batch_tokens: limits::BATCH_TOKENS,
+            max_sessions: limits::MAX_SESSIONS,
+            grace_seconds: 615,
+        }
+    }
+}
+
+impl DrafterConfig {
+    /// How long open sessions have to finish.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+}

@@ -1,0 +1,121 @@
+//! A session's stream to its expert: open with the history, send blocks, hear answers.
+
+use cascadia_core::block::{Answer, DraftBlock};
+use cascadia_core::ids::{NodeId, TokenId};
+use cascadia_proto::v1::verify_client::VerifyClient;
+use cascadia_proto::v1::verify_request::Message as Request;
+use cascadia_proto::v1::verify_response::Message as Response;
+use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse};
+use cascadia_proto::{convert, v1::VerifyOpen};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// An expert the session may be placed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expert {
+    /// Its name.
+    pub id: NodeId,
+    /// Where it serves.
+    pub address: String,
+    /// What it runs.
+    pub fingerprint: String,
+}
+
+impl Expert {
+    /// As it travels.
+    pub fn node_ref(&self) -> v1::NodeRef {
+        v1::NodeRef { id: self.id.0.clone(), address: self.address.clone(), fingerprint: self.fingerprint.clone() }
+    }
+}
+
+/// What the expert says.
+#[derive(Debug)]
+pub enum Said {
+    /// The answer to the oldest block.
+    Answer(Answer),
+    /// Leave: the expert drains.
+    Move,
+    /// It lost pages and fills them again by itself; nothing to do.
+    Held,
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub struct ExpertLink {
+    outbound: mpsc::Sender<VerifyRequest>,
+    inbound: Streaming<VerifyResponse>,
+    /// Where it leads.
+    pub expert: Expert,
+    /// Unanswered blocks the expert grants.
+    pub slots: usize,
+    /// What the expert runs.
+    pub fingerprint: String,
+    /// Whether its arithmetic gives every row one value.
+    pub row_exact: bool,
+}
+
+impl ExpertLink {
+    /// Opens a stream and sends the history.
+    ///
+    /// # Errors
+    /// The transport's, or the expert's refusal.
+    pub async fn open(channel: Channel, expert: Expert, open: VerifyOpen, ids: &[TokenId]) -> Result<Self, Status> {
+        let histories = convert::histories(ids);
+        // The opening and its history are queued before the call; later a session has at most its slots queued.
+        let (outbound, queued) = mpsc::channel(histories.len() + 1 + cascadia_core::limits::MAX_DRAFT_LENGTH);
+        let messages = std::iter::once(Request::Open(open)).chain(histories.into_iter().map(Request::History));
+        for message in messages {
+            queue(&outbound, message)?;
+        }
+        let mut client = VerifyClient::new(channel).max_decoding_message_size(cascadia_core::limits::BLOCK_BYTES);
+        let mut inbound = client.stream(ReceiverStream::new(queued)).await?.into_inner();
+        match inbound.message().await? {
+            Some(VerifyResponse { message: Some(Response::Held(held)) }) => Ok(Self {
+                outbound,
+                inbound,
+                expert,
+                slots: held.slots.max(1) as usize,
+                fingerprint: held.fingerprint,
+                row_exact: held.row_exact,
+            }),
+            _ => Err(Status::unavailable("the expert closed the stream without saying what it holds")),
+        }
+    }
+
+    /// Sends a block.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub fn send(&self, block: &DraftBlock) -> Result<(), Status> {
+        queue(&self.outbound, Request::Block(convert::block_message(block)))
+    }
+
+    /// What the expert says next.
+    ///
+    /// # Errors
+    /// When the stream has ended, or with the expert's error.
+    pub async fn next(&mut self) -> Result<Said, Status> {
+        let message = self.inbound.message().await?.and_then(|response| response.message);
+        match message {
+            Some(Response::Verdict(verdict)) => {
+                let verdict = convert::verdict_of(verdict).map_err(|e| Status::internal(e.to_string()))?;
+                Ok(Said::Answer(Answer::Verdict(verdict)))
+            }
+            Some(Response::Stale(stale)) => {
+                let stale = convert::stale_of(stale).map_err(|e| Status::internal(e.to_string()))?;
+                Ok(Said::Answer(Answer::Stale(stale)))
+            }
+            Some(Response::Move(_)) => Ok(Said::Move),
+            Some(Response::Held(_)) => Ok(Said::Held),
+            None => Err(Status::unavailable("the expert ended the stream")),
+        }
+    }
+}
+
+fn queue(outbound: &mpsc::Sender<VerifyRequest>, message: Request) -> Result<(), Status> {
+    outbound
+        .try_send(VerifyRequest { message: Some(message) })
+        .map_err(|_| Status::unavailable("the stream to the expert has ended"))
+}

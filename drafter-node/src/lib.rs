@@ -1,0 +1,92 @@
+//! A drafter node: owns sessions. One task per session drafts, asks an expert, commits and streams.
+//!
+//! `run` opens a session for its strategy; `generate` is the loop of those that ask an expert, over `expert_link`;
+//! `alone` is the drafter by itself; `engine` is what the model does for a session. Every decision is in
+//! `cascadia-core`.
+
+#![forbid(unsafe_code)]
+
+mod alone;
+pub mod config;
+pub mod engine;
+pub mod error;
+mod expert_link;
+mod generate;
+pub mod metrics;
+mod node;
+mod run;
+
+use std::sync::Arc;
+
+use cascadia_core::commit::Text;
+use cascadia_core::engine::Engine;
+use cascadia_core::placement::{Role, ServedModel};
+use cascadia_core::stepper::{Stepper, StepperConfig};
+use cascadia_node::Edge;
+use cascadia_node::drive::{self, Drive};
+use cascadia_node::loads::LoadWatch;
+use cascadia_node::process::{Identity, Process};
+use cascadia_node::sessions::{EngineHandle, SessionLoop};
+use cascadia_proto::v1::session_server::SessionServer;
+
+pub use config::DrafterConfig;
+pub use error::DrafterError;
+use node::DrafterNode;
+
+/// The loaded model.
+pub struct Parts {
+    /// Answers forward passes.
+    pub engine: Box<dyn Engine>,
+    /// The model's tokenizer and chat template.
+    pub text: Arc<dyn Text>,
+}
+
+/// Commands of one session that the mailbox may hold: opening, an order, going alone, close.
+const COMMANDS_PER_SESSION: usize = 4;
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When the model fails its first pass, the node cannot register, or its listener fails.
+pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), DrafterError> {
+    cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
+    let facts = parts.engine.facts().clone();
+    let process = Process::new(edge, parts.engine.progress());
+    let metrics = metrics::Metrics::default();
+    let stepper = Stepper::new(&facts, StepperConfig { batch_tokens: config.batch_tokens, max_sessions: config.max_sessions });
+    let observer = Box::new(metrics.clone());
+    let drafter = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
+    let capacity = config.max_sessions * COMMANDS_PER_SESSION;
+    let engine = EngineHandle(drive::spawn(drafter, "drafter-engine", drive, capacity));
+
+    // No name: it drafts for every model of its tokenizer.
+    let names = if config.served_model.is_empty() { vec![String::new()] } else { config.served_model.clone() };
+    let served = names.into_iter().map(|name| ServedModel {
+        name,
+        fingerprint: facts.fingerprint.clone(),
+        tokenizer_fingerprint: parts.text.fingerprint().to_owned(),
+        row_exact: facts.row_exact,
+    });
+    let identity = Identity {
+        role: Role::Drafter,
+        models: served.collect(),
+        capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
+        grace: config.grace(),
+    };
+    let edge = process.edge();
+    let experts = LoadWatch::spawn(&edge.membership, &edge.connector, &format!("drafter {}", edge.id), &[Role::Expert], &edge.shutdown);
+    let node = Arc::new(DrafterNode {
+        facts,
+        text: parts.text,
+        engine,
+        experts,
+        connector: edge.connector.clone(),
+        id: edge.id.clone(),
+        shutdown: edge.shutdown.clone(),
+        config,
+    });
+    let service = SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
+    let routes = tonic::service::Routes::new(service);
+    process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
+    Ok(())
+}

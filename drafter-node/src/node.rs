@@ -1,0 +1,99 @@
+//! What the sessions of one drafter node share.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use cascadia_core::commit::Text;
+use cascadia_core::engine::ModelFacts;
+use cascadia_core::ids::{NodeId, SessionId};
+use cascadia_core::placement::{self, Wish};
+use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::loads::LoadWatch;
+use cascadia_node::net::Connector;
+use cascadia_node::sessions::EngineHandle;
+use cascadia_proto::v1;
+
+use crate::config::DrafterConfig;
+use crate::engine::DrafterWork;
+use crate::expert_link::Expert;
+
+/// One drafter node, as its sessions see it.
+pub struct DrafterNode {
+    /// What the operator set.
+    pub config: DrafterConfig,
+    /// The model.
+    pub facts: ModelFacts,
+    /// Its tokenizer and chat template.
+    pub text: Arc<dyn Text>,
+    /// The way to the engine.
+    pub engine: EngineHandle<DrafterWork>,
+    /// The experts and how busy they are.
+    pub experts: LoadWatch,
+    /// The way to them.
+    pub connector: Connector,
+    /// This node's own name in membership.
+    pub id: NodeId,
+    /// When to go.
+    pub shutdown: Shutdown,
+}
+
+impl std::fmt::Debug for DrafterNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DrafterNode {}", self.id)
+    }
+}
+
+/// What an expert must be to take a session.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The session.
+    pub session: SessionId,
+    /// The served name.
+    pub model: &'a str,
+    /// The fingerprint the session is pinned to; empty for any.
+    pub pinned: &'a str,
+    /// Tokens the session brings.
+    pub tokens: usize,
+    /// Experts that just failed it.
+    pub exclude: BTreeSet<NodeId>,
+}
+
+impl DrafterNode {
+    /// Picks an expert by the router's own function; `None` while there is none.
+    pub(crate) fn pick(&self, wanted: &Wanted<'_>) -> Option<Expert> {
+        let snapshot = self.experts.snapshot();
+        let wish = Wish {
+            model: wanted.model,
+            chance: wanted.session.0 as u64,
+            session_tokens: wanted.tokens as u64,
+            expert_fingerprint: (!wanted.pinned.is_empty()).then_some(wanted.pinned),
+            exclude: wanted.exclude.clone(),
+            ..Wish::default()
+        };
+        let node = placement::pick_expert(&snapshot, &self.experts.loads(), &wish).ok()?;
+        self.experts.placed(&node.id, wanted.tokens as u64);
+        let served = node.models.iter().find(|served| served.name == wanted.model)?;
+        Some(Expert { id: node.id.clone(), address: node.address.clone(), fingerprint: served.fingerprint.clone() })
+    }
+
+    /// Returns once the expert can no longer be believed: its status stream is silent, or its layers stand still with
+    /// work queued. Its own stream may look alive: a hung engine answers keepalives.
+    pub(crate) async fn hung(&self, expert: &NodeId) {
+        loop {
+            if self.experts.loads().get(expert).is_some_and(|load| load.quarantined) {
+                return;
+            }
+            tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD).await;
+        }
+    }
+
+    /// What a session here is pinned to.
+    pub(crate) fn fingerprints(&self, expert: &str, row_exact: bool) -> v1::Fingerprints {
+        v1::Fingerprints {
+            drafter: self.facts.fingerprint.clone(),
+            expert: expert.to_owned(),
+            tokenizer: self.text.fingerprint().to_owned(),
+            row_exact,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `Session/Run`: the drafter owns the session. Opens it, and lets its strategy run it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use cascadia_core::decoding::Strategy;
+use cascadia_node::owner::{self, Begun, Opening};
+use cascadia_proto::v1::run_response::Message as Response;
+use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response as Answered, Status, Streaming};
+
+use crate::node::DrafterNode;
+use crate::{alone, generate};
+
+/// The session service.
+#[derive(Clone, Debug)]
+pub struct SessionService(pub Arc<DrafterNode>);
+
+/// Messages a session may have unread before it waits.
+const UNREAD: usize = 64;
+
+#[tonic::async_trait]
+impl session_server::Session for SessionService {
+    type RunStream = Pin<Box<dyn Stream<Item = Result<RunResponse, Status>> + Send>>;
+
+    async fn run(&self, request: tonic::Request<Streaming<RunRequest>>) -> Result<Answered<Self::RunStream>, Status> {
+        let inbound = request.into_inner();
+        let node = self.0.clone();
+        let (sender, receiver) = mpsc::channel(UNREAD);
+        // Ends with the stream: the inbound side fails when the router goes, the outbound side closes.
+        tokio::spawn(async move {
+            if let Err(status) = own(&node, inbound, &sender).await {
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Answered::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
+    let opening = Opening::read(&mut inbound).await?;
+    let begun = opening.begin(node.text.as_ref(), &node.facts, sender.clone())?;
+    let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
+    begun
+        .output
+        .send(Response::Opened(v1::Opened {
+            protocol: opening.protocol,
+            fingerprints: Some(node.fingerprints(&fingerprint, node.facts.row_exact)),
+            prompt_tokens: begun.prompt_tokens as u32,
+        }))
+        .await?;
+    if opening.continued.is_none() {
+        begun.output.prompt(&begun.ids).await?;
+    }
+    let deadline = tokio::time::sleep(opening.remaining());
+    let gone = sender.clone();
+    let strategy = begun.decoding.strategy;
+    let work = async {
+        match strategy {
+            Strategy::Expert => Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter")),
+            Strategy::Drafter => alone::drafter(node, &opening, begun).await,
+            Strategy::CascadeQuery { alpha } => alone::cascade_query(node, &opening, begun, alpha).await,
+            Strategy::CascadeToken { .. } | Strategy::Speculative { .. } | Strategy::SpeculativeCascade { .. } => {
+                let Begun { decoding, ids, prompt_tokens, output } = begun;
+                generate::Generation::new(node, &opening, decoding, ids, prompt_tokens).run(output).await
+            }
+        }
+    };
+    tokio::select! {
+        ended = work => ended,
+        // Dropping the work closes the session at the engine and the stream to the expert.
+        cancelled = cancelled(&mut inbound) => cancelled,
+        () = gone.closed() => Ok(()),
+        () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
+    }
+}
+
+/// Returns when the router cancels; a router that merely has no more to say keeps the session.
+async fn cancelled(inbound: &mut Streaming<RunRequest>) -> Result<(), Status> {
+    while inbound.message().await?.is_some() {}
+    std::future::pending().await
+}

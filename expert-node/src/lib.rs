@@ -1,0 +1,88 @@
+//! An expert node: verifies the blocks of many sessions in one batch, and decodes alone where it owns a session.
+//!
+//! `verify` (a drafter's stream) and `run` (a router's) decode, bound and wait; `engine` owns the model: mailbox in, one
+//! ragged batch a step, answers out. Every decision is in `cascadia-core`.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod metrics;
+mod node;
+mod run;
+mod verify;
+
+use std::sync::Arc;
+
+use cascadia_core::commit::Text;
+use cascadia_core::engine::Engine;
+use cascadia_core::placement::{Role, ServedModel};
+use cascadia_core::stepper::{Stepper, StepperConfig};
+use cascadia_node::Edge;
+use cascadia_node::drive::{self, Drive};
+use cascadia_node::process::{Identity, Process};
+use cascadia_node::sessions::{EngineHandle, SessionLoop};
+use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
+
+pub use config::ExpertConfig;
+pub use error::ExpertError;
+use node::ExpertNode;
+
+/// The loaded model.
+pub struct Parts {
+    /// Answers forward passes.
+    pub engine: Box<dyn Engine>,
+    /// The model's tokenizer and chat template.
+    pub text: Arc<dyn Text>,
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// When the model fails its first pass, the node cannot register, or its listener fails.
+pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), ExpertError> {
+    cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
+    let facts = parts.engine.facts().clone();
+    let process = Process::new(edge, parts.engine.progress());
+    let metrics = metrics::Metrics::default();
+    let stepper = Stepper::new(&facts, StepperConfig { batch_tokens: config.batch_tokens, max_sessions: config.max_sessions });
+    let observer = Box::new(metrics.clone());
+    let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
+    // A session has its opening, its close and its granted blocks in the mailbox at most.
+    let capacity = config.max_sessions * (config.slots as usize + 2);
+    let engine = EngineHandle(drive::spawn(expert, "expert-engine", drive, capacity));
+
+    let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
+    let served = models.iter().map(|name| ServedModel {
+        name: name.clone(),
+        fingerprint: facts.fingerprint.clone(),
+        tokenizer_fingerprint: parts.text.fingerprint().to_owned(),
+        row_exact: facts.row_exact,
+    });
+    let identity = Identity {
+        role: Role::Expert,
+        models: served.collect(),
+        capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
+        grace: config.grace(),
+    };
+    let node = Arc::new(ExpertNode {
+        facts,
+        text: parts.text,
+        models,
+        engine,
+        membership: process.edge().membership.clone(),
+        id: process.edge().id.clone(),
+        shutdown: process.edge().shutdown.clone(),
+        config,
+    });
+    let block_bytes = cascadia_core::limits::BLOCK_BYTES;
+    let routes = tonic::service::Routes::new(VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes))
+        .add_service(SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES));
+    process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
+    Ok(())
+}
+
+fn folder_name(config: &ExpertConfig) -> String {
+    config.model.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}

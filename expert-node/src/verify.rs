@@ -1,0 +1,187 @@
+//! `Verify/Stream`: one stream a session. Decode, bound, mailbox, answer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use cascadia_core::block::Answer;
+use cascadia_core::decoding::Decoding;
+use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::tasks::VerifyTask;
+use cascadia_core::verify;
+use cascadia_node::owner::known_ids;
+use cascadia_node::sessions::{Heard, Hint, Open};
+use cascadia_proto::v1::verify_request::Message as Request;
+use cascadia_proto::v1::verify_response::Message as Response;
+use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse, verify_server};
+use cascadia_proto::{convert, parameters};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response as Answered, Status, Streaming};
+
+use crate::engine::{ExpertReply, ExpertWork};
+use crate::node::ExpertNode;
+
+/// The verification service.
+#[derive(Clone, Debug)]
+pub struct VerifyService(pub Arc<ExpertNode>);
+
+type Outbound = mpsc::Sender<Result<VerifyResponse, Status>>;
+
+#[tonic::async_trait]
+impl verify_server::Verify for VerifyService {
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<VerifyResponse, Status>> + Send>>;
+
+    async fn stream(
+        &self,
+        request: tonic::Request<Streaming<VerifyRequest>>,
+    ) -> Result<Answered<Self::StreamStream>, Status> {
+        let inbound = request.into_inner();
+        let node = self.0.clone();
+        let (sender, receiver) = mpsc::channel(node.config.slots as usize + 4);
+        // Ends with the stream: the inbound side closes when the drafter goes, the outbound when the connection does.
+        tokio::spawn(async move {
+            if let Err(status) = serve(&node, inbound, &sender).await {
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Answered::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outbound: &Outbound) -> Result<(), Status> {
+    let opening = Opening::read(node, &mut inbound).await?;
+    let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
+    let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
+    let mut session = node.engine.open(Open { key, epoch, work, priority, salt })?;
+    say(outbound, Response::Held(node.held(opening.protocol, opening.ids.len()))).await?;
+
+    let mut unanswered = 0;
+    let mut told_to_move = false;
+    loop {
+        tokio::select! {
+            heard = session.next() => match heard? {
+                Heard::Reply(ExpertReply::Answer(answer, hint)) => {
+                    unanswered -= 1;
+                    say(outbound, message_of(answer, hint)).await?;
+                }
+                Heard::Evicted(held) => say(outbound, Response::Held(node.held(opening.protocol, held))).await?,
+                Heard::Reply(ExpertReply::Decoded(..)) => {}
+            },
+            message = inbound.message() => match message? {
+                None => return Ok(()),
+                Some(VerifyRequest { message: Some(Request::Block(block)) }) => {
+                    if unanswered >= node.config.slots {
+                        return Err(Status::resource_exhausted(format!(
+                            "{unanswered} blocks are unanswered and the expert granted {} slots", node.config.slots)));
+                    }
+                    let block = convert::block(block).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                    check(node, &opening.decoding, &block)?;
+                    unanswered += 1;
+                    session.order(block)?;
+                }
+                Some(VerifyRequest { message: Some(Request::Move(_)) }) => return Ok(()),
+                Some(_) => return Err(Status::invalid_argument("after `open` and its history a session sends blocks")),
+            },
+            () = node.leaving(), if !told_to_move => {
+                told_to_move = true;
+                say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Drain.into() })).await?;
+            }
+            () = outbound.closed() => return Ok(()),
+        }
+    }
+}
+
+fn message_of(answer: Answer, hint: Hint) -> Response {
+    match answer {
+        Answer::Verdict(verdict) => {
+            let load = v1::LoadHint {
+                queued_tokens: hint.queued_tokens as u32,
+                batch_sessions: hint.batch_sessions as u32,
+                batch_tokens: hint.batch_tokens as u32,
+            };
+            Response::Verdict(convert::verdict(&verdict, Some(load)))
+        }
+        Answer::Stale(stale) => Response::Stale(convert::stale(&stale)),
+    }
+}
+
+/// What a block may hold, besides what it stands on.
+fn check(node: &ExpertNode, decoding: &Decoding, block: &cascadia_core::block::DraftBlock) -> Result<(), Status> {
+    let facts = &node.facts;
+    let count = block.drafts.len();
+    if count == 0 && block.given.is_empty() {
+        return Err(Status::invalid_argument("block: drafts may be empty only when given is not"));
+    }
+    if count > cascadia_core::limits::MAX_DRAFT_LENGTH {
+        return Err(Status::invalid_argument(format!(
+            "block.drafts has {count} drafts; at most {} are verified at once",
+            cascadia_core::limits::MAX_DRAFT_LENGTH
+        )));
+    }
+    if block.base.saturating_add(count) > facts.context {
+        return Err(Status::invalid_argument(format!("block: position {} is past the context of {}", block.base + count, facts.context)));
+    }
+    known_ids(&block.given, facts.vocabulary, "block.given")?;
+    for (i, draft) in block.drafts.iter().enumerate() {
+        verify::check(decoding, facts.vocabulary, draft)
+            .map_err(|what| Status::invalid_argument(format!("block.drafts[{i}]: {what}")))?;
+    }
+    Ok(())
+}
+
+async fn say(outbound: &Outbound, message: Response) -> Result<(), Status> {
+    outbound
+        .send(Ok(VerifyResponse { message: Some(message) }))
+        .await
+        .map_err(|_| Status::cancelled("the drafter closed the session"))
+}
+
+/// What a drafter opened, whole.
+struct Opening {
+    key: SessionId,
+    epoch: Epoch,
+    protocol: u32,
+    decoding: Arc<Decoding>,
+    ids: Vec<TokenId>,
+    priority: i32,
+    salt: String,
+}
+
+impl Opening {
+    async fn read(node: &ExpertNode, inbound: &mut Streaming<VerifyRequest>) -> Result<Self, Status> {
+        let Some(VerifyRequest { message: Some(Request::Open(open)) }) = inbound.message().await? else {
+            return Err(Status::invalid_argument("the first message of a session must be `open`"));
+        };
+        let missing = |field: &str| Status::invalid_argument(format!("open.{field} is missing"));
+        let theirs = open.protocol.as_ref().ok_or_else(|| missing("protocol"))?;
+        let protocol = cascadia_proto::negotiate(theirs).map_err(Status::failed_precondition)?;
+        let key = open.key.as_ref().ok_or_else(|| missing("key"))?;
+        let (key, epoch) = convert::session_key(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        node.admits(&open)?;
+        let resolved = open.resolved.as_ref().ok_or_else(|| missing("resolved"))?;
+        // The owner has merged its EOS into the stop ids, so that both sides test one stop set.
+        let decoding = parameters::decoding(resolved, open.prompt_tokens as usize, &[])
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let count = open.history_tokens as usize;
+        if count == 0 || count > node.facts.context {
+            return Err(Status::invalid_argument(format!(
+                "open.history_tokens is {count}; it must be between 1 and the context of {}",
+                node.facts.context
+            )));
+        }
+        let mut ids = Vec::with_capacity(count);
+        while ids.len() < count {
+            let Some(VerifyRequest { message: Some(Request::History(history)) }) = inbound.message().await? else {
+                return Err(Status::invalid_argument(format!("the history ends after {} of {count} ids", ids.len())));
+            };
+            ids.extend(history.ids);
+        }
+        if ids.len() != count {
+            return Err(Status::invalid_argument(format!("the history has {} ids, {count} were announced", ids.len())));
+        }
+        known_ids(&ids, node.facts.vocabulary, "history")?;
+        let salt = if open.cache_salt.is_empty() { open.tenant } else { open.cache_salt };
+        Ok(Self { key, epoch, protocol, decoding: Arc::new(decoding), ids, priority: open.priority, salt })
+    }
+}

@@ -1,0 +1,374 @@
+//! One ragged pass: the packed rows of all chunks through all blocks, logits for the rows wanted.
+//!
+//! Every thread runs [`Pass::run`] whole. Between two meetings at the barrier each writes a part of its own: tiles of
+//! a product, rows of a norm, heads of an attention. No sum is ever split, so threads cannot change a bit.
+
+#![allow(unsafe_code)] // Threads share the scratch buffers by pointer, in disjoint parts; see `Pass`.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cascadia_core::engine::Chunk;
+
+use crate::kernels::Isa;
+use crate::kernels::attention::{Attend, Query};
+use crate::kernels::product::{Activations, Product, Then};
+use crate::kernels::rowwise::{Norm, Quantise, Rotate};
+use crate::kv::{Kv, PAGE};
+use crate::matrix::Matrix;
+use crate::quant::{BLOCK, Dtype};
+use crate::scratch::{FEW_ROWS, Own, Plane, Quantised, Scratch};
+use crate::threads::Barrier;
+use crate::weights::{Layer, Weights};
+
+/// The rows of a batch and how attention walks them; rebuilt for each pass in the same memory.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub(crate) rows: Vec<Row>,
+    /// Rows whose logits are wanted.
+    pub(crate) wanted: Vec<usize>,
+    /// Attention of all rows.
+    all: Vec<Item>,
+    /// Attention of the wanted rows, for the last block.
+    last: Vec<Item>,
+}
+
+/// One token of the batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    token: usize,
+    position: usize,
+    chunk: usize,
+}
+
+/// Neighbouring rows of a chunk whose queries share the loads of keys and values.
+#[derive(Clone, Copy)]
+struct Item {
+    chunk: usize,
+    row: usize,
+    /// Where the first row's result goes.
+    out: usize,
+    count: usize,
+}
+
+impl Plan {
+    /// Plans `batch`; `together` rows share an attention call.
+    pub(crate) fn build(&mut self, batch: &[Chunk<'_>], together: usize) {
+        self.rows.clear();
+        self.wanted.clear();
+        self.all.clear();
+        self.last.clear();
+        for (index, chunk) in batch.iter().enumerate() {
+            let first = self.rows.len();
+            let rows = chunk.tokens.iter().zip(chunk.start..);
+            self.rows.extend(rows.map(|(&token, position)| Row { token: token as usize, position, chunk: index }));
+            let end = self.rows.len();
+            items(&mut self.all, index, first..end, first, together);
+            items(&mut self.last, index, end - chunk.rows..end, self.wanted.len(), together);
+            self.wanted.extend(end - chunk.rows..end);
+        }
+    }
+}
+
+fn items(to: &mut Vec<Item>, chunk: usize, rows: Range<usize>, out: usize, together: usize) {
+    for row in rows.clone().step_by(together) {
+        let count = together.min(rows.end - row);
+        to.push(Item { chunk, row, out: out + row - rows.start, count });
+    }
+}
+
+/// What all threads of a pass see.
+///
+/// The scratch planes, the KV pages and the logits are written through pointers. The rule that makes it sound: between
+/// two meetings each element has at most one thread that writes it, and then no other that reads it.
+pub(crate) struct Pass<'a> {
+    pub(crate) weights: &'a Weights,
+    pub(crate) kv: &'a Kv,
+    pub(crate) scratch: &'a Scratch,
+    pub(crate) plan: &'a Plan,
+    pub(crate) batch: &'a [Chunk<'a>],
+    /// Rows of the table of [`crate::rope::Rope`].
+    pub(crate) angles: &'a [f32],
+    pub(crate) logits: Logits,
+    pub(crate) isa: Isa,
+    pub(crate) progress: &'a AtomicU64,
+}
+
+/// Where the wanted rows go: `rows x vocabulary`.
+#[derive(Clone, Copy)]
+pub(crate) struct Logits(pub(crate) *mut f32);
+
+// SAFETY: written in disjoint tiles; see `Pass`.
+unsafe impl Sync for Logits {}
+// SAFETY: as above.
+unsafe impl Send for Logits {}
+
+/// One thread's view of a pass.
+struct Rank<'a> {
+    pass: &'a Pass<'a>,
+    barrier: &'a Barrier,
+    own: &'a Own,
+    rank: usize,
+}
+
+/// Rows to norm or to quantise, and where the result goes.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    plane: &'a Plane,
+    rows: usize,
+}
+
+impl Pass<'_> {
+    /// The share of thread `rank` in the pass.
+    pub(crate) fn run(&self, rank: usize, barrier: &Barrier) {
+        Rank { pass: self, barrier, own: &self.scratch.own[rank], rank }.run();
+    }
+}
+
+impl Rank<'_> {
+    fn run(&self) {
+        let p = self.pass;
+        let (w, s) = (p.weights, p.scratch);
+        let last = w.layers.len() - 1;
+        let rows = p.plan.rows.len();
+        self.embed();
+        self.barrier.meet();
+        for (index, layer) in w.layers.iter().enumerate() {
+            self.keys_and_queries(index, layer, Source { plane: &s.x, rows });
+            if index < last {
+                self.attend(index, &p.plan.all);
+                self.finish_block(layer, Source { plane: &s.x, rows });
+            } else {
+                self.gather_wanted();
+                self.attend(index, &p.plan.last);
+                self.finish_block(layer, Source { plane: &s.wanted, rows: p.plan.wanted.len() });
+            }
+            if self.rank == 0 {
+                p.progress.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let wanted = Source { plane: &s.wanted, rows: p.plan.wanted.len() };
+        if wanted.rows > 0 {
+            let x = self.normed(wanted, &w.norm);
+            let head = w.head.as_ref().unwrap_or(&w.embedding);
+            self.product(head, x, wanted.rows, (p.logits.0, head.outputs), Then::Store);
+        }
+    }
+
+    /// This thread's part of `n` things, in whole units.
+    fn part(&self, n: usize, unit: usize) -> Range<usize> {
+        let (units, ranks) = (n.div_ceil(unit), self.barrier.ranks());
+        let at = |rank: usize| (units * rank / ranks * unit).min(n);
+        at(self.rank)..at(self.rank + 1)
+    }
+
+    fn embed(&self) {
+        let p = self.pass;
+        let width = p.weights.config.hidden;
+        for row in self.part(p.plan.rows.len(), 1) {
+            // SAFETY: `width` values of a row that this thread alone has until the next meeting.
+            let to = unsafe { std::slice::from_raw_parts_mut(p.scratch.x.row(row), width) };
+            p.weights.embedding.row(p.plan.rows[row].token, to);
+        }
+    }
+
+    /// Queries, keys and values of all rows; keys and values go to their pages.
+    fn keys_and_queries(&self, index: usize, layer: &Layer, x: Source<'_>) {
+        let p = self.pass;
+        let c = &p.weights.config;
+        let qkv = &p.scratch.qkv;
+        let normed = self.normed(x, &layer.attention_norm);
+        self.product(&layer.qkv, normed, x.rows, (qkv.row(0), qkv.stride), Then::Store);
+        self.barrier.meet();
+        let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
+        let width = p.weights.rope.width();
+        for unit in self.part(x.rows * c.kv_heads, 1) {
+            let (index_row, head) = (unit / c.kv_heads, unit % c.kv_heads);
+            let row = p.plan.rows[index_row];
+            let angles = p.angles[row.position * width..][..width].as_ptr();
+            let page = p.batch[row.chunk].pages[row.position / PAGE].index() * p.kv.page_stride;
+            let slot = row.position % PAGE;
+            // SAFETY: heads of this unit, and its slot of its page, which the engine checked; no other unit has them
+            // (two rows of a batch never share a slot: pages that are written belong to one session).
+            unsafe {
+                let at = qkv.row(index_row);
+                let queries = at.add(head * group * dim);
+                let key = at.add((c.heads + head) * dim);
+                let value = at.add((c.heads + c.kv_heads + head) * dim);
+                p.isa.rotate(&Rotate { x: queries, heads: group, half: dim / 2, angles });
+                p.isa.rotate(&Rotate { x: key, heads: 1, half: dim / 2, angles });
+                let keys = p.kv.raw().add(p.kv.keys(index, head) + page + slot);
+                for d in 0..dim {
+                    *keys.add(d * PAGE) = *key.add(d);
+                }
+                let values = p.kv.raw().add(p.kv.values(index, head) + page + slot * p.kv.value_width);
+                std::ptr::copy_nonoverlapping(value, values, dim);
+            }
+        }
+        self.barrier.meet();
+    }
+
+    /// The last block goes on with the wanted rows only.
+    fn gather_wanted(&self) {
+        let p = self.pass;
+        let s = p.scratch;
+        for out in self.part(p.plan.wanted.len(), 1) {
+            let row = p.plan.wanted[out];
+            // SAFETY: rows of two planes of equal stride; this thread alone has row `out` until the next meeting.
+            unsafe { std::ptr::copy_nonoverlapping(s.x.row(row), s.wanted.row(out), s.x.stride) };
+        }
+    }
+
+    fn attend(&self, layer: usize, items: &[Item]) {
+        let p = self.pass;
+        let c = &p.weights.config;
+        let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
+        let most = p.isa.queries();
+        let scale = (1.0 / (dim as f64).sqrt()) as f32;
+        let mut queries = [Query { q: std::ptr::null(), out: std::ptr::null_mut(), last: 0 }; 8];
+        // By turns, not by halves: later rows of a prefill see more keys.
+        for unit in (self.rank..items.len() * c.kv_heads).step_by(self.barrier.ranks()) {
+            let (item, head) = (items[unit / c.kv_heads], unit % c.kv_heads);
+            let chunk = &p.batch[item.chunk];
+            let heads = head * group..(head + 1) * group;
+            // Either several rows with all heads of the group, or one row with some of them.
+            for first in heads.clone().step_by(most) {
+                let mut n = 0;
+                for row in 0..item.count {
+                    for head in first..heads.end.min(first + most) {
+                        // SAFETY: within the rows, whose heads are all there.
+                        let q = unsafe { p.scratch.qkv.row(item.row + row).add(head * dim) };
+                        // SAFETY: as above.
+                        let out = unsafe { p.scratch.attended.row(item.out + row).add(head * dim) };
+                        queries[n] = Query { q, out, last: p.plan.rows[item.row + row].position };
+                        n += 1;
+                    }
+                }
+                // SAFETY: pages were checked by the engine, scores have room for eight rows of all positions, keys and
+                // values were written before the last meeting, and no other unit writes these heads of these rows.
+                unsafe {
+                    p.isa.attend(&Attend {
+                        queries: &queries[..n],
+                        pages: chunk.pages,
+                        keys: p.kv.raw().add(p.kv.keys(layer, head)),
+                        values: p.kv.raw().add(p.kv.values(layer, head)),
+                        page_stride: p.kv.page_stride,
+                        head_dim: dim,
+                        scale,
+                        scores: self.own.scores.row(0),
+                        score_stride: self.own.scores.stride,
+                    });
+                }
+            }
+        }
+        self.barrier.meet();
+    }
+
+    /// From the attended values to the end of the block; the result is added to `x`.
+    fn finish_block(&self, layer: &Layer, x: Source<'_>) {
+        if x.rows == 0 {
+            return;
+        }
+        let s = self.pass.scratch;
+        let attended = self.activations(Source { plane: &s.attended, rows: x.rows });
+        self.product(&layer.output, attended, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
+        self.barrier.meet();
+        let normed = self.normed(x, &layer.mlp_norm);
+        let inner = &s.inner;
+        self.product(&layer.gate_up, normed, x.rows, (inner.row(0), inner.stride), Then::Gate);
+        let mut gated = inner.floats();
+        if self.pass.weights.dtype == Dtype::Q8_0 {
+            // Each thread quantises the blocks that it has just written.
+            let blocks = self.gate_tiles(layer.gate_up.tiles());
+            gated = self.quantise(&s.gated, inner, 0..x.rows, blocks.start / 4..blocks.end / 4);
+        }
+        self.barrier.meet();
+        self.product(&layer.down, gated, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
+        self.barrier.meet();
+    }
+
+    /// Rows after the norm, as the matrices want them. Few rows: each thread for itself. Many: shared out, and met.
+    fn normed(&self, x: Source<'_>, weight: &[f32]) -> Activations {
+        let p = self.pass;
+        let few = x.rows <= FEW_ROWS;
+        let to = if few { self.own } else { &p.scratch.shared };
+        let rows = if few { 0..x.rows } else { self.part(x.rows, 1) };
+        for row in rows.clone() {
+            let norm = Norm {
+                x: x.plane.row(row),
+                weight: weight.as_ptr(),
+                out: to.normed.row(row),
+                width: p.weights.config.hidden,
+                padded: x.plane.stride,
+                eps: p.weights.config.norm_eps as f32,
+            };
+            // SAFETY: two rows of one stride; `to` is this thread's own, or these rows of it are.
+            unsafe { p.isa.rms_norm(&norm) };
+        }
+        let mut activations = to.normed.floats();
+        if p.weights.dtype == Dtype::Q8_0 {
+            activations = self.quantise(&to.quantised, &to.normed, rows, 0..to.normed.stride / BLOCK);
+        }
+        if !few {
+            self.barrier.meet();
+        }
+        activations
+    }
+
+    /// Rows as they are, as the matrices want them.
+    fn activations(&self, x: Source<'_>) -> Activations {
+        if self.pass.weights.dtype == Dtype::F32 {
+            return x.plane.floats();
+        }
+        let few = x.rows <= FEW_ROWS;
+        let to = if few { self.own } else { &self.pass.scratch.shared };
+        let rows = if few { 0..x.rows } else { self.part(x.rows, 1) };
+        let activations = self.quantise(&to.quantised, x.plane, rows, 0..x.plane.stride / BLOCK);
+        if !few {
+            self.barrier.meet();
+        }
+        activations
+    }
+
+    /// Quantises `blocks` of `rows` of a plane into `to`.
+    fn quantise(&self, to: &Quantised, plane: &Plane, rows: Range<usize>, blocks: Range<usize>) -> Activations {
+        let row_blocks = plane.stride / BLOCK;
+        assert!(rows.end * row_blocks <= to.scales.len(), "the scratch was sized for these rows");
+        for row in rows {
+            let at = row * row_blocks + blocks.start;
+            // SAFETY: blocks within the row, by the assertion, that no other thread writes.
+            unsafe {
+                self.pass.isa.quantise(&Quantise {
+                    x: plane.row(row).add(blocks.start * BLOCK),
+                    bytes: to.bytes.raw().add(at * BLOCK),
+                    scales: to.scales.raw().add(at),
+                    offsets: to.offsets.raw().add(at),
+                    blocks: blocks.len(),
+                });
+            }
+        }
+        Activations {
+            floats: std::ptr::null(),
+            stride: 0,
+            bytes: to.bytes.raw(),
+            scales: to.scales.raw(),
+            offsets: to.offsets.raw(),
+        }
+    }
+
+    /// This thread's tiles of gates: whole blocks of 32 gated values.
+    fn gate_tiles(&self, tiles: usize) -> Range<usize> {
+        self.part(tiles, 4)
+    }
+
+    fn product(&self, matrix: &Matrix, x: Activations, rows: usize, out: (*mut f32, usize), then: Then) {
+        let tiles = match then {
+            Then::Gate => self.gate_tiles(matrix.tiles()),
+            Then::Store | Then::Add => self.part(matrix.tiles(), 2),
+        };
+        let product = Product { matrix, x, rows, out: out.0, out_stride: out.1, tiles: (tiles.start, tiles.end), then };
+        // SAFETY: `x` holds `rows` rows of the matrix's inputs, written before the last meeting or by this thread;
+        // `out` has room for them; no other thread has these tiles.
+        unsafe { self.pass.isa.product(&product) };
+    }
+}

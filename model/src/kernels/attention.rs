@@ -1,0 +1,181 @@
+//! Causal attention of a few queries over one session's pages.
+//!
+//! A page of keys is stored dimension by dimension, so that lane = key and a score is one chain along the head; a page
+//! of values is stored key by key, so that lane = dimension and an output is one chain along the keys. The sum of the
+//! softmax has one lane for each position modulo 16. Nothing depends on which queries share the loads.
+
+use cascadia_core::ids::PageId;
+
+use super::lanes::Lanes;
+use super::rowwise::exp;
+use crate::kv::PAGE;
+
+/// One head of one row.
+#[derive(Clone, Copy)]
+pub(crate) struct Query {
+    pub q: *const f32,
+    pub out: *mut f32,
+    /// The last position it sees: its own.
+    pub last: usize,
+}
+
+/// Up to eight queries that share a KV head and a page table.
+#[derive(Clone, Copy)]
+pub(crate) struct Attend<'a> {
+    pub queries: &'a [Query],
+    pub pages: &'a [PageId],
+    /// Keys and values of this layer and head in page 0.
+    pub keys: *const f32,
+    pub values: *const f32,
+    /// Floats from one page to the next.
+    pub page_stride: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    /// Room for `queries.len()` rows of scores.
+    pub scores: *mut f32,
+    /// Floats from one row of scores to the next: at least 16 for each page.
+    pub score_stride: usize,
+}
+
+/// Runs attention; `queries` may not be more than [`Lanes::ROWS`].
+#[inline(always)]
+pub(crate) unsafe fn attend<L: Lanes>(a: &Attend<'_>) {
+    match a.queries.len() {
+        0 => {}
+        1 => queries::<L, 1, 4, 4>(a),
+        2 => queries::<L, 2, 4, 4>(a),
+        3 => queries::<L, 3, 2, 4>(a),
+        4 => queries::<L, 4, 2, 4>(a),
+        5 if L::ROWS > 4 => queries::<L, 5, 1, 2>(a),
+        6 if L::ROWS > 4 => queries::<L, 6, 1, 2>(a),
+        7 if L::ROWS > 4 => queries::<L, 7, 1, 2>(a),
+        8 if L::ROWS > 4 => queries::<L, 8, 1, 2>(a),
+        _ => unreachable!("no path holds more than eight queries"),
+    }
+}
+
+/// `Q` queries, `P` pages of keys and `C` registers of values at a time.
+#[inline(always)]
+unsafe fn queries<L: Lanes, const Q: usize, const P: usize, const C: usize>(a: &Attend<'_>) {
+    let last = a.queries.iter().map(|q| q.last).max().unwrap_or(0);
+    let pages = last / PAGE + 1;
+    let mut page = 0;
+    while page + P <= pages {
+        score_pages::<L, Q, P>(a, page);
+        page += P;
+    }
+    while page < pages {
+        score_pages::<L, Q, 1>(a, page);
+        page += 1;
+    }
+    let mut sums = [0.0; Q];
+    for (q, sum) in sums.iter_mut().enumerate() {
+        *sum = softmax::<L>(a.scores.add(q * a.score_stride), a.queries[q].last / PAGE + 1);
+    }
+    let width = a.head_dim.div_ceil(16);
+    let mut column = 0;
+    while column + C <= width {
+        weigh_values::<L, Q, C>(a, column, &sums);
+        column += C;
+    }
+    while column < width {
+        weigh_values::<L, Q, 1>(a, column, &sums);
+        column += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn score_pages<L: Lanes, const Q: usize, const P: usize>(a: &Attend<'_>, first: usize) {
+    let mut keys = [a.keys; P];
+    for (p, keys) in keys.iter_mut().enumerate() {
+        *keys = keys.add(a.pages.get_unchecked(first + p).index() * a.page_stride);
+    }
+    let mut query = [a.keys; Q];
+    for (q, query) in query.iter_mut().enumerate() {
+        *query = a.queries.get_unchecked(q).q;
+    }
+    let mut sums = [[L::splat(0.0); Q]; P];
+    for d in 0..a.head_dim {
+        for (p, sums) in sums.iter_mut().enumerate() {
+            let k = L::load(keys[p].add(d * PAGE));
+            for (q, sum) in sums.iter_mut().enumerate() {
+                *sum = L::fma(k, L::splat(*query[q].add(d)), *sum);
+            }
+        }
+    }
+    let scale = L::splat(a.scale);
+    for (p, sums) in sums.iter().enumerate() {
+        for (q, &sum) in sums.iter().enumerate() {
+            let start = (first + p) * PAGE;
+            let seen = (a.queries.get_unchecked(q).last + 1).saturating_sub(start);
+            let mut score = L::mul(sum, scale);
+            if seen < PAGE {
+                score = L::keep_first(score, seen, f32::NEG_INFINITY);
+            }
+            L::store(a.scores.add(q * a.score_stride + start), score);
+        }
+    }
+}
+
+/// Turns scores into `exp(score - largest)` and returns their sum.
+#[inline(always)]
+unsafe fn softmax<L: Lanes>(scores: *mut f32, pages: usize) -> f32 {
+    let mut largest = L::splat(f32::NEG_INFINITY);
+    for page in 0..pages {
+        largest = L::max(largest, L::load(scores.add(page * PAGE)));
+    }
+    let largest = L::splat(L::largest(largest));
+    let mut sum = L::splat(0.0);
+    for page in 0..pages {
+        let at = scores.add(page * PAGE);
+        let e = exp::<L>(L::sub(L::load(at), largest));
+        L::store(at, e);
+        sum = L::add(sum, e);
+    }
+    L::sum(sum)
+}
+
+/// `C` registers of the output, from register `column`, for all queries.
+#[inline(always)]
+unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>, column: usize, sums: &[f32; Q]) {
+    let width = a.head_dim.div_ceil(16) * 16;
+    // Up to here all queries see every key; the rest is each query's own, so that none reads a key it may not see.
+    let shared = a.queries.iter().map(|q| q.last + 1).min().unwrap_or(0);
+    let mut outs = [[L::splat(0.0); C]; Q];
+    let mut position = 0;
+    while position < shared {
+        let page = a.pages.get_unchecked(position / PAGE).index();
+        let values = a.values.add(page * a.page_stride + column * 16);
+        let n = (shared - position).min(PAGE);
+        for slot in 0..n {
+            let mut v = [L::splat(0.0); C];
+            for (c, v) in v.iter_mut().enumerate() {
+                *v = L::load(values.add(slot * width + c * 16));
+            }
+            for (q, out) in outs.iter_mut().enumerate() {
+                let weight = L::splat(*a.scores.add(q * a.score_stride + position + slot));
+                for (c, out) in out.iter_mut().enumerate() {
+                    *out = L::fma(v[c], weight, *out);
+                }
+            }
+        }
+        position += n;
+    }
+    for (q, out) in outs.iter_mut().enumerate() {
+        let query = a.queries.get_unchecked(q);
+        for position in shared..=query.last {
+            let page = a.pages.get_unchecked(position / PAGE).index();
+            let values = a.values.add(page * a.page_stride + position % PAGE * width + column * 16);
+            let weight = L::splat(*a.scores.add(q * a.score_stride + position));
+            for (c, out) in out.iter_mut().enumerate() {
+                *out = L::fma(L::load(values.add(c * 16)), weight, *out);
+            }
+        }
+        let sum = L::splat(sums[q]);
+        for (c, &out) in out.iter().enumerate() {
+            let first = (column + c) * 16;
+            let n = (a.head_dim - first).min(16);
+            L::store_first(query.out.add(first), n, L::div(out, sum));
+        }
+    }
+}

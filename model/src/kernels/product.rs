@@ -1,0 +1,190 @@
+//! Matrix products, vectorised across outputs: lane = output, one chain of fused adds along the input.
+//!
+//! A tile is sixteen outputs. Each weight loaded serves up to [`Lanes::ROWS`] rows, whose chains never meet, so a row's
+//! bits do not depend on how many rows it is computed with.
+
+use super::lanes::Lanes;
+use super::rowwise::gated;
+use crate::matrix::{Matrix, Store, TILE};
+use crate::quant::BLOCK;
+
+/// Rows of activations, as the matrix's dtype wants them.
+#[derive(Clone, Copy)]
+pub(crate) struct Activations {
+    /// `f32` rows, for `f32` matrices.
+    pub floats: *const f32,
+    /// Values from one `f32` row to the next.
+    pub stride: usize,
+    /// Quantised rows of `blocks * 32` bytes, for Q8_0 matrices, with their scales and offsets.
+    pub bytes: *const i8,
+    pub scales: *const f32,
+    pub offsets: *const i32,
+}
+
+/// What happens to a tile's result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Then {
+    /// Stored, up to the matrix's last output.
+    Store,
+    /// Added to what is there; the row must have room for whole tiles.
+    Add,
+    /// Even tiles are gates, odd tiles what they gate; tile pair `i` gives outputs `16 i ..`.
+    Gate,
+}
+
+/// A product of some rows with some tiles of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub matrix: &'a Matrix,
+    pub x: Activations,
+    pub rows: usize,
+    pub out: *mut f32,
+    pub out_stride: usize,
+    /// First tile and the one after the last; both even for [`Then::Gate`].
+    pub tiles: (usize, usize),
+    pub then: Then,
+}
+
+/// Runs a product.
+#[inline(always)]
+pub(crate) unsafe fn product<L: Lanes>(p: &Product<'_>) {
+    let (mut tile, end) = p.tiles;
+    while tile < end {
+        if end - tile >= 2 {
+            all_rows::<L, 2>(p, tile);
+            tile += 2;
+        } else {
+            all_rows::<L, 1>(p, tile);
+            tile += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn all_rows<L: Lanes, const T: usize>(p: &Product<'_>, tile: usize) {
+    let mut row = 0;
+    while row < p.rows {
+        let m = (p.rows - row).min(L::ROWS);
+        match m {
+            1 => some_rows::<L, T, 1>(p, tile, row),
+            2 => some_rows::<L, T, 2>(p, tile, row),
+            3 => some_rows::<L, T, 3>(p, tile, row),
+            4 => some_rows::<L, T, 4>(p, tile, row),
+            5 if L::ROWS > 4 => some_rows::<L, T, 5>(p, tile, row),
+            6 if L::ROWS > 4 => some_rows::<L, T, 6>(p, tile, row),
+            7 if L::ROWS > 4 => some_rows::<L, T, 7>(p, tile, row),
+            8 if L::ROWS > 4 => some_rows::<L, T, 8>(p, tile, row),
+            _ => unreachable!("no path holds more than eight rows"),
+        }
+        row += m;
+    }
+}
+
+#[inline(always)]
+unsafe fn some_rows<L: Lanes, const T: usize, const M: usize>(p: &Product<'_>, tile: usize, row: usize) {
+    let mut sums = [[L::splat(0.0); M]; T];
+    match &p.matrix.store {
+        Store::F32(weights) => sums = f32_tiles::<L, T, M>(p, weights.as_ptr(), tile, row),
+        Store::Q8 { bytes, scales } => {
+            for (t, sums) in sums.iter_mut().enumerate() {
+                let first = (tile + t) * p.matrix.blocks;
+                let bytes = bytes.as_ptr().add(first * BLOCK * TILE);
+                *sums = q8_tile::<L, M>(p, bytes, scales.as_ptr().add(first * TILE), row);
+            }
+        }
+    }
+    finish::<L, T, M>(p, &sums, tile, row);
+}
+
+/// `acc = fma(w, x, acc)` in the order of the inputs.
+#[inline(always)]
+unsafe fn f32_tiles<L: Lanes, const T: usize, const M: usize>(
+    p: &Product<'_>,
+    weights: *const f32,
+    tile: usize,
+    row: usize,
+) -> [[L::F; M]; T] {
+    let inputs = p.matrix.inputs;
+    let mut sums = [[L::splat(0.0); M]; T];
+    let x = p.x.floats.add(row * p.x.stride);
+    let weights = weights.add(tile * inputs * TILE);
+    for k in 0..inputs {
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let w = L::load(weights.add((t * inputs + k) * TILE));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = L::fma(w, L::splat(*x.add(r * p.x.stride + k)), *sum);
+            }
+        }
+    }
+    sums
+}
+
+/// Each block of 32 sums exactly in `i32`, is scaled by one `f32` product and added by one fused add.
+#[inline(always)]
+unsafe fn q8_tile<L: Lanes, const M: usize>(
+    p: &Product<'_>,
+    mut weights: *const u8,
+    mut scales: *const u16,
+    row: usize,
+) -> [L::F; M] {
+    /// How far ahead of its use a block is asked for: the hardware's own prefetch stops at page ends.
+    const AHEAD: usize = 4 * BLOCK * TILE;
+    let blocks = p.matrix.blocks;
+    let mut sums = [L::splat(0.0); M];
+    let x = p.x.bytes.add(row * blocks * BLOCK);
+    let x_scales = p.x.scales.add(row * blocks);
+    let offsets = p.x.offsets.add(row * blocks);
+    for block in 0..blocks {
+        let mut dots = [L::int_splat(0); M];
+        for (r, dot) in dots.iter_mut().enumerate() {
+            *dot = L::int_splat(*offsets.add(r * blocks + block));
+        }
+        for group in 0..BLOCK / 4 {
+            let w = L::weights(weights.add(group * 4 * TILE));
+            L::prefetch(weights.wrapping_add(group * 4 * TILE + AHEAD));
+            for (r, dot) in dots.iter_mut().enumerate() {
+                *dot = L::dot4(*dot, w, x.add((r * blocks + block) * BLOCK + group * 4));
+            }
+        }
+        let w_scale = L::load_half(scales);
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let scale = L::mul(w_scale, L::splat(*x_scales.add(r * blocks + block)));
+            *sum = L::fma(L::int_to_float(dots[r]), scale, *sum);
+        }
+        weights = weights.add(BLOCK * TILE);
+        scales = scales.add(TILE);
+    }
+    sums
+}
+
+#[inline(always)]
+unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
+    p: &Product<'_>,
+    sums: &[[L::F; M]; T],
+    tile: usize,
+    row: usize,
+) {
+    // Adding zero makes a negative zero positive: else zeros appended to the inputs could show in the sign.
+    let zero = L::splat(0.0);
+    if p.then == Then::Gate {
+        for r in 0..M {
+            let out = p.out.add((row + r) * p.out_stride + tile / 2 * TILE);
+            L::store(out, gated::<L>(L::add(sums[0][r], zero), L::add(sums[T - 1][r], zero)));
+        }
+        return;
+    }
+    for (t, sums) in sums.iter().enumerate() {
+        let first = (tile + t) * TILE;
+        for (r, &sum) in sums.iter().enumerate() {
+            let out = p.out.add((row + r) * p.out_stride + first);
+            let sum = L::add(sum, zero);
+            if p.then == Then::Add {
+                L::store(out, L::add(L::load(out), sum));
+            } else if first + TILE <= p.matrix.outputs {
+                L::store(out, sum);
+            } else {
+                L::store_first(out, p.matrix.outputs - first, sum);
+            }
+        }
+    }
+}

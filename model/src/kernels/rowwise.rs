@@ -1,0 +1,125 @@
+//! What is done to one row at a time: norm, quantisation, rotation, gate activation.
+
+use super::lanes::Lanes;
+use crate::quant::BLOCK;
+
+/// `exp(x)`: zero below -87.3, clamped above 88.3; within 2 units in the last place between.
+#[inline(always)]
+pub(super) unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
+    const LEAST: f32 = -87.336_54;
+    let y = L::max(L::splat(LEAST), L::min(L::splat(88.37), x));
+    let n = L::round(L::mul(y, L::splat(std::f32::consts::LOG2_E)));
+    // ln 2 in two parts, the first with few enough bits that n times it is exact.
+    let r = L::fma(n, L::splat(-0.693_359_375), y);
+    let r = L::fma(n, L::splat(2.121_944_4e-4), r);
+    let mut p = L::splat(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = L::fma(p, r, L::splat(c));
+    }
+    let p = L::add(L::fma(L::mul(r, r), p, r), L::splat(1.0));
+    L::zero_below(x, LEAST, L::mul(p, L::pow2(n)))
+}
+
+/// `gate / (1 + exp(-gate)) * up`.
+#[inline(always)]
+pub(super) unsafe fn gated<L: Lanes>(gate: L::F, up: L::F) -> L::F {
+    let e = exp::<L>(L::sub(L::splat(0.0), gate));
+    L::mul(L::div(gate, L::add(L::splat(1.0), e)), up)
+}
+
+/// A row to norm. `x`, `weight` and `out` are padded to `padded` (a multiple of 32) values; `x` and `weight` with zeros.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm {
+    pub x: *const f32,
+    pub weight: *const f32,
+    pub out: *mut f32,
+    pub width: usize,
+    pub padded: usize,
+    pub eps: f32,
+}
+
+/// RMS norm. Lane `i` sums the squares at `i` modulo 16, so zeros appended to the row change nothing.
+#[inline(always)]
+pub(crate) unsafe fn rms_norm<L: Lanes>(n: &Norm) {
+    let mut squares = L::splat(0.0);
+    for i in (0..n.padded).step_by(16) {
+        let x = L::load(n.x.add(i));
+        squares = L::fma(x, x, squares);
+    }
+    let mean = L::sum(squares) / n.width as f32;
+    let scale = L::splat(1.0 / (mean + n.eps).sqrt());
+    for i in (0..n.padded).step_by(16) {
+        let x = L::mul(L::load(n.x.add(i)), scale);
+        L::store(n.out.add(i), L::mul(x, L::load(n.weight.add(i))));
+    }
+}
+
+/// Blocks of 32 values to quantise.
+#[derive(Clone, Copy)]
+pub(crate) struct Quantise {
+    pub x: *const f32,
+    pub bytes: *mut i8,
+    pub scales: *mut f32,
+    pub offsets: *mut i32,
+    pub blocks: usize,
+}
+
+/// Quantises blocks of 32 to bytes: scale = largest magnitude / 127, ties to even.
+///
+/// A block below 1e-30 is zero; one with an infinity or a NaN gets the scale NaN. `offsets` is -128 times the sum of
+/// the bytes: weights are stored with 128 added, and this takes it off again.
+#[inline(always)]
+pub(crate) unsafe fn quantise<L: Lanes>(q: &Quantise) {
+    for block in 0..q.blocks {
+        let x = q.x.add(block * BLOCK);
+        let (a, b) = (L::load(x), L::load(x.add(16)));
+        let largest = f32::from_bits(L::magnitude_bits(a, b));
+        let bytes = q.bytes.add(block * BLOCK);
+        let (scale, offset);
+        if largest >= 1e-30 && largest <= f32::MAX {
+            let inverse = L::splat(127.0 / largest);
+            scale = largest / 127.0;
+            offset = -128 * L::store_bytes(bytes, L::mul(a, inverse), L::mul(b, inverse));
+        } else {
+            scale = if largest < 1e-30 { 0.0 } else { f32::NAN };
+            offset = 0;
+            bytes.write_bytes(0, BLOCK);
+        }
+        *q.scales.add(block) = scale;
+        *q.offsets.add(block) = offset;
+    }
+}
+
+/// Heads to rotate in place: `heads` of `2 * half` values, one after the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Rotate {
+    pub x: *mut f32,
+    pub heads: usize,
+    pub half: usize,
+    /// `half` cosines, then `half` sines.
+    pub angles: *const f32,
+}
+
+/// Rotary positions: element `i` and element `i + half` turn together.
+#[inline(always)]
+pub(crate) unsafe fn rotate<L: Lanes>(r: &Rotate) {
+    for head in 0..r.heads {
+        let low = r.x.add(head * 2 * r.half);
+        let high = low.add(r.half);
+        for i in (0..r.half).step_by(16) {
+            let n = (r.half - i).min(16);
+            let (cos, sin, a, b);
+            if n == 16 {
+                (cos, sin) = (L::load(r.angles.add(i)), L::load(r.angles.add(r.half + i)));
+                (a, b) = (L::load(low.add(i)), L::load(high.add(i)));
+            } else {
+                cos = L::load_first(r.angles.add(i), n, 0.0);
+                sin = L::load_first(r.angles.add(r.half + i), n, 0.0);
+                a = L::load_first(low.add(i), n, 0.0);
+                b = L::load_first(high.add(i), n, 0.0);
+            }
+            L::store_first(low.add(i), n, L::sub(L::mul(a, cos), L::mul(b, sin)));
+            L::store_first(high.add(i), n, L::add(L::mul(b, cos), L::mul(a, sin)));
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Drives an engine loop: an OS thread in production, a task in simulation.
+//!
+//! A forward pass must not starve the runtime that keeps leases and status streams alive, hence the thread; a simulated
+//! cluster must not depend on the scheduler of the operating system, hence the task.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// What owns a model: takes commands, runs one batch at a time.
+pub trait EngineLoop: Send + 'static {
+    /// What arrives in the mailbox.
+    type Command: Send + 'static;
+
+    /// Takes one command; cheap, no forward.
+    fn handle(&mut self, command: Self::Command, now: Duration);
+
+    /// Runs one batch.
+    fn step(&mut self, now: Duration);
+
+    /// Whether a step would do anything.
+    fn has_work(&self) -> bool;
+}
+
+/// Where the loop runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drive {
+    /// An OS thread of its own.
+    #[default]
+    Thread,
+    /// A task of the current runtime; every step is one poll.
+    Task,
+}
+
+/// The loop's mailbox. Bounded: a full one refuses instead of growing.
+pub struct Mailbox<C>(mpsc::Sender<C>);
+
+impl<C> Clone for Mailbox<C> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<C> std::fmt::Debug for Mailbox<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mailbox")
+    }
+}
+
+/// A command that the mailbox did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undelivered {
+    /// As many commands wait as may.
+    Full,
+    /// The loop has ended.
+    Closed,
+}
+
+impl<C> Mailbox<C> {
+    /// Delivers a command without waiting.
+    ///
+    /// # Errors
+    /// When the mailbox is full or the loop has ended.
+    pub fn send(&self, command: C) -> Result<(), Undelivered> {
+        self.0.try_send(command).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Undelivered::Full,
+            mpsc::error::TrySendError::Closed(_) => Undelivered::Closed,
+        })
+    }
+}
+
+/// Starts `engine` and returns its mailbox, which holds `capacity` commands. The loop ends when every mailbox is gone.
+pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: usize) -> Mailbox<L::Command> {
+    let (sender, mut receiver) = mpsc::channel::<L::Command>(capacity.max(1));
+    let born = Instant::now();
+    match drive {
+        Drive::Thread => {
+            let body = move || {
+                loop {
+                    if !engine.has_work() {
+                        let Some(command) = receiver.blocking_recv() else { return };
+                        engine.handle(command, born.elapsed());
+                    }
+                    while let Ok(command) = receiver.try_recv() {
+                        engine.handle(command, born.elapsed());
+                    }
+                    if engine.has_work() {
+                        engine.step(born.elapsed());
+                    }
+                    if receiver.is_closed() && receiver.is_empty() {
+                        return;
+                    }
+                }
+            };
+            std::thread::Builder::new().name(name.to_owned()).spawn(body).expect("the system gives a thread");
+        }
+        Drive::Task => {
+            tokio::spawn(async move {
+                loop {
+                    if !engine.has_work() {
+                        let Some(command) = receiver.recv().await else { return };
+                        engine.handle(command, born.elapsed());
+                    }
+                    while let Ok(command) = receiver.try_recv() {
+                        engine.handle(command, born.elapsed());
+                    }
+                    if engine.has_work() {
+                        engine.step(born.elapsed());
+                    }
+                    if receiver.is_closed() && receiver.is_empty() {
+                        return;
+                    }
+                    // A simulated step takes simulated time, so that others can be heard in between.
+                    tokio::time::sleep(SIMULATED_STEP).await;
+                }
+            });
+        }
+    }
+    Mailbox(sender)
+}
+
+/// What a step costs in simulated time.
+const SIMULATED_STEP: Duration = Duration::from_millis(1);

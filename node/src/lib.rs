@@ -1,0 +1,50 @@
+//! What each process does alike: the way in and out, who else is there, how it is told to stop, what it says about itself.
+//!
+//! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
+//! node says about itself · [`lifecycle`] running, draining, stopped · [`admin`] the operator's port · [`telemetry`]
+//! logs and trace context · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
+//!
+//! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
+
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod drive;
+mod jitter;
+pub mod lifecycle;
+pub mod loads;
+pub mod membership;
+pub mod net;
+pub mod owner;
+pub mod process;
+pub mod sessions;
+pub mod status;
+pub mod telemetry;
+
+use cascadia_core::history::hash_bytes;
+use cascadia_core::ids::NodeId;
+
+/// Where a node meets the world: what every node's `run` is handed.
+#[derive(Debug)]
+pub struct Edge {
+    /// The node's name in membership.
+    pub id: NodeId,
+    /// Where it serves.
+    pub listener: net::Listener,
+    /// Where operators ask it; absent in tests that do not.
+    pub admin: Option<net::Listener>,
+    /// How it reaches others.
+    pub connector: net::Connector,
+    /// Who is there.
+    pub membership: membership::Membership,
+    /// How it is told to stop.
+    pub shutdown: lifecycle::Shutdown,
+}
+
+impl Edge {
+    /// Names this start of the node: differs from start to start, but not from run to run of a simulation.
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        hash_bytes(hash_bytes(self.listener.origin(), self.listener.address().as_bytes()), self.id.0.as_bytes())
+    }
+}

@@ -1,0 +1,353 @@
+//! Sockets in and out, swappable for a simulated network: listener, connections, and gRPC settings of both ends.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cascadia_core::history::hash_bytes;
+use cascadia_core::limits;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::lifecycle::Shutdown;
+
+/// How often a quiet connection is asked whether it lives.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long it has to answer.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may take to come up.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long connections have to end after a server was told to stop.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// A byte stream of either kind of network.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// One end of a connection.
+pub struct BoxIo(Pin<Box<dyn Io>>);
+
+impl BoxIo {
+    /// Wraps a byte stream.
+    pub fn new(io: impl Io + 'static) -> Self {
+        Self(Box::pin(io))
+    }
+}
+
+impl fmt::Debug for BoxIo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BoxIo")
+    }
+}
+
+impl AsyncRead for BoxIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for BoxIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.as_mut().poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.as_mut().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl Connected for BoxIo {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// It is not `host:port`.
+    #[error("cannot listen on \"{address}\": it is not of the form host:port; write for example 127.0.0.1:8080, or port 0 for any free one")]
+    Syntax {
+        /// What was asked.
+        address: String,
+    },
+    /// Somebody listens there.
+    #[error("cannot listen on {address}: the port is in use; stop the other process or choose another port (0 takes a free one)")]
+    InUse {
+        /// What was asked.
+        address: String,
+    },
+    /// The host is another machine's.
+    #[error("cannot listen on {address}: this machine does not have that address; use 127.0.0.1, 0.0.0.0 or an address of this machine")]
+    NotOurs {
+        /// What was asked.
+        address: String,
+    },
+    /// The system refuses the port.
+    #[error("cannot listen on {address}: permission denied; choose a port from 1024 up")]
+    Denied {
+        /// What was asked.
+        address: String,
+    },
+    /// Anything else the system says.
+    #[error("cannot listen on {address}: {source}; choose another address")]
+    Other {
+        /// What was asked.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl NetError {
+    fn of(address: &str, source: io::Error) -> Self {
+        let address = address.to_owned();
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::InUse { address },
+            io::ErrorKind::AddrNotAvailable => Self::NotOurs { address },
+            io::ErrorKind::PermissionDenied => Self::Denied { address },
+            io::ErrorKind::InvalidInput => Self::Syntax { address },
+            _ => Self::Other { address, source },
+        }
+    }
+}
+
+/// An address with whoever connects to it.
+pub struct Listener {
+    address: String,
+    incoming: BoxStream<'static, io::Result<BoxIo>>,
+    origin: u64,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Listener({})", self.address)
+    }
+}
+
+impl Listener {
+    /// Listens on `host:port`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// One sentence that names the address, the cause and the cure.
+    pub async fn bind(address: &str) -> Result<Self, NetError> {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(_))) {
+            return Err(NetError::Syntax { address: address.to_owned() });
+        }
+        let listener = TcpListener::bind(address).await.map_err(|source| NetError::of(address, source))?;
+        let bound = listener.local_addr().map_err(|source| NetError::of(address, source))?.to_string();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let origin = hash_bytes(since, &std::process::id().to_le_bytes());
+        Ok(Self { address: bound, incoming: accept(listener).boxed(), origin })
+    }
+
+    /// Whoever a stream brings, for a simulated network.
+    pub fn from_stream<I: Io + 'static>(
+        address: String,
+        incoming: impl Stream<Item = io::Result<I>> + Send + 'static,
+    ) -> Self {
+        Self { address, incoming: incoming.map(|io| io.map(BoxIo::new)).boxed(), origin: 0 }
+    }
+
+    /// The real address, `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Differs between two sockets that had the same address; 0 for a simulated one.
+    pub(crate) fn origin(&self) -> u64 {
+        self.origin
+    }
+
+    /// The connections, as `serve_with_incoming_shutdown` takes them.
+    pub fn into_incoming(self) -> impl Stream<Item = io::Result<BoxIo>> + Send + Unpin + 'static {
+        self.incoming
+    }
+}
+
+/// Accepts for ever. A failed accept says nothing of the listener: out of file descriptors, it waits for some to close.
+fn accept(listener: TcpListener) -> impl Stream<Item = io::Result<BoxIo>> + Send + 'static {
+    futures::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "an accepted connection was gone at once");
+                    }
+                    return Some((Ok(BoxIo::new(stream)), listener));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection, trying again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    })
+}
+
+type Dial = dyn Fn(Uri) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync;
+
+/// The way to other nodes: one lazily connected channel per address.
+#[derive(Clone)]
+pub struct Connector {
+    dial: Arc<Dial>,
+    channels: Arc<Mutex<BTreeMap<String, Channel>>>,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+impl Connector {
+    /// Over TCP.
+    #[must_use]
+    pub fn tcp() -> Self {
+        Self::from_fn(|uri| {
+            Box::pin(async move {
+                let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+                let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+                stream.set_nodelay(true)?;
+                Ok(BoxIo::new(stream))
+            })
+        })
+    }
+
+    /// Over whatever `dial` opens, for a simulated network.
+    pub fn from_fn(dial: impl Fn(Uri) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync + 'static) -> Self {
+        Self { dial: Arc::new(dial), channels: Arc::default() }
+    }
+
+    /// The channel to `host:port`. It connects when first used and again after it broke; while the other end is away
+    /// calls fail at once.
+    #[must_use]
+    pub fn channel(&self, address: &str) -> Channel {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(address) {
+            return channel.clone();
+        }
+        let channel = self.open(address);
+        channels.insert(address.to_owned(), channel.clone());
+        channel
+    }
+
+    /// Drops the channel to an address whose node is gone; calls in flight keep theirs.
+    pub fn forget(&self, address: &str) {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
+    }
+
+    fn open(&self, address: &str) -> Channel {
+        // An address that is no URI is one that nobody answers at: the error comes from the call, as for any other.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid:1"));
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(limits::STREAM_WINDOW)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW);
+        let (dial, address) = (self.dial.clone(), address.to_owned());
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+            let (connecting, address) = (dial(uri), address.clone());
+            async move {
+                match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+                    Ok(Ok(io)) => Ok(TokioIo::new(io)),
+                    Ok(Err(error)) => Err(io::Error::new(error.kind(), format!("cannot reach {address}: {error}"))),
+                    Err(_) => Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("cannot reach {address}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+                    )),
+                }
+            }
+        }))
+    }
+}
+
+/// A gRPC server with the cluster's windows, keepalive and bound on streams.
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(limits::STREAM_WINDOW)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW)
+        .max_concurrent_streams(limits::MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// Serves until stopped: then GOAWAY, and what still runs after [`STOP_GRACE`] is cut. Dropping it cuts at once.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(routes: Routes, listener: Listener, shutdown: &Shutdown) -> Result<(), tonic::transport::Error> {
+    let incoming = listener.into_incoming();
+    let serving = server().add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.stopped());
+    let late = async {
+        shutdown.stopped().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = late => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_says_why_it_cannot_listen() {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        assert!(!listener.address().ends_with(":0"));
+        let taken = Listener::bind(listener.address()).await.unwrap_err().to_string();
+        assert!(taken.contains(listener.address()) && taken.contains("in use"), "{taken}");
+        for bad in ["", "8080", ":8080", "localhost", "127.0.0.1:http", "127.0.0.1:70000"] {
+            assert!(matches!(Listener::bind(bad).await, Err(NetError::Syntax { .. })), "{bad}");
+        }
+        assert!(matches!(Listener::bind("192.0.2.1:0").await, Err(NetError::NotOurs { .. })));
+    }
+
+    #[tokio::test]
+    async fn two_starts_at_one_address_differ() {
+        let first = Listener::bind("127.0.0.1:0").await.unwrap();
+        let (address, origin) = (first.address().to_owned(), first.origin());
+        drop(first);
+        assert_ne!(Listener::bind(&address).await.unwrap().origin(), origin);
+    }
+}

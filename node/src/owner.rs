@@ -1,0 +1,316 @@
+//! The owner's end of `Session/Run`: reading what the router opens, writing what was committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Room, StopMatch, StopSettings, Text};
+use cascadia_core::decoding::Decoding;
+use cascadia_core::engine::ModelFacts;
+use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::session::{Counters, Emitted};
+use cascadia_proto::convert;
+use cascadia_proto::parameters;
+use cascadia_proto::v1::run_request::Message as Request;
+use cascadia_proto::v1::run_response::Message as Response;
+use cascadia_proto::v1::{self, RunRequest, RunResponse};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+/// What the router opened, whole.
+#[derive(Debug)]
+pub struct Opening {
+    /// The session.
+    pub session: SessionId,
+    /// The placement.
+    pub epoch: Epoch,
+    /// The protocol both speak.
+    pub protocol: u32,
+    /// The opening message itself.
+    pub open: v1::RunOpen,
+    /// What the router asks for.
+    pub resolved: v1::Resolved,
+    /// A continued session's prompt length and all its ids.
+    pub continued: Option<(usize, Vec<TokenId>)>,
+}
+
+impl Opening {
+    /// Reads `RunOpen` and, for a continued session, its history.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` naming what is missing or wrong, `FAILED_PRECONDITION` where no protocol is shared.
+    pub async fn read(inbound: &mut Streaming<RunRequest>) -> Result<Self, Status> {
+        let Some(RunRequest { message: Some(Request::Open(open)) }) = inbound.message().await? else {
+            return Err(Status::invalid_argument("the first message of a session must be `open`"));
+        };
+        let theirs = open.protocol.ok_or_else(|| Status::invalid_argument("open.protocol is missing"))?;
+        let protocol = cascadia_proto::negotiate(&theirs).map_err(Status::failed_precondition)?;
+        let key = open.key.clone().ok_or_else(|| Status::invalid_argument("open.key is missing"))?;
+        let (session, epoch) = convert::session_key(&key).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let resolved = open.resolved.clone().ok_or_else(|| Status::invalid_argument("open.resolved is missing"))?;
+        let continued = match &open.continued {
+            None => None,
+            Some(continued) => {
+                let ids = read_history(inbound, continued.history_tokens as usize).await?;
+                Some((continued.prompt_tokens as usize, ids))
+            }
+        };
+        Ok(Self { session, epoch, protocol, open, resolved, continued })
+    }
+
+    /// The time the request has left.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        Duration::from_millis(self.open.remaining_ms)
+    }
+
+    /// Resolves what was opened against a model: ids, decoding and the output they go to.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` naming what is wrong with the prompt or a parameter.
+    pub fn begin(&self, text: &dyn Text, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
+        let parameters = self.resolved.parameters.clone().unwrap_or_default();
+        let (prompt_tokens, ids) = match &self.continued {
+            Some((prompt_tokens, ids)) => (*prompt_tokens, ids.clone()),
+            None => {
+                let prompt = convert::prompt(self.open.prompt.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                let max_tokens = parameters.max_tokens.unwrap_or(1) as usize;
+                let room = Room { context_length: facts.context, max_tokens };
+                let ids = text.resolve(&prompt, room).map_err(Status::invalid_argument)?;
+                (ids.len(), ids)
+            }
+        };
+        if prompt_tokens == 0 || ids.len() < prompt_tokens || ids.len() > facts.context {
+            return Err(Status::invalid_argument(format!(
+                "a history of {} ids with a prompt of {prompt_tokens} does not fit the context of {}", ids.len(), facts.context)));
+        }
+        known_ids(&ids, facts.vocabulary, "history")?;
+        let mut decoding = parameters::decoding(&self.resolved, prompt_tokens, text.eos_ids())
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        decoding.max_tokens = decoding.max_tokens.min(facts.context.saturating_sub(prompt_tokens));
+        let stop = StopSettings {
+            stop_ids: decoding.stop_ids.clone(),
+            stop_strings: parameters.stop,
+            max_tokens: decoding.max_tokens,
+        };
+        let mut output = Output::new(sender, text.begin(&ids[..prompt_tokens], stop), Start { ids: &ids, prompt_tokens, decoding: &decoding });
+        output.reproducible = facts.row_exact;
+        Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
+    }
+
+    /// Part of the prefix cache's key: the request's salt, else its tenant.
+    #[must_use]
+    pub fn salt(&self) -> &str {
+        if self.open.cache_salt.is_empty() { &self.open.tenant } else { &self.open.cache_salt }
+    }
+}
+
+async fn read_history(inbound: &mut Streaming<RunRequest>, count: usize) -> Result<Vec<TokenId>, Status> {
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        let Some(RunRequest { message: Some(Request::History(history)) }) = inbound.message().await? else {
+            return Err(Status::invalid_argument(format!("the history ends after {} of {count} ids", ids.len())));
+        };
+        ids.extend(history.ids);
+    }
+    if ids.len() > count {
+        return Err(Status::invalid_argument(format!("the history has {} ids, {count} were announced", ids.len())));
+    }
+    Ok(ids)
+}
+
+/// Refuses ids outside the vocabulary.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` naming the field and the id.
+pub fn known_ids(ids: &[TokenId], vocabulary: usize, field: &str) -> Result<(), Status> {
+    match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(Status::invalid_argument(format!("{field}: token {id} is unknown, the vocabulary has {vocabulary}"))),
+    }
+}
+
+/// Where a session's messages go.
+pub type Sender = mpsc::Sender<Result<RunResponse, Status>>;
+
+/// A session resolved against a model.
+#[derive(Debug)]
+pub struct Begun {
+    /// What fixes the text.
+    pub decoding: Arc<Decoding>,
+    /// All committed ids, prompt first.
+    pub ids: Vec<TokenId>,
+    /// How many of them are the prompt.
+    pub prompt_tokens: usize,
+    /// Where committed tokens go.
+    pub output: Output,
+}
+
+/// What a session tells its router: each position once, in order, through the one commit function.
+pub struct Output {
+    sender: Sender,
+    commit: Box<dyn Commit>,
+    choice: u32,
+    position: usize,
+    prompt_tokens: usize,
+    logprobs: bool,
+    /// False from the first position that a retry might not repeat.
+    pub reproducible: bool,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Output at {}", self.position)
+    }
+}
+
+/// Where a session's output starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// All committed ids, prompt first.
+    pub ids: &'a [TokenId],
+    /// How many of them are the prompt.
+    pub prompt_tokens: usize,
+    /// What fixes the text.
+    pub decoding: &'a Decoding,
+}
+
+impl Output {
+    /// An output that goes on after the committed ids; their text has been relayed already.
+    pub fn new(sender: Sender, mut commit: Box<dyn Commit>, start: Start<'_>) -> Self {
+        let committed = &start.ids[start.prompt_tokens..];
+        if !committed.is_empty() {
+            commit.commit(committed);
+        }
+        Self {
+            sender,
+            commit,
+            choice: start.decoding.choice,
+            position: start.ids.len(),
+            prompt_tokens: start.prompt_tokens,
+            logprobs: start.decoding.logprobs.is_some(),
+            reproducible: true,
+        }
+    }
+
+    /// Sends one message.
+    ///
+    /// # Errors
+    /// `CANCELLED` where the router has gone.
+    pub async fn send(&self, message: Response) -> Result<(), Status> {
+        let response = RunResponse { message: Some(message) };
+        self.sender.send(Ok(response)).await.map_err(|_| Status::cancelled("the router closed the session"))
+    }
+
+    /// Sends the ids of a new session's prompt.
+    ///
+    /// # Errors
+    /// `CANCELLED` where the router has gone.
+    pub async fn prompt(&self, ids: &[TokenId]) -> Result<(), Status> {
+        for history in convert::histories(ids) {
+            self.send(Response::History(history)).await?;
+        }
+        Ok(())
+    }
+
+    /// Commits and sends; the text's end, if this reached it.
+    ///
+    /// # Errors
+    /// `CANCELLED` where the router has gone.
+    pub async fn emit(&mut self, emitted: &[Emitted], from: Scorer) -> Result<Option<Finish>, Status> {
+        if emitted.is_empty() {
+            return Ok(None);
+        }
+        let ids: Vec<TokenId> = emitted.iter().map(|e| e.token).collect();
+        let Committed { taken, text, finish } = self.commit.commit(&ids);
+        let kept = &emitted[..taken];
+        let logprobs = if self.logprobs { kept.iter().map(|e| from.logprobs(e)).collect() } else { Vec::new() };
+        let tokens = v1::Tokens {
+            choice: self.choice,
+            position: self.position as u64,
+            ids: ids[..taken].to_vec(),
+            text,
+            provenance: kept.iter().map(|e| convert::provenance(e.provenance).into()).collect(),
+            logprobs,
+        };
+        self.position += taken;
+        if taken > 0 || !tokens.text.is_empty() {
+            self.send(Response::Tokens(tokens)).await?;
+        }
+        Ok(finish)
+    }
+
+    /// Ends the session.
+    ///
+    /// # Errors
+    /// `CANCELLED` where the router has gone.
+    pub async fn finish(&self, finish: Finish, speculation: v1::Speculation) -> Result<(), Status> {
+        let (stop_token, stop_string) = match finish.matched {
+            Some(StopMatch::Token(token)) => (Some(token), None),
+            Some(StopMatch::Text(text)) => (None, Some(text)),
+            None => (None, None),
+        };
+        let reason = match finish.reason {
+            FinishReason::Stop => v1::FinishReason::Stop,
+            FinishReason::Length => v1::FinishReason::Length,
+        };
+        self.send(Response::Finished(v1::Finished {
+            reason: reason.into(),
+            usage: Some(v1::Usage {
+                prompt_tokens: self.prompt_tokens as u32,
+                completion_tokens: (self.position - self.prompt_tokens) as u32,
+                cached_tokens: 0,
+            }),
+            speculation: Some(speculation),
+            reproducible: self.reproducible,
+            stop_string,
+            stop_token,
+        }))
+        .await
+    }
+
+    /// Ends the session with an error.
+    pub async fn fail(&self, status: Status) {
+        let _ = self.sender.send(Err(status)).await;
+    }
+
+    /// Returns when the router has closed the session.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
+    }
+}
+
+/// Whose log-probabilities an emitted token carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scorer {
+    /// The expert's.
+    Expert,
+    /// The drafter's: strategy `drafter` alone.
+    Drafter,
+}
+
+impl Scorer {
+    fn logprobs(self, emitted: &Emitted) -> v1::TokenLogprobs {
+        let own = emitted.score.logprob;
+        v1::TokenLogprobs {
+            expert: own.filter(|_| self == Self::Expert),
+            drafter: own.filter(|_| self == Self::Drafter),
+            top: emitted.score.top.iter().map(|&(token, logprob)| v1::Alternative { token, logprob }).collect(),
+        }
+    }
+}
+
+/// A session's counters, as they travel.
+#[must_use]
+pub fn speculation(counters: Counters) -> v1::Speculation {
+    v1::Speculation {
+        blocks: counters.blocks,
+        drafted: counters.drafted,
+        accepted: counters.accepted,
+        relaxed: counters.relaxed,
+        deferred: counters.deferred,
+        expert_passes: counters.expert_passes,
+        moves: counters.moves,
+        stale_blocks: counters.stale_blocks,
+        score: None,
+    }
+}

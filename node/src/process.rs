@@ -1,0 +1,154 @@
+//! The life of a model-serving process around its services: register, serve, drain, leave.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use cascadia_core::engine::{Chunk, Engine, EngineError, Rows};
+use cascadia_core::ids::PageId;
+use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
+use tonic::service::Routes;
+
+use crate::Edge;
+use crate::admin::{self, Admin};
+use crate::membership::MembershipError;
+use crate::net;
+use crate::status::StatusBoard;
+
+/// What membership says of the node.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its role.
+    pub role: Role,
+    /// What it serves.
+    pub models: Vec<ServedModel>,
+    /// Sessions it holds at most.
+    pub capacity: u32,
+    /// How long open sessions have to finish when it is told to stop.
+    pub grace: Duration,
+}
+
+/// Why a process ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The node could not register.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The listener failed.
+    #[error("the node's gRPC listener failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A node's process.
+#[derive(Debug)]
+pub struct Process {
+    edge: Edge,
+    board: StatusBoard,
+    instance: u64,
+}
+
+impl Process {
+    /// A process at its edge; `progress` counts the engine's finished layers.
+    #[must_use]
+    pub fn new(edge: Edge, progress: Arc<AtomicU64>) -> Self {
+        let instance = edge.instance();
+        Self { board: StatusBoard::new(instance, progress), edge, instance }
+    }
+
+    /// What the node says about itself.
+    #[must_use]
+    pub fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    /// Where the node meets the others.
+    #[must_use]
+    pub fn edge(&self) -> &Edge {
+        &self.edge
+    }
+
+    /// Serves `routes` until told to stop: ready, then draining while open sessions finish, then gone.
+    ///
+    /// # Errors
+    /// When the node cannot register or its listener fails.
+    pub async fn serve(
+        self,
+        identity: Identity,
+        routes: Routes,
+        metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<(), ProcessError> {
+        let Self { mut edge, board, instance } = self;
+        let admin_address = edge.admin.as_ref().map(|listener| listener.address().to_owned()).unwrap_or_default();
+        let mut record = NodeRecord {
+            id: edge.id.clone(),
+            instance,
+            role: identity.role,
+            address: edge.listener.address().to_owned(),
+            admin_address,
+            models: identity.models,
+            capacity: identity.capacity,
+            protocol: cascadia_proto::PROTOCOL,
+            state: NodeState::Ready,
+        };
+        let shutdown = edge.shutdown.clone();
+        let admin = edge.admin.take().map(|listener| {
+            let (ready, status) = (board.clone(), board.clone());
+            let pages = Admin {
+                ready: Arc::new(move || ready.ready()),
+                status: Arc::new(move || status.json()),
+                metrics,
+            };
+            tokio::spawn(admin::serve(listener, pages, shutdown.clone()))
+        });
+        // The health service answers on the serving port as well, where gRPC clients look for it.
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let routes = routes.add_service(board.service()).add_service(health_service);
+        let stopped = { let shutdown = shutdown.clone(); async move { shutdown.stopped().await } };
+        let mut server = tokio::spawn(
+            net::server().add_routes(routes).serve_with_incoming_shutdown(edge.listener.into_incoming(), stopped),
+        );
+        board.set_state(NodeState::Ready);
+        let registration = edge.membership.register(record.clone()).await?;
+        tracing::info!(node = %edge.id, address = %record.address, role = ?record.role, "serving");
+
+        shutdown.draining().await;
+        tracing::info!(node = %edge.id, "draining: no new sessions, open ones finish or move");
+        board.set_state(NodeState::Draining);
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        record.state = NodeState::Draining;
+        registration.update(record).await;
+        let finished = async {
+            // One status period, so that every chooser has seen the state before the node is idle by accident.
+            tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD * 2).await;
+            while board.now().sessions > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            () = finished => {}
+            () = shutdown.stopped() => {}
+            () = tokio::time::sleep(identity.grace) => tracing::warn!(node = %edge.id, "grace is over, sessions still open are cut"),
+        }
+        shutdown.stop();
+        registration.withdraw().await;
+        // Status streams never end by themselves; whoever still watches finds the node gone.
+        match tokio::time::timeout(Duration::from_secs(2), &mut server).await {
+            Ok(served) => served.unwrap_or(Ok(()))?,
+            Err(_) => server.abort(),
+        }
+        if let Some(admin) = admin {
+            admin.abort();
+        }
+        Ok(())
+    }
+}
+
+/// One pass over one token: the first pass of a process touches memory that later ones find warm.
+///
+/// # Errors
+/// When the engine fails.
+pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
+    let mut rows = Rows::default();
+    engine.forward(&[Chunk { start: 0, tokens: &[0], pages: &[PageId(0)], rows: 1 }], &mut rows)
+}

@@ -1,0 +1,351 @@
+//! Open sessions of one engine: mailbox in, one ragged batch a step, replies out.
+//!
+//! Drafter and expert differ only in their [`Work`]; every decision (what to batch, what to evict, what a row means) is
+//! in `cascadia-core`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use cascadia_core::engine::Engine;
+use cascadia_core::ids::{Epoch, SessionId};
+use cascadia_core::stepper::{Rank, StepReport, Stepper, Task};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::drive::{EngineLoop, Mailbox, Undelivered};
+use crate::status::{EngineLoad, StatusBoard};
+
+/// A task that takes orders while it runs and has something to say after a step.
+pub trait Work: Task + 'static {
+    /// What an open session may be told.
+    type Order: Send + 'static;
+    /// What it answers.
+    type Reply: Send + 'static;
+
+    /// Takes an order; cheap.
+    fn order(&mut self, order: Self::Order);
+
+    /// What it has to say since the last call, oldest first.
+    fn drain(&mut self, hint: Hint) -> Vec<Self::Reply>;
+}
+
+/// How busy the engine was when the reply was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    /// Tokens that wait.
+    pub queued_tokens: usize,
+    /// Sessions in the batch; 0 where no batch was needed.
+    pub batch_sessions: usize,
+    /// Tokens in the batch.
+    pub batch_tokens: usize,
+}
+
+/// What a session hears.
+#[derive(Debug)]
+pub enum Heard<R> {
+    /// The work's own reply.
+    Reply(R),
+    /// The session lost pages; it holds so many tokens. The engine fills them again by itself.
+    Evicted(usize),
+}
+
+/// Why a session cannot go on here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// As many sessions are open as may.
+    #[error("the node holds as many sessions as it may; retry in 1 s or add nodes")]
+    Full,
+    /// A higher or equal epoch is open, or took over.
+    #[error("stale: epoch {} is open for this session", .0.0)]
+    Epoch(Epoch),
+    /// The engine failed.
+    #[error("the engine failed: {0}")]
+    Engine(String),
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::Full => Self::resource_exhausted(text),
+            Refusal::Epoch(_) => Self::aborted(text),
+            Refusal::Engine(_) => Self::internal(text),
+        }
+    }
+}
+
+impl From<Undelivered> for Status {
+    fn from(undelivered: Undelivered) -> Self {
+        match undelivered {
+            Undelivered::Full => Self::resource_exhausted("the engine's mailbox is full; retry in 1 s"),
+            Undelivered::Closed => Self::unavailable("the engine has ended"),
+        }
+    }
+}
+
+/// A session to open.
+#[derive(Debug)]
+pub struct Open<W> {
+    /// The session.
+    pub key: SessionId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// What to do.
+    pub work: W,
+    /// Higher first.
+    pub priority: i32,
+    /// Part of the prefix cache's key.
+    pub salt: String,
+}
+
+type Replies<W> = mpsc::UnboundedSender<Result<Heard<<W as Work>::Reply>, Refusal>>;
+
+/// What arrives in the engine's mailbox.
+pub enum Command<W: Work> {
+    /// Opens a session, or takes it over with a higher epoch.
+    Open(Box<Open<W>>, Replies<W>),
+    /// An order for an open session.
+    Order(SessionId, Epoch, W::Order),
+    /// The session is over, unless a higher epoch has taken it.
+    Close(SessionId, Epoch),
+}
+
+/// The way to an engine.
+pub struct EngineHandle<W: Work>(pub Mailbox<Command<W>>);
+
+impl<W: Work> Clone for EngineHandle<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<W: Work> std::fmt::Debug for EngineHandle<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("EngineHandle")
+    }
+}
+
+impl<W: Work> EngineHandle<W> {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// When the mailbox is full or the engine has ended.
+    pub fn open(&self, open: Open<W>) -> Result<OpenSession<W>, Status> {
+        // Unbounded, and yet bounded: a reply answers an order, of which a session has at most its slots, or is one of
+        // the tokens that the request was admitted for.
+        let (sender, heard) = mpsc::unbounded_channel();
+        let (key, epoch) = (open.key, open.epoch);
+        self.0.send(Command::Open(Box::new(open), sender))?;
+        Ok(OpenSession { engine: self.clone(), key, epoch, heard })
+    }
+}
+
+/// A session open at an engine; dropping it closes it.
+#[derive(Debug)]
+pub struct OpenSession<W: Work> {
+    engine: EngineHandle<W>,
+    key: SessionId,
+    epoch: Epoch,
+    heard: mpsc::UnboundedReceiver<Result<Heard<W::Reply>, Refusal>>,
+}
+
+impl<W: Work> OpenSession<W> {
+    /// Gives an order.
+    ///
+    /// # Errors
+    /// When the mailbox is full or the engine has ended.
+    pub fn order(&self, order: W::Order) -> Result<(), Status> {
+        Ok(self.engine.0.send(Command::Order(self.key, self.epoch, order))?)
+    }
+
+    /// The next thing the engine says.
+    ///
+    /// # Errors
+    /// When the session cannot go on here.
+    pub async fn next(&mut self) -> Result<Heard<W::Reply>, Status> {
+        match self.heard.recv().await {
+            Some(heard) => Ok(heard?),
+            None => Err(Undelivered::Closed.into()),
+        }
+    }
+}
+
+impl<W: Work> Drop for OpenSession<W> {
+    fn drop(&mut self) {
+        // A full mailbox loses only the message: the engine drops a session that nobody listens to.
+        let _ = self.engine.0.send(Command::Close(self.key, self.epoch));
+    }
+}
+
+/// Observes an engine's loop, for metrics.
+pub trait Observer<R>: Send + 'static {
+    /// A batch of so many sessions and tokens ran.
+    fn stepped(&mut self, sessions: usize, tokens: usize, elapsed: Duration);
+    /// A session got a reply.
+    fn replied(&mut self, reply: &R);
+}
+
+struct Listener<W: Work> {
+    epoch: Epoch,
+    replies: Replies<W>,
+}
+
+/// The loop that owns a model, its pages and its open sessions.
+pub struct SessionLoop<W: Work> {
+    engine: Box<dyn Engine>,
+    stepper: Stepper<W>,
+    listeners: BTreeMap<SessionId, Listener<W>>,
+    board: StatusBoard,
+    observer: Box<dyn Observer<W::Reply>>,
+    batch_tokens: usize,
+}
+
+impl<W: Work> SessionLoop<W> {
+    /// A loop over an engine.
+    #[must_use]
+    pub fn new(
+        engine: Box<dyn Engine>,
+        stepper: Stepper<W>,
+        board: StatusBoard,
+        observer: Box<dyn Observer<W::Reply>>,
+        batch_tokens: usize,
+    ) -> Self {
+        Self { engine, stepper, listeners: BTreeMap::new(), board, observer, batch_tokens }
+    }
+
+    fn open(&mut self, open: Open<W>, replies: Replies<W>, now: Duration) {
+        if let Some(current) = self.listeners.get(&open.key) {
+            if current.epoch >= open.epoch {
+                let _ = replies.send(Err(Refusal::Epoch(current.epoch)));
+                return;
+            }
+            let _ = current.replies.send(Err(Refusal::Epoch(open.epoch)));
+            self.forget(open.key);
+        }
+        let rank = Rank { priority: open.priority, born: now };
+        if self.stepper.insert(open.key, open.work, rank, &open.salt, now).is_err() {
+            let _ = replies.send(Err(Refusal::Full));
+            return;
+        }
+        self.listeners.insert(open.key, Listener { epoch: open.epoch, replies });
+        self.deliver(open.key, Hint::default());
+        self.report(0);
+    }
+
+    fn is_current(&self, key: SessionId, epoch: Epoch) -> bool {
+        self.listeners.get(&key).is_some_and(|listener| listener.epoch == epoch)
+    }
+
+    fn forget(&mut self, key: SessionId) {
+        self.listeners.remove(&key);
+        self.stepper.remove(key);
+    }
+
+    /// Sends what the session has to say; forgets the session if nobody listens.
+    fn deliver(&mut self, key: SessionId, hint: Hint) {
+        let (Some(listener), Some(work)) = (self.listeners.get(&key), self.stepper.get_mut(key)) else { return };
+        let mut heard = true;
+        for reply in work.drain(hint) {
+            self.observer.replied(&reply);
+            heard = listener.replies.send(Ok(Heard::Reply(reply))).is_ok();
+        }
+        if !heard {
+            self.forget(key);
+        }
+    }
+
+    /// Work that nobody waits for is dropped before a batch is cut.
+    fn drop_abandoned(&mut self) {
+        let stepper = &mut self.stepper;
+        self.listeners.retain(|key, listener| {
+            let wanted = !listener.replies.is_closed();
+            if !wanted {
+                stepper.remove(*key);
+            }
+            wanted
+        });
+    }
+
+    fn report(&self, batch_tokens_last: usize) {
+        let load = self.stepper.load();
+        self.board.record(EngineLoad {
+            sessions: load.sessions,
+            queued_tokens: load.queued_tokens,
+            running_tokens: load.running_tokens,
+            kv_pages: load.pages_total,
+            kv_pages_free: load.pages_free,
+            batch_tokens_last,
+            batch_budget: self.batch_tokens,
+        });
+    }
+
+    fn settle(&mut self, report: StepReport) {
+        let hint = Hint {
+            queued_tokens: self.stepper.load().queued_tokens,
+            batch_sessions: report.sessions,
+            batch_tokens: report.tokens,
+        };
+        for eviction in report.evicted {
+            if let Some(listener) = self.listeners.get(&eviction.key) {
+                let _ = listener.replies.send(Ok(Heard::Evicted(eviction.held)));
+            }
+        }
+        for failure in report.failed {
+            if let Some(listener) = self.listeners.remove(&failure.key) {
+                let _ = listener.replies.send(Err(Refusal::Engine(failure.error.to_string())));
+            }
+        }
+        for key in report.ran {
+            self.deliver(key, hint);
+        }
+    }
+}
+
+impl<W: Work> EngineLoop for SessionLoop<W> {
+    type Command = Command<W>;
+
+    fn handle(&mut self, command: Command<W>, now: Duration) {
+        match command {
+            Command::Open(open, replies) => self.open(*open, replies, now),
+            Command::Order(key, epoch, order) => {
+                if self.is_current(key, epoch)
+                    && let Some(work) = self.stepper.get_mut(key)
+                {
+                    work.order(order);
+                    self.deliver(key, Hint::default());
+                }
+            }
+            Command::Close(key, epoch) => {
+                if self.is_current(key, epoch) {
+                    self.forget(key);
+                    self.report(0);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, now: Duration) {
+        self.drop_abandoned();
+        if !self.stepper.has_work() {
+            self.report(0);
+            return;
+        }
+        let layers = self.engine.progress();
+        let before = layers.load(Relaxed);
+        let started = Instant::now();
+        let report = self.stepper.step(self.engine.as_mut(), now);
+        let elapsed = started.elapsed();
+        let finished = u32::try_from(layers.load(Relaxed) - before).unwrap_or(u32::MAX);
+        self.board.observe_layer(elapsed / finished.max(1));
+        self.observer.stepped(report.sessions, report.tokens, elapsed);
+        let tokens = report.tokens;
+        self.settle(report);
+        self.report(tokens);
+    }
+
+    fn has_work(&self) -> bool {
+        self.stepper.has_work()
+    }
+}

@@ -1,0 +1,11 @@
+//! Compiles the protos; `tools/protoc` (see `.cargo/config.toml`) finds the compiler.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let descriptor = PathBuf::from(std::env::var("OUT_DIR")?).join("cascadia.bin");
+    tonic_prost_build::configure()
+        .file_descriptor_set_path(descriptor)
+        .compile_protos(&["cascadia/v1/inference.proto", "cascadia/v1/cluster.proto"], &["."])?;
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! Who may come in, and on which terms: bounds, validation, and everything that is fixed for the session's life.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cascadia_core::ids::SessionId;
+use cascadia_core::limits;
+use cascadia_core::placement::placement_key;
+use cascadia_node::telemetry::TraceContext;
+use cascadia_proto::parameters;
+use cascadia_proto::v1::prompt::Kind;
+use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt, Resolved};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::config::RouterConfig;
+use crate::error::GenerateError;
+
+/// A label (request id, tenant, conversation, cache salt, model) has at most so many bytes.
+const LABEL_BYTES: usize = 512;
+
+/// What is left of a message's bound for a prompt, so that the owner's `Open` around it keeps the bound too.
+const PROMPT_BYTES: usize = limits::REQUEST_BYTES - limits::CONTROL_BYTES;
+
+/// The door: so many sessions at once.
+#[derive(Debug)]
+pub struct Admission {
+    limit: usize,
+    places: Arc<Semaphore>,
+    /// How long sessions lately took, seconds; 0 before the first.
+    lately: Mutex<f64>,
+}
+
+impl Admission {
+    /// A door for so many sessions.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { limit, places: Arc::new(Semaphore::new(limit)), lately: Mutex::new(0.0) }
+    }
+
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// When there is none, with the time after which one can be expected.
+    pub fn enter(self: &Arc<Self>) -> Result<Place, GenerateError> {
+        match self.places.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Place { door: self.clone(), entered: Instant::now(), _permit: permit }),
+            Err(_) => {
+                let lately = *self.lately.lock().expect("no panic under this lock");
+                Err(GenerateError::Full { limit: self.limit, retry_after: retry_after(lately, self.limit) })
+            }
+        }
+    }
+
+    /// Sessions inside.
+    #[must_use]
+    pub fn admitted(&self) -> usize {
+        self.limit - self.places.available_permits()
+    }
+}
+
+/// When a place can be expected: sessions of `lately` seconds leave a full house of `limit` at this pace.
+fn retry_after(lately: f64, limit: usize) -> Duration {
+    Duration::from_secs((lately / limit.max(1) as f64).ceil().clamp(1.0, 30.0) as u64)
+}
+
+/// An admitted session's place, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    door: Arc<Admission>,
+    entered: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let took = self.entered.elapsed().as_secs_f64();
+        if let Ok(mut lately) = self.door.lately.lock() {
+            *lately = if *lately == 0.0 { took } else { *lately * 0.9 + took * 0.1 };
+        }
+    }
+}
+
+/// What was admitted; nothing of it changes while the session lives.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The session's name in the cluster.
+    pub session: SessionId,
+    /// Its label.
+    pub request_id: String,
+    /// The served model.
+    pub model: String,
+    /// The prompt as it came.
+    pub prompt: Prompt,
+    /// All parameters.
+    pub parameters: Parameters,
+    /// Key of all chance.
+    pub seed: u64,
+    /// Whose session it is.
+    pub tenant: String,
+    /// Higher first.
+    pub priority: i32,
+    /// Part of the prefix cache's key.
+    pub cache_salt: String,
+    /// Sessions of equal key meet again.
+    pub key: Option<u64>,
+    /// Tokens it is expected to bring.
+    pub tokens: u64,
+    /// When the client asked.
+    pub arrived: Instant,
+    /// What time it has.
+    pub allowed: Duration,
+    /// The client's trace.
+    pub trace: TraceContext,
+}
+
+impl Terms {
+    /// When its time is up.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.arrived + self.allowed
+    }
+
+    /// What travels to owners.
+    #[must_use]
+    pub fn resolved(&self, parameters: Parameters) -> Resolved {
+        Resolved { parameters: Some(parameters), seed: self.seed, choice: 0 }
+    }
+
+    /// Fixes the terms of a request for `model`, which the caller has looked up.
+    ///
+    /// # Errors
+    /// Which field is wrong, and the cure.
+    pub fn of(
+        request: GenerateRequest,
+        model: String,
+        trace: TraceContext,
+        config: &RouterConfig,
+    ) -> Result<Self, GenerateError> {
+        let arrived = Instant::now();
+        for (field, text) in [
+            ("request_id", request.request_id.as_str()),
+            ("tenant", &request.tenant),
+            ("conversation", &request.conversation),
+            ("cache_salt", request.cache_salt.as_deref().unwrap_or_default()),
+        ] {
+            if text.len() > LABEL_BYTES {
+                return Err(GenerateError::TooLong { field, bytes: text.len(), limit: LABEL_BYTES });
+            }
+        }
+        let allowed = match request.timeout_ms {
+            None => config.deadline(),
+            Some(0) => return Err(GenerateError::NoTime),
+            Some(ms) => Duration::from_millis(ms).min(config.max_deadline()),
+        };
+        let prompt = request.prompt.filter(|prompt| !is_empty(prompt)).ok_or(GenerateError::EmptyPrompt)?;
+        let bytes = prompt_bytes(&prompt);
+        if bytes > PROMPT_BYTES {
+            return Err(GenerateError::TooLong { field: "prompt", bytes, limit: PROMPT_BYTES });
+        }
+        let parameters = parameters::resolve(&request.parameters.unwrap_or_default(), &config.defaults)?;
+        let session = config.mint.session();
+        let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
+        let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request_id));
+        let parameters = Parameters { seed: Some(seed), ..parameters };
+        let conversation = Some(request.conversation.as_str()).filter(|conversation| !conversation.is_empty());
+        let prompt_tokens = match &prompt.kind {
+            Some(Kind::Ids(ids)) => ids.ids.len(),
+            _ => bytes / 4,
+        };
+        Ok(Self {
+            session,
+            key: placement_key(&request.tenant, conversation, &beginning(&prompt)),
+            tokens: prompt_tokens as u64 + u64::from(parameters.max_tokens()),
+            cache_salt: request.cache_salt.unwrap_or_else(|| request.tenant.clone()),
+            tenant: request.tenant,
+            priority: request.priority,
+            request_id,
+            model,
+            prompt,
+            parameters,
+            seed,
+            arrived,
+            allowed,
+            trace,
+        })
+    }
+}
+
+/// The model a request means: the named one, or the only one.
+///
+/// # Errors
+/// Which models there are.
+pub fn model_of(asked: &str, served: Vec<String>) -> Result<String, GenerateError> {
+    if served.is_empty() {
+        return Err(GenerateError::NothingServed);
+    }
+    if asked.is_empty() {
+        return match <[String; 1]>::try_from(served) {
+            Ok([model]) => Ok(model),
+            Err(served) => Err(GenerateError::WhichModel { served }),
+        };
+    }
+    if served.iter().any(|model| model == asked) {
+        return Ok(asked.to_owned());
+    }
+    let asked = asked.chars().take(80).collect();
+    Err(GenerateError::UnknownModel { asked, served })
+}
+
+fn is_empty(prompt: &Prompt) -> bool {
+    match &prompt.kind {
+        None => true,
+        Some(Kind::Text(text)) => text.is_empty(),
+        Some(Kind::Messages(messages)) => messages.messages.iter().all(|message| message.content.is_empty()),
+        Some(Kind::Ids(ids)) => ids.ids.is_empty(),
+    }
+}
+
+/// Bytes of the prompt on the wire, at most.
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    match &prompt.kind {
+        None => 0,
+        Some(Kind::Text(text)) => text.len(),
+        Some(Kind::Messages(messages)) => {
+            messages.messages.iter().map(|message| message.role.len() + message.content.len() + 16).sum()
+        }
+        // A varint of 32 bits has 5 bytes at most.
+        Some(Kind::Ids(ids)) => ids.ids.iter().map(|id| (38 - (id | 1).leading_zeros() as usize) / 7).sum(),
+    }
+}
+
+/// As much of the prompt as makes a placement key.
+fn beginning(prompt: &Prompt) -> Vec<u8> {
+    let enough = limits::PLACEMENT_KEY_BYTES;
+    match &prompt.kind {
+        None => Vec::new(),
+        Some(Kind::Text(text)) => text.bytes().take(enough).collect(),
+        Some(Kind::Messages(messages)) => {
+            // Separators, so that a role is no content.
+            let fields = messages.messages.iter().flat_map(|message| [&message.role, &message.content]);
+            fields.flat_map(|field| field.bytes().chain([0])).take(enough).collect()
+        }
+        Some(Kind::Ids(ids)) => ids.ids.iter().flat_map(|id| id.to_le_bytes()).take(enough).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cascadia_proto::v1::{Message, Messages, TokenIds};
+
+    use super::*;
+    use crate::mint::Mint;
+
+    fn text(text: &str) -> Prompt {
+        Prompt { kind: Some(Kind::Text(text.into())) }
+    }
+
+    fn terms(request: GenerateRequest) -> Result<Terms, GenerateError> {
+        let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
+        Terms::of(request, "m".into(), TraceContext::default(), &config)
+    }
+
+    fn request(prompt: Prompt) -> GenerateRequest {
+        GenerateRequest { prompt: Some(prompt), ..GenerateRequest::default() }
+    }
+
+    #[test]
+    fn empty_prompts_are_refused() {
+        let messages = Messages { messages: vec![Message { role: "user".into(), content: String::new() }] };
+        for prompt in [
+            Prompt::default(),
+            text(""),
+            Prompt { kind: Some(Kind::Ids(TokenIds::default())) },
+            Prompt { kind: Some(Kind::Messages(messages)) },
+        ] {
+            assert!(matches!(terms(request(prompt)), Err(GenerateError::EmptyPrompt)));
+        }
+        assert!(matches!(terms(GenerateRequest::default()), Err(GenerateError::EmptyPrompt)));
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_by_name() {
+        let long = terms(request(text(&"x".repeat(limits::REQUEST_BYTES))));
+        assert!(matches!(long, Err(GenerateError::TooLong { field: "prompt", .. })));
+        let label = GenerateRequest { tenant: "x".repeat(LABEL_BYTES + 1), ..request(text("x")) };
+        assert!(matches!(terms(label), Err(GenerateError::TooLong { field: "tenant", .. })));
+        let timeless = GenerateRequest { timeout_ms: Some(0), ..request(text("x")) };
+        assert!(matches!(terms(timeless), Err(GenerateError::NoTime)));
+    }
+
+    #[test]
+    fn the_same_request_id_gives_the_same_seed_in_another_session() {
+        let asked = GenerateRequest { request_id: "again".into(), ..request(text("x")) };
+        let config = RouterConfig::default();
+        let once = Terms::of(asked.clone(), "m".into(), TraceContext::default(), &config).unwrap();
+        let twice = Terms::of(asked, "m".into(), TraceContext::default(), &config).unwrap();
+        assert_eq!(once.seed, twice.seed);
+        assert_eq!(once.parameters.seed, Some(once.seed));
+        assert_ne!(once.session, twice.session);
+    }
+
+    #[test]
+    fn a_deadline_is_the_clients_up_to_the_operators() {
+        let timed = |ms| terms(GenerateRequest { timeout_ms: Some(ms), ..request(text("x")) }).unwrap().allowed;
+        assert_eq!(timed(50), Duration::from_millis(50));
+        assert_eq!(timed(u64::MAX), RouterConfig::default().max_deadline());
+        assert_eq!(terms(request(text("x"))).unwrap().allowed, limits::DEFAULT_DEADLINE);
+    }
+
+    #[test]
+    fn a_model_is_the_named_or_the_only_one() {
+        let both = || vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(model_of("", vec!["a".into()]).unwrap(), "a");
+        assert_eq!(model_of("b", both()).unwrap(), "b");
+        assert!(matches!(model_of("", both()), Err(GenerateError::WhichModel { .. })));
+        let unknown = model_of("c", both()).unwrap_err().to_string();
+        assert_eq!(unknown, "model \"c\" is not served here: name one of a, b");
+        assert!(matches!(model_of("c", Vec::new()), Err(GenerateError::NothingServed)));
+    }
+
+    #[test]
+    fn ids_are_measured_as_they_travel() {
+        let ids = |ids: &[u32]| Prompt { kind: Some(Kind::Ids(TokenIds { ids: ids.to_vec() })) };
+        assert_eq!(prompt_bytes(&ids(&[0, 127, 128, 16_383, 16_384, u32::MAX])), 1 + 1 + 2 + 2 + 3 + 5);
+        assert_eq!(beginning(&ids(&[1])), [1, 0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn the_door_is_bounded_and_says_when_to_retry() {
+        let door = Arc::new(Admission::new(1));
+        let place = door.enter().unwrap();
+        assert_eq!(door.admitted(), 1);
+        assert!(matches!(door.enter(), Err(GenerateError::Full { limit: 1, .. })));
+        drop(place);
+        door.enter().unwrap();
+        assert_eq!(retry_after(0.0, 4), Duration::from_secs(1));
+        assert_eq!(retry_after(50.0, 4), Duration::from_secs(13));
+        assert_eq!(retry_after(1e9, 4), Duration::from_secs(30));
+    }
+}

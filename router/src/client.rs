@@ -1,0 +1,176 @@
+//! The client's end of a session: a bounded queue, and a watch on whether anyone reads it.
+//!
+//! The queue holds as many messages as the request may bring forth, so a slow reader never makes its owner wait, let
+//! alone another session; one that leaves its stream unread for too long loses its own session and nothing else.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use cascadia_proto::v1::GenerateResponse;
+use cascadia_proto::v1::generate_response::Event;
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+
+/// What the client is sent: events, and an error at most at the end.
+type Message = Result<GenerateResponse, Status>;
+
+/// The session's handle to its client.
+#[derive(Clone, Debug)]
+pub struct Client {
+    sender: mpsc::Sender<Message>,
+    reading: Arc<Reading>,
+}
+
+/// What the client reads.
+#[derive(Debug)]
+pub struct ClientStream {
+    receiver: mpsc::Receiver<Message>,
+    reading: Arc<Reading>,
+    first: Option<Message>,
+}
+
+/// When a message was last taken, or put where none waited; milliseconds since the session began.
+#[derive(Debug)]
+struct Reading {
+    born: Instant,
+    since: AtomicU64,
+}
+
+impl Reading {
+    fn stamp(&self) {
+        self.since.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Both ends, for a request of so many tokens.
+#[must_use]
+pub fn channel(max_tokens: usize) -> (Client, ClientStream) {
+    // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
+    let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
+    let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0) });
+    (Client { sender, reading: reading.clone() }, ClientStream { receiver, reading, first: None })
+}
+
+/// No request waits with more; a longer text has been read in part by then, or its client is stalled.
+const MOST_MESSAGES: usize = 1 << 20;
+
+impl Client {
+    /// Sends an event, after those that wait. Never waits itself unless the whole request is unread.
+    pub async fn send(&self, event: Event) {
+        if self.sender.capacity() == self.sender.max_capacity() {
+            self.reading.stamp();
+        }
+        // A client that is gone is noticed by `closed`.
+        let _ = self.sender.send(Ok(GenerateResponse { event: Some(event) })).await;
+    }
+
+    /// Ends the stream with an error, as far as the client still reads.
+    pub fn fail(&self, status: Status) {
+        let _ = self.sender.try_send(Err(status));
+    }
+
+    /// Returns when the client has gone.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
+    }
+
+    /// Returns when messages have waited unread for so long.
+    pub async fn left_unread(&self, timeout: Duration) {
+        loop {
+            let since = self.reading.since.load(Ordering::Relaxed);
+            let unread = self.sender.capacity() < self.sender.max_capacity();
+            let due = self.reading.born + Duration::from_millis(since) + timeout;
+            if !unread {
+                tokio::time::sleep(timeout / 8).await;
+            } else if Instant::now() < due {
+                tokio::time::sleep_until(due).await;
+            } else {
+                return;
+            }
+        }
+    }
+}
+
+impl ClientStream {
+    /// Waits for the first message: an error before any event becomes the call's own status.
+    ///
+    /// # Errors
+    /// The session's, if it failed before it began.
+    pub async fn begin(mut self) -> Result<Self, Status> {
+        match self.receiver.recv().await {
+            Some(Err(status)) => Err(status),
+            first => {
+                self.reading.stamp();
+                self.first = first;
+                Ok(self)
+            }
+        }
+    }
+}
+
+impl Stream for ClientStream {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let polled = self.receiver.poll_recv(context);
+        if let Poll::Ready(Some(_)) = polled {
+            self.reading.stamp();
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cascadia_proto::v1::Tokens;
+    use futures::StreamExt;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_is_never_stalled() {
+        let (client, mut stream) = channel(100);
+        let reader = tokio::spawn(async move { while stream.next().await.is_some() {} });
+        let stalled = tokio::time::timeout(Duration::from_secs(600), async {
+            let feed = async {
+                loop {
+                    client.send(Event::Tokens(Tokens::default())).await;
+                    tokio::time::sleep(Duration::from_secs(7)).await;
+                }
+            };
+            tokio::select! { () = feed => {}, () = client.left_unread(TIMEOUT) => {} }
+        });
+        assert!(stalled.await.is_err());
+        drop(client);
+        reader.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_reading_is_noticed_after_the_timeout() {
+        let (client, stream) = channel(100);
+        tokio::time::sleep(Duration::from_secs(500)).await;
+        client.send(Event::Tokens(Tokens::default())).await;
+        let sent = Instant::now();
+        client.left_unread(TIMEOUT).await;
+        assert!(sent.elapsed() >= TIMEOUT && sent.elapsed() < TIMEOUT * 2, "{:?}", sent.elapsed());
+        drop(stream);
+        client.closed().await;
+    }
+
+    #[tokio::test]
+    async fn an_early_error_is_the_calls_own() {
+        let (client, stream) = channel(1);
+        client.fail(Status::not_found("no such model"));
+        assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
+    }
+}

@@ -1,0 +1,159 @@
+//! What to do when an owner's stream ends: pure, so that every case stands in a test.
+
+use std::error::Error as _;
+
+use cascadia_proto::v1;
+use tonic::{Code, Status};
+
+use crate::transcript::Breach;
+
+/// How an owner's stream ended.
+#[derive(Debug)]
+pub enum End {
+    /// The text is complete.
+    Finished(v1::Finished),
+    /// `cascade_query` fell short; nothing was committed.
+    HandedOver(v1::Handover),
+    /// The owner has no room.
+    Full(Status),
+    /// The owner said no, and another would say the same.
+    Refused(Status),
+    /// The owner is gone, or goes.
+    Lost(Loss),
+    /// The owner broke the protocol.
+    Broke(Breach),
+}
+
+/// How an owner was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection is gone.
+    Connection,
+    /// The stream ended before the text did; the node may live.
+    Stream,
+    /// Its status says that it hangs.
+    Hung,
+    /// It answered that it takes or keeps no sessions.
+    Leaving,
+}
+
+impl Loss {
+    /// The metric's label.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Connection => "owner_lost",
+            Self::Stream => "owner_stream_lost",
+            Self::Hung => "owner_hung",
+            Self::Leaving => "owner_drain",
+        }
+    }
+}
+
+/// Reads an error of an owner's stream.
+#[must_use]
+pub fn read_status(status: Status) -> End {
+    // What tonic made of a broken transport has a cause; what the owner itself said has none.
+    if status.source().is_some() {
+        return End::Lost(Loss::Connection);
+    }
+    match status.code() {
+        Code::Unavailable => End::Lost(Loss::Leaving),
+        // No owner says these; they stand for streams that ended without a word.
+        Code::Unknown | Code::Cancelled | Code::Aborted => End::Lost(Loss::Stream),
+        Code::ResourceExhausted => End::Full(status),
+        _ => End::Refused(status),
+    }
+}
+
+/// What is known of a session when an owner's stream ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SoFar {
+    /// Some owner has opened the session: it is admitted, from here on it may be delayed but not refused.
+    pub begun: bool,
+    /// Owners that had no room.
+    pub full: u32,
+    /// Owners in turn whose streams ended after they opened the session and before they committed anything.
+    pub barren: u32,
+}
+
+/// Owners in turn that may die of a session before it counts as the cause. Nodes lost otherwise are never counted.
+pub const MOST_BARREN: u32 = 8;
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Tell the client the end.
+    Finish,
+    /// Place it on an expert, from the prompt.
+    HandOver,
+    /// Place it again with what is committed, anywhere but there.
+    PlaceAgain,
+    /// Give the client the owner's error.
+    Answer,
+    /// The session seems to kill its owners: end it.
+    Condemn,
+}
+
+/// What comes after an end.
+#[must_use]
+pub fn after(end: &End, so_far: SoFar) -> Next {
+    match end {
+        End::Finished(_) => Next::Finish,
+        End::HandedOver(_) => Next::HandOver,
+        End::Refused(_) | End::Broke(_) => Next::Answer,
+        End::Full(_) if so_far.begun || so_far.full <= 1 => Next::PlaceAgain,
+        End::Full(_) => Next::Answer,
+        End::Lost(_) if so_far.barren >= MOST_BARREN => Next::Condemn,
+        End::Lost(_) => Next::PlaceAgain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun() -> SoFar {
+        SoFar { begun: true, ..SoFar::default() }
+    }
+
+    #[test]
+    fn a_definite_answer_is_the_clients() {
+        for status in [
+            Status::invalid_argument("the prompt is over the context"),
+            Status::not_found("no such model"),
+            Status::failed_precondition("protocols"),
+            Status::internal("the engine failed"),
+            Status::deadline_exceeded("too late"),
+        ] {
+            assert_eq!(after(&read_status(status), SoFar::default()), Next::Answer);
+        }
+    }
+
+    #[test]
+    fn a_lost_owner_is_replaced() {
+        assert!(matches!(read_status(Status::unavailable("draining")), End::Lost(Loss::Leaving)));
+        assert!(matches!(read_status(Status::unknown("no trailers")), End::Lost(Loss::Stream)));
+        let broken = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+        assert!(matches!(read_status(broken), End::Lost(Loss::Connection)));
+        for loss in [Loss::Connection, Loss::Stream, Loss::Hung, Loss::Leaving] {
+            assert_eq!(after(&End::Lost(loss), begun()), Next::PlaceAgain);
+            assert_eq!(after(&End::Lost(loss), SoFar::default()), Next::PlaceAgain);
+        }
+    }
+
+    #[test]
+    fn a_full_owner_is_tried_once_elsewhere_before_the_session_began_and_always_after() {
+        let full = || read_status(Status::resource_exhausted("no slot"));
+        assert_eq!(after(&full(), SoFar { full: 1, ..SoFar::default() }), Next::PlaceAgain);
+        assert_eq!(after(&full(), SoFar { full: 2, ..SoFar::default() }), Next::Answer);
+        assert_eq!(after(&full(), SoFar { full: 9, ..begun() }), Next::PlaceAgain);
+    }
+
+    #[test]
+    fn a_session_that_kills_its_owners_ends() {
+        let lost = End::Lost(Loss::Stream);
+        assert_eq!(after(&lost, SoFar { barren: MOST_BARREN - 1, ..begun() }), Next::PlaceAgain);
+        assert_eq!(after(&lost, SoFar { barren: MOST_BARREN, ..begun() }), Next::Condemn);
+    }
+}

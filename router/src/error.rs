@@ -1,0 +1,195 @@
+//! Everything that can go wrong with a request, and the one place where it becomes a gRPC status.
+
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::PlacementError;
+use cascadia_node::membership::MembershipError;
+use cascadia_proto::parameters::ParameterError;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::transcript::Breach;
+
+/// Why the router could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The configuration means nothing.
+    #[error("router configuration: {0}")]
+    Config(String),
+    /// Membership refused the node.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The listener failed.
+    #[error("the router's gRPC listener failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The service's own description cannot be served.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Why a generation ended without its text.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// A parameter is out of range, unknown or not allowed.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// Nothing to continue.
+    #[error("the prompt is empty: send text, messages or token ids")]
+    EmptyPrompt,
+    /// A field is too large to travel.
+    #[error("{field} has {bytes} bytes, at most {limit} are taken: shorten it")]
+    TooLong {
+        /// Its name.
+        field: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// Its bound.
+        limit: usize,
+    },
+    /// A deadline of nothing.
+    #[error("timeout_ms is 0: leave it out for the default, or give at least 1")]
+    NoTime,
+    /// Several models are served and none was named.
+    #[error("no model is named and the cluster serves several: name one of {}", served.join(", "))]
+    WhichModel {
+        /// Their names.
+        served: Vec<String>,
+    },
+    /// The model is not served.
+    #[error("model \"{asked}\" is not served here: name one of {}", served.join(", "))]
+    UnknownModel {
+        /// The name.
+        asked: String,
+        /// The names there are.
+        served: Vec<String>,
+    },
+    /// No expert has registered yet.
+    #[error("no model is served yet: start an expert (cascadia expert), or retry when it is ready")]
+    NothingServed,
+    /// The cluster is configured so that no place can be expected.
+    #[error("{0}: start drafters and experts with one tokenizer")]
+    Misconfigured(PlacementError),
+    /// As many sessions are admitted as may.
+    #[error("this router serves {limit} sessions at most and is full: retry in {} s", retry_after.as_secs())]
+    Full {
+        /// How many.
+        limit: usize,
+        /// When a place can be expected.
+        retry_after: Duration,
+    },
+    /// The request's time is up.
+    #[error("the request's time of {} s is up {doing}: raise timeout_ms, or {cure}", allowed.as_secs_f64())]
+    Deadline {
+        /// What it had.
+        allowed: Duration,
+        /// What it was doing.
+        doing: String,
+        /// What else would help.
+        cure: &'static str,
+    },
+    /// An owner's own answer.
+    #[error("{}", .0.message())]
+    Owner(Status),
+    /// An owner broke the protocol.
+    #[error("node {owner} broke the protocol: {breach}; its session ends, others go on")]
+    Breach {
+        /// The node.
+        owner: NodeId,
+        /// How.
+        breach: Breach,
+    },
+    /// The session seems to end its owners.
+    #[error("{owners} nodes in turn lost this session before they wrote a token: it is not placed again; see their logs")]
+    Condemned {
+        /// How many.
+        owners: u32,
+    },
+    /// The client does not read.
+    #[error("the stream was left unread for {} s: the session is cancelled", .0.as_secs())]
+    Unread(Duration),
+    /// The router ends now.
+    #[error("this router stops: send the request to another; the same request id and seed give the same text")]
+    Stopping,
+}
+
+impl GenerateError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Parameter(_)
+            | Self::EmptyPrompt
+            | Self::TooLong { .. }
+            | Self::NoTime
+            | Self::WhichModel { .. } => Code::InvalidArgument,
+            Self::UnknownModel { .. } => Code::NotFound,
+            Self::Misconfigured(_) => Code::FailedPrecondition,
+            Self::Full { .. } => Code::ResourceExhausted,
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Owner(status) => status.code(),
+            Self::Breach { .. } | Self::Condemned { .. } => Code::Internal,
+            Self::Unread(_) => Code::Cancelled,
+            Self::NothingServed | Self::Stopping => Code::Unavailable,
+        }
+    }
+
+    /// The metric's label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        label(self.code())
+    }
+}
+
+/// The metric's label of a request whose client left.
+pub const CLIENT_LEFT: &str = "client_left";
+
+fn label(code: Code) -> &'static str {
+    match code {
+        Code::InvalidArgument => "invalid_argument",
+        Code::NotFound => "not_found",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::Cancelled => "cancelled",
+        _ => "other",
+    }
+}
+
+impl From<GenerateError> for Status {
+    fn from(error: GenerateError) -> Self {
+        let mut status = Self::new(error.code(), error.to_string());
+        let retry_after = match &error {
+            GenerateError::Full { retry_after, .. } => Some(*retry_after),
+            GenerateError::Owner(owner) if owner.code() == Code::ResourceExhausted => Some(Duration::from_secs(1)),
+            _ => None,
+        };
+        if let Some(delay) = retry_after {
+            let metadata = status.metadata_mut();
+            // The second is what gRPC clients with a retry policy obey.
+            metadata.insert("retry-after", MetadataValue::from(delay.as_secs()));
+            metadata.insert("grpc-retry-pushback-ms", MetadataValue::from(delay.as_millis() as u64));
+        }
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_router_says_when_to_retry() {
+        let status = Status::from(GenerateError::Full { limit: 8, retry_after: Duration::from_secs(3) });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(status.message(), "this router serves 8 sessions at most and is full: retry in 3 s");
+        assert_eq!(status.metadata().get("retry-after").unwrap(), "3");
+        assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "3000");
+    }
+
+    #[test]
+    fn an_owners_answer_keeps_its_code_and_words() {
+        let status = Status::from(GenerateError::Owner(Status::invalid_argument("the prompt is over the context")));
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the prompt is over the context"));
+    }
+}

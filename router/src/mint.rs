@@ -1,0 +1,82 @@
+//! The router's only chance: session ids, and the draws of its placements.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cascadia_core::ids::SessionId;
+
+/// Where random bits come from: the operating system, or a seed in a simulation.
+#[derive(Clone)]
+pub struct Mint(Arc<dyn Fn() -> u128 + Send + Sync>);
+
+impl Mint {
+    /// From the operating system's entropy (the keys of the standard library's hash maps).
+    #[must_use]
+    pub fn entropy() -> Self {
+        let (high, low) = (RandomState::new(), RandomState::new());
+        let count = AtomicU64::new(0);
+        Self(Arc::new(move || {
+            let n = count.fetch_add(1, Ordering::Relaxed);
+            u128::from(high.hash_one(n)) << 64 | u128::from(low.hash_one(n))
+        }))
+    }
+
+    /// From a seed: the same ids and draws in every run.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        let state = AtomicU64::new(seed);
+        let word = move || splitmix64(state.fetch_add(GOLDEN, Ordering::Relaxed));
+        Self(Arc::new(move || u128::from(word()) << 64 | u128::from(word())))
+    }
+
+    /// A new session's id.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        SessionId((self.0)())
+    }
+
+    /// 64 random bits.
+    #[must_use]
+    pub fn bits(&self) -> u64 {
+        (self.0)() as u64
+    }
+}
+
+impl Default for Mint {
+    fn default() -> Self {
+        Self::entropy()
+    }
+}
+
+impl fmt::Debug for Mint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mint")
+    }
+}
+
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn splitmix64(state: u64) -> u64 {
+    let z = state.wrapping_add(GOLDEN);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_and_entropy_does_not() {
+        let ids = |mint: &Mint| [mint.session(), mint.session(), mint.session()];
+        assert_eq!(ids(&Mint::seeded(7)), ids(&Mint::seeded(7)));
+        assert_ne!(ids(&Mint::seeded(7)), ids(&Mint::seeded(8)));
+        let (one, two) = (ids(&Mint::entropy()), ids(&Mint::entropy()));
+        assert_ne!(one, two);
+        assert_ne!(one[0], one[1]);
+    }
+}

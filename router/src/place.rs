@@ -1,0 +1,314 @@
+//! Who owns a session now: its strategy and its promises over `core::placement`. Pure.
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::{self, Loads, NodeRecord, PlacementError, Role, Snapshot, Wish};
+use cascadia_proto::v1::{self, NodeRef, OnDrafterLoss, OnExpertLoss, Parameters};
+
+/// What a session needs of its place.
+#[derive(Clone, Debug)]
+pub struct Need<'a> {
+    /// The parameters in force.
+    pub parameters: &'a Parameters,
+    /// `cascade_query` has handed over: only an expert will do.
+    pub handed_over: bool,
+    /// Whether the session has begun: then a misconfigured pair is a lost node, not an error.
+    pub begun: bool,
+    /// Model, key, pins, and nodes to avoid.
+    pub wish: Wish<'a>,
+}
+
+/// A place: the owner and the expert it shall use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seat {
+    /// Holds the session.
+    pub owner: NodeRecord,
+    /// Verifies for it; absent where the owner is an expert itself, or goes alone.
+    pub expert: Option<NodeRecord>,
+}
+
+impl Seat {
+    /// Whether an expert decodes alone.
+    #[must_use]
+    pub fn is_expert(&self) -> bool {
+        self.owner.role == Role::Expert
+    }
+
+    /// The drafter's name, as the client is told.
+    #[must_use]
+    pub fn drafter_name(&self) -> &str {
+        if self.is_expert() { "" } else { &self.owner.id.0 }
+    }
+
+    /// The expert's name, as the client is told.
+    #[must_use]
+    pub fn expert_name(&self) -> &str {
+        if self.is_expert() { &self.owner.id.0 } else { self.expert.as_ref().map_or("", |expert| &expert.id.0) }
+    }
+
+    /// The nodes that will work for the session.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        std::iter::once(&self.owner).chain(&self.expert).map(|node| &node.id)
+    }
+
+    /// Where the owner opens its `Verify` stream.
+    #[must_use]
+    pub fn expert_ref(&self, model: &str, pinned: &str) -> Option<NodeRef> {
+        let expert = self.expert.as_ref()?;
+        let mut served = expert.models.iter().filter(|served| served.name == model);
+        let served = served.find(|served| pinned.is_empty() || served.fingerprint == pinned)?;
+        Some(NodeRef {
+            id: expert.id.0.clone(),
+            address: expert.address.clone(),
+            fingerprint: served.fingerprint.clone(),
+        })
+    }
+}
+
+/// Why there is no place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoSeat {
+    /// None now; one may come.
+    Now(PlacementError),
+    /// None as the cluster is configured.
+    Ever(PlacementError),
+}
+
+/// Chooses a place.
+///
+/// # Errors
+/// When there is none now, or none to be expected.
+pub fn choose(snapshot: &Snapshot, loads: &Loads, need: &Need<'_>) -> Result<Seat, NoSeat> {
+    let expert_alone = || placement::pick_expert(snapshot, loads, &need.wish).map(alone);
+    let drafter_alone = || placement::pick_drafter(snapshot, loads, &need.wish).map(alone);
+    if need.handed_over || is_experts_alone(need.parameters) {
+        return expert_alone().map_err(NoSeat::Now);
+    }
+    let asks_expert = need.parameters.strategy != "drafter";
+    let wanted = if asks_expert {
+        let pair = placement::place(snapshot, loads, &need.wish);
+        pair.map(|pair| Seat { owner: pair.drafter.clone(), expert: Some(pair.expert.clone()) })
+    } else {
+        drafter_alone()
+    };
+    let error = match wanted {
+        Ok(seat) => return Ok(seat),
+        Err(error) => error,
+    };
+    if matches!(error, PlacementError::TokenizerMismatch { .. }) && !need.begun {
+        return Err(NoSeat::Ever(error));
+    }
+    let no_expert = matches!(error, PlacementError::NoExpert { .. } | PlacementError::UnknownModel { .. });
+    let instead = if asks_expert && no_expert {
+        (need.parameters.on_expert_loss() == OnExpertLoss::Drafter).then(drafter_alone)
+    } else {
+        (need.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
+    };
+    match instead {
+        Some(Ok(seat)) => Ok(seat),
+        _ => Err(NoSeat::Now(error)),
+    }
+}
+
+fn alone(node: &NodeRecord) -> Seat {
+    Seat { owner: node.clone(), expert: None }
+}
+
+/// Whether the strategy asks no drafter.
+#[must_use]
+pub fn is_experts_alone(parameters: &Parameters) -> bool {
+    parameters.strategy == "expert"
+}
+
+/// Whether the text is the expert's own whatever the drafter, so that an expert can go on alone unnoticed (DESIGN, idea 5).
+#[must_use]
+pub fn is_experts_text(parameters: &Parameters) -> bool {
+    match parameters.strategy.as_str() {
+        "expert" => true,
+        "speculative" => parameters.coupling != "maximal" || parameters.temperature == Some(0.0),
+        _ => false,
+    }
+}
+
+/// Whether a session of these parameters, placed so, writes what a retry would write.
+#[must_use]
+pub fn keeps_promise(parameters: &Parameters, handed_over: bool, seat: &Seat) -> bool {
+    let without_drafter = seat.is_expert() && !handed_over;
+    let without_expert = seat.expert.is_none() && !seat.is_expert() && parameters.strategy != "drafter";
+    !(without_drafter && !is_experts_text(parameters) || without_expert)
+}
+
+/// The same request, decoded by an expert alone.
+#[must_use]
+pub fn for_expert(parameters: &Parameters) -> Parameters {
+    Parameters {
+        strategy: "expert".to_owned(),
+        rule: String::new(),
+        alpha: None,
+        coupling: String::new(),
+        bild: None,
+        typical: None,
+        ..parameters.clone()
+    }
+}
+
+/// The fingerprint as a wish names it.
+#[must_use]
+pub fn pin(fingerprint: &str) -> Option<&str> {
+    (!fingerprint.is_empty()).then_some(fingerprint)
+}
+
+/// Adds what an owner says of its models to what the session is pinned to.
+///
+/// # Errors
+/// When it has other models.
+pub fn agree(pinned: &mut v1::Fingerprints, owner: &v1::Fingerprints) -> Result<(), crate::transcript::Breach> {
+    let each = [
+        ("drafter", &mut pinned.drafter, &owner.drafter),
+        ("expert", &mut pinned.expert, &owner.expert),
+        ("tokenizer", &mut pinned.tokenizer, &owner.tokenizer),
+    ];
+    for (model, pinned, got) in each {
+        if pinned.is_empty() {
+            pinned.clone_from(got);
+        } else if !got.is_empty() && got != pinned {
+            let (pinned, got) = (pinned.clone(), got.clone());
+            return Err(crate::transcript::Breach::Fingerprint { model, pinned, got });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use cascadia_core::placement::{Load, NodeState, ServedModel};
+
+    use super::*;
+
+    fn node(id: &str, role: Role) -> NodeRecord {
+        let model = ServedModel {
+            name: "m".into(),
+            fingerprint: format!("{role:?}"),
+            tokenizer_fingerprint: "t".into(),
+            row_exact: true,
+        };
+        NodeRecord {
+            id: NodeId(id.into()),
+            instance: 1,
+            role,
+            address: format!("{id}:1"),
+            admin_address: String::new(),
+            models: vec![model],
+            capacity: 8,
+            protocol: (1, 1),
+            state: NodeState::Ready,
+        }
+    }
+
+    fn cluster() -> Snapshot {
+        let nodes = [node("d", Role::Drafter), node("e", Role::Expert)];
+        Snapshot { revision: 1, nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect() }
+    }
+
+    fn names(parameters: &Parameters, handed_over: bool, gone: &[&str]) -> Result<(String, String), NoSeat> {
+        let exclude: BTreeSet<_> = gone.iter().map(|id| NodeId((*id).into())).collect();
+        let wish = Wish { model: "m", exclude, ..Wish::default() };
+        let seat = choose(&cluster(), &Loads::new(), &Need { parameters, handed_over, begun: false, wish })?;
+        Ok((seat.drafter_name().to_owned(), seat.expert_name().to_owned()))
+    }
+
+    fn asks(strategy: &str) -> Parameters {
+        Parameters { strategy: strategy.into(), ..Parameters::default() }
+    }
+
+    #[test]
+    fn each_strategy_has_its_owner() {
+        let (drafter, expert) = (|| "d".to_owned(), || "e".to_owned());
+        for strategy in ["speculative", "speculative_cascade", "cascade_query", "cascade_token"] {
+            assert_eq!(names(&asks(strategy), false, &[]), Ok((drafter(), expert())));
+        }
+        assert_eq!(names(&asks("drafter"), false, &[]), Ok((drafter(), String::new())));
+        assert_eq!(names(&asks("expert"), false, &[]), Ok((String::new(), expert())));
+        assert_eq!(names(&asks("cascade_query"), true, &[]), Ok((String::new(), expert())));
+    }
+
+    #[test]
+    fn without_a_drafter_the_expert_goes_on_unless_told_to_wait() {
+        for strategy in ["speculative", "drafter", "cascade_token"] {
+            assert_eq!(names(&asks(strategy), false, &["d"]), Ok((String::new(), "e".to_owned())));
+            let waits = Parameters { on_drafter_loss: OnDrafterLoss::Wait.into(), ..asks(strategy) };
+            assert!(matches!(names(&waits, false, &["d"]), Err(NoSeat::Now(PlacementError::NoDrafter { .. }))));
+        }
+    }
+
+    #[test]
+    fn without_an_expert_the_session_waits_unless_told_to_go_on() {
+        assert!(matches!(names(&asks("speculative"), false, &["e"]), Err(NoSeat::Now(_))));
+        assert!(matches!(names(&asks("expert"), false, &["e"]), Err(NoSeat::Now(_))));
+        let alone = Parameters { on_expert_loss: OnExpertLoss::Drafter.into(), ..asks("speculative") };
+        assert_eq!(names(&alone, false, &["e"]), Ok(("d".to_owned(), String::new())));
+        assert_eq!(names(&asks("drafter"), false, &["e"]), Ok(("d".to_owned(), String::new())));
+    }
+
+    #[test]
+    fn a_quarantined_owner_is_not_chosen() {
+        let loads = Loads::from([(NodeId("d".into()), Load { quarantined: true, ..Load::default() })]);
+        let parameters = asks("speculative");
+        let wish = Wish { model: "m", ..Wish::default() };
+        let need = Need { parameters: &parameters, handed_over: false, begun: true, wish };
+        assert!(choose(&cluster(), &loads, &need).unwrap().is_expert());
+    }
+
+    #[test]
+    fn other_tokenizers_are_an_error_before_the_beginning_and_a_lost_drafter_after() {
+        let mut snapshot = cluster();
+        snapshot.nodes.get_mut(&NodeId("d".into())).unwrap().models[0].tokenizer_fingerprint = "u".into();
+        let parameters = asks("speculative");
+        let wish = Wish { model: "m", ..Wish::default() };
+        let need = |begun| Need { parameters: &parameters, handed_over: false, begun, wish: wish.clone() };
+        let error = choose(&snapshot, &Loads::new(), &need(false)).unwrap_err();
+        assert!(matches!(error, NoSeat::Ever(PlacementError::TokenizerMismatch { .. })));
+        assert!(choose(&snapshot, &Loads::new(), &need(true)).unwrap().is_expert());
+    }
+
+    #[test]
+    fn only_an_exact_text_survives_the_loss_of_its_drafter() {
+        let on_expert = alone(&node("e", Role::Expert));
+        let maximal = |temperature| Parameters {
+            coupling: "maximal".into(),
+            temperature: Some(temperature),
+            ..asks("speculative")
+        };
+        assert!(keeps_promise(&asks("speculative"), false, &on_expert));
+        assert!(keeps_promise(&asks("expert"), false, &on_expert));
+        assert!(keeps_promise(&maximal(0.0), false, &on_expert));
+        assert!(!keeps_promise(&maximal(1.0), false, &on_expert));
+        for lossy in ["drafter", "cascade_query", "cascade_token", "speculative_cascade"] {
+            assert!(!keeps_promise(&asks(lossy), false, &on_expert), "{lossy}");
+        }
+        assert!(keeps_promise(&asks("cascade_query"), true, &on_expert), "a handover is part of the strategy");
+    }
+
+    #[test]
+    fn a_drafter_keeps_the_promise_with_its_expert() {
+        let on_drafter = alone(&node("d", Role::Drafter));
+        let paired = Seat { expert: Some(node("e", Role::Expert)), ..on_drafter.clone() };
+        assert!(keeps_promise(&asks("drafter"), false, &on_drafter));
+        assert!(!keeps_promise(&asks("speculative"), false, &on_drafter));
+        assert!(keeps_promise(&asks("speculative_cascade"), false, &paired));
+    }
+
+    #[test]
+    fn fingerprints_are_pinned_by_the_first_owner_that_names_them() {
+        let prints = |drafter: &str, expert: &str| v1::Fingerprints {
+            drafter: drafter.into(),
+            expert: expert.into(),
+            ..Default::default()
+        };
+        let mut pinned = prints("", "e");
+        assert!(agree(&mut pinned, &prints("d", "")).is_ok());
+        assert_eq!(pinned, prints("d", "e"));
+        assert!(agree(&mut pinned, &prints("d", "other")).is_err());
+    }
+}

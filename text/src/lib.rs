@@ -1,0 +1,31 @@
+//! Between text and token ids: tokenizer, chat template, incremental detokeniser, stop strings.
+//!
+//! Absent on purpose: tensors, async, clocks, chance. The only I/O is reading the model folder once
+//! ([`ModelFiles::read`]); the date that some chat templates print is an argument.
+//!
+//! Reading order: [`Prompt::resolve`] turns what a client sent into ids; [`Transcript::commit`] turns committed ids
+//! into text and decides where the text ends. Both kinds of owner use these two and nothing else.
+
+#![forbid(unsafe_code)]
+
+mod detokenizer;
+mod error;
+mod files;
+mod pieces;
+mod prompt;
+mod stops;
+mod strftime;
+mod template;
+mod tojson;
+mod tokenizer;
+pub mod toy;
+mod transcript;
+
+pub use detokenizer::Detokenizer;
+pub use error::{LoadError, PromptError, TemplateError};
+pub use files::ModelFiles;
+pub use prompt::{Prompt, Room};
+pub use stops::StopStrings;
+pub use template::{ChatTemplate, Message, SpecialTokens};
+pub use tokenizer::Tokenizer;
+pub use transcript::{Committed, Finish, FinishReason, StopMatch, StopSettings, Transcript};

@@ -1,0 +1,185 @@
+//! Chat templates: Jinja as Hugging Face runs it.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::{Deserialize, Serialize};
+
+use crate::error::TemplateError;
+use crate::files::ModelFiles;
+use crate::strftime::strftime;
+use crate::tojson::tojson;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who speaks, in the model's words: usually `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// The special tokens that templates name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// `bos_token`.
+    pub bos: Option<String>,
+    /// `eos_token`.
+    pub eos: Option<String>,
+    /// `unk_token`.
+    pub unk: Option<String>,
+    /// `pad_token`.
+    pub pad: Option<String>,
+}
+
+impl SpecialTokens {
+    /// Those of a `tokenizer_config.json`: plain strings, or objects with `content`.
+    #[must_use]
+    pub fn of(tokenizer_config: &serde_json::Value) -> Self {
+        let token = |name: &str| {
+            let token = &tokenizer_config[name];
+            token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+        };
+        Self { bos: token("bos_token"), eos: token("eos_token"), unk: token("unk_token"), pad: token("pad_token") }
+    }
+}
+
+/// A chat template that has been parsed once and found good.
+#[derive(Clone, Debug)]
+pub struct ChatTemplate {
+    source: String,
+    special: SpecialTokens,
+}
+
+impl ChatTemplate {
+    /// Takes a template's source.
+    pub fn new(source: &str, special: SpecialTokens) -> Result<Self, TemplateError> {
+        let source = without_generation_tags(source);
+        environment(None).template_from_str(&source).map_err(|e| TemplateError::Syntax(describe(&e)))?;
+        Ok(Self { source, special })
+    }
+
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`, which is a
+    /// string or a list of named ones.
+    pub fn of(files: &ModelFiles, special: SpecialTokens) -> Result<Self, TemplateError> {
+        let configured = &files.tokenizer_config["chat_template"];
+        let source = match (&files.chat_template, configured) {
+            (Some(source), _) => source,
+            (None, serde_json::Value::String(source)) => source,
+            (None, serde_json::Value::Array(named)) => named_default(named)?,
+            _ => return Err(TemplateError::Missing),
+        };
+        Self::new(source, special)
+    }
+
+    /// The prompt text of a conversation. `add_generation_prompt` opens the assistant's turn.
+    ///
+    /// `now` (Unix seconds) is what `strftime_now` formats, in UTC. Without it that function does not exist: templates
+    /// that ask whether it does print a date of their own, others fail.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: Option<u64>,
+    ) -> Result<String, TemplateError> {
+        // `None` where Hugging Face passes None, undefined where it passes nothing.
+        let named = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
+        let turn = |message: &Message| context! { role => &*message.role, content => &*message.content };
+        let context = context! {
+            messages => messages.iter().map(turn).collect::<Vec<Value>>(),
+            add_generation_prompt,
+            bos_token => named(&self.special.bos),
+            eos_token => named(&self.special.eos),
+            unk_token => named(&self.special.unk),
+            pad_token => named(&self.special.pad),
+            tools => Value::from(()),
+            documents => Value::from(()),
+        };
+        environment(now).render_str(&self.source, context).map_err(|e| match raised(&e) {
+            Some(Raised(message)) => TemplateError::Raised(message.clone()),
+            None => TemplateError::Failed(describe(&e)),
+        })
+    }
+}
+
+/// The template called `default`, or the only one.
+fn named_default(named: &[serde_json::Value]) -> Result<&String, TemplateError> {
+    let templates: Vec<(&str, &String)> = named
+        .iter()
+        .filter_map(|entry| match &entry["template"] {
+            serde_json::Value::String(source) => Some((entry["name"].as_str()?, source)),
+            _ => None,
+        })
+        .collect();
+    match templates.as_slice() {
+        [] => Err(TemplateError::Missing),
+        [(_, only)] => Ok(only),
+        several => several.iter().find(|(name, _)| *name == "default").map(|(_, source)| *source).ok_or_else(|| {
+            TemplateError::NoDefault(several.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
+        }),
+    }
+}
+
+/// The environment that `transformers` sets up.
+fn environment(now: Option<u64>) -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
+    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.add_filter("tojson", tojson);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    if let Some(now) = now {
+        environment.add_function("strftime_now", move |format: &str| strftime(format, now));
+    }
+    environment
+}
+
+/// `{% generation %}` marks what to train on and prints nothing of its own: a block that is always taken.
+fn without_generation_tags(source: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let (before, tag) = rest.split_at(open + 2);
+        let Some(close) = tag.find("%}") else { break };
+        plain.push_str(before);
+        let body = &tag[..close];
+        match body.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => plain.push_str(&body.replace("generation", "if true")),
+            "endgeneration" => plain.push_str(&body.replace("endgeneration", "endif")),
+            _ => plain.push_str(body),
+        }
+        rest = &tag[close..];
+    }
+    plain.push_str(rest);
+    plain
+}
+
+/// What `raise_exception` throws.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raised(error: &Error) -> Option<&Raised> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(raised) = error.downcast_ref() {
+            return Some(raised);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// One line: what and where.
+fn describe(error: &Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or_else(|| what.clone(), |line| format!("{what}, line {line}"))
+}

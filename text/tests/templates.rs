@@ -1,0 +1,119 @@
+//! Chat templates in the shapes that are in use, against what Jinja2 makes of them (`templates/record.py`).
+
+use cascadia_text::{ChatTemplate, Message, ModelFiles, SpecialTokens, TemplateError, Tokenizer, toy};
+use serde_json::{Value, json};
+
+const TEMPLATES: [(&str, &str); 5] = [
+    ("chatml", include_str!("templates/chatml.jinja")),
+    ("llama3", include_str!("templates/llama3.jinja")),
+    ("mistral", include_str!("templates/mistral.jinja")),
+    ("oddities", include_str!("templates/oddities.jinja")),
+    ("zephyr", include_str!("templates/zephyr.jinja")),
+];
+
+fn special() -> SpecialTokens {
+    SpecialTokens::of(&json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "special": true}}))
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(source, special()).unwrap()
+}
+
+fn hello() -> Vec<Message> {
+    vec![Message::new("user", "Hello")]
+}
+
+fn render(source: &str) -> String {
+    template(source).render(&hello(), true, None).unwrap()
+}
+
+#[test]
+fn real_templates_render_as_in_python() {
+    let expected: Vec<Value> = serde_json::from_str(include_str!("templates/expected.json")).unwrap();
+    assert_eq!(expected.len(), 3 * TEMPLATES.len());
+    for row in expected {
+        let (_, source) = TEMPLATES.iter().find(|(name, _)| row["template"] == *name).unwrap();
+        let messages: Vec<Message> = serde_json::from_value(row["messages"].clone()).unwrap();
+        let rendered = template(source).render(&messages, true, None);
+        let wanted = match (&row["text"], &row["raised"]) {
+            (Value::String(text), _) => Ok(text.clone()),
+            (_, Value::String(raised)) => Err(TemplateError::Raised(raised.clone())),
+            _ => panic!("{row}"),
+        };
+        assert_eq!(rendered, wanted, "{} {}", row["template"], row["case"]);
+    }
+}
+
+#[test]
+fn the_known_shapes_by_eye() {
+    assert_eq!(
+        template(TEMPLATES[0].1).render(&hello(), true, None).unwrap(),
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(template(TEMPLATES[2].1).render(&hello(), true, None).unwrap(), "<s>[INST] Hello[/INST]");
+    assert_eq!(template(TEMPLATES[4].1).render(&hello(), true, None).unwrap(), "<|user|>\nHello</s>\n<|assistant|>\n");
+    assert_eq!(template(TEMPLATES[4].1).render(&hello(), false, None).unwrap(), "<|user|>\nHello</s>\n");
+}
+
+#[test]
+fn the_date_is_an_argument() {
+    let llama = template(TEMPLATES[1].1);
+    let date = |now| {
+        let text = llama.render(&hello(), true, now).unwrap();
+        text.split("Today Date: ").nth(1).unwrap().split('\n').next().unwrap().to_owned()
+    };
+    assert_eq!(date(None), "26 Jul 2024");
+    assert_eq!(date(Some(1_735_689_599)), "31 Dec 2024");
+    let unguarded = template("{{ strftime_now('%Y-%m-%d') }}");
+    assert_eq!(unguarded.render(&hello(), true, Some(0)).unwrap(), "1970-01-01");
+    let failed = unguarded.render(&hello(), true, None).unwrap_err().to_string();
+    assert!(failed.contains("strftime_now"), "{failed}");
+}
+
+#[test]
+fn tojson_is_pythons() {
+    assert_eq!(
+        render(r#"{{ {"b": [1, 2.5, true, none], "a": "é\"<&>\n"} | tojson }}"#),
+        r#"{"b": [1, 2.5, true, null], "a": "é\"<&>\n"}"#
+    );
+    assert_eq!(
+        render(r#"{{ {"b": 1, "a": {"c": []}} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}"#),
+        "{\n  \"a\": {\n    \"c\": []\n  },\n  \"b\": 1\n}"
+    );
+    assert_eq!(
+        render(r#"{{ ["é😀"] | tojson(ensure_ascii=true, separators=(",", ":")) }}"#),
+        r#"["\u00e9\ud83d\ude00"]"#
+    );
+}
+
+#[test]
+fn failures_say_what_and_where() {
+    let error = ChatTemplate::new("a\n{% if %}", special()).unwrap_err();
+    assert!(matches!(&error, TemplateError::Syntax(what) if what.contains("line 2")), "{error}");
+    let error = template("{{ messages[0].name.first }}").render(&hello(), true, None).unwrap_err();
+    assert!(matches!(&error, TemplateError::Failed(what) if what.contains("line 1")), "{error}");
+    let error = template("{% macro m() %}{{ raise_exception('no ' ~ 'way') }}{% endmacro %}{{ m() }}")
+        .render(&hello(), true, None)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "the chat template refuses these messages: no way");
+}
+
+#[test]
+fn where_the_template_is_found() {
+    let of = |configured: Value, file: Option<&str>| {
+        let mut files: ModelFiles = toy::byte_level_files();
+        files.tokenizer_config = json!({"chat_template": configured});
+        files.chat_template = file.map(str::to_owned);
+        let tokenizer = Tokenizer::new(&files).unwrap();
+        tokenizer.chat_template().map_err(Clone::clone).map(|t| t.render(&hello(), true, None).unwrap())
+    };
+    let named =
+        |names: &[&str]| names.iter().map(|n| json!({"name": n, "template": format!("from {n}")})).collect::<Value>();
+    assert_eq!(of(json!("configured"), None).unwrap(), "configured");
+    assert_eq!(of(json!("configured"), Some("file")).unwrap(), "file");
+    assert_eq!(of(named(&["tool_use", "default"]), None).unwrap(), "from default");
+    assert_eq!(of(named(&["rag"]), None).unwrap(), "from rag");
+    assert_eq!(of(named(&["rag", "tool_use"]), None).unwrap_err(), TemplateError::NoDefault("rag, tool_use".into()));
+    assert_eq!(of(Value::Null, None).unwrap_err(), TemplateError::Missing);
+    assert!(matches!(of(json!("{% nonsense %}"), None).unwrap_err(), TemplateError::Syntax(_)));
+}
