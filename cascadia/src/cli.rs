@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn demo() {
-        let Command::Demo(args) = parse("demo --problems 5 --sessions 4 --json --pad-expert 100M").unwrap().command else {
+        let Command::Demo(args) = parse("demo --problems 5 --sessions 4 --json --pad-expert 100M").unwrap().command
+        else {
             panic!("another command")
         };
         assert_eq!((args.problems, args.sessions, args.json, args.pad_expert), (Some(5), 4, true, Some(100_000_000)));

@@ -100,7 +100,8 @@ impl Client {
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
         let bad = || ClientError::Address { server: server.to_owned() };
         let bare = server.strip_prefix("http://").unwrap_or(server).trim_end_matches('/');
-        if bare.contains('/') || !bare.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        if bare.contains('/')
+            || !bare.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         {
             return Err(bad());
         }
@@ -304,9 +305,7 @@ mod tests {
     #[test]
     fn an_answer_adds_up() {
         let mut answer = Answer::default();
-        for (position, ids, text, provenance) in
-            [(3, vec![7, 8], "ab", vec![1, 2]), (5, vec![9], "c", vec![3])]
-        {
+        for (position, ids, text, provenance) in [(3, vec![7, 8], "ab", vec![1, 2]), (5, vec![9], "c", vec![3])] {
             let tokens = v1::Tokens { position, ids, text: text.into(), provenance, ..Default::default() };
             answer.take(Event::Tokens(tokens));
         }

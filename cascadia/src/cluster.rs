@@ -12,8 +12,10 @@ use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
 use cascadia_router::RouterConfig;
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use crate::Failure;
 use crate::client::{Client, ClientError};
 
 /// How long the nodes may take to know each other: models are loaded before, so this is registration and warm-up.
@@ -39,6 +41,8 @@ pub struct ClusterConfig {
     pub expert: ExpertConfig,
     /// Where the engine loops run.
     pub drive: Drive,
+    /// Gives every node a runtime of its own, as a process has, so that it can be killed.
+    pub isolated: bool,
 }
 
 impl Default for ClusterConfig {
@@ -53,17 +57,21 @@ impl Default for ClusterConfig {
             drafter: DrafterConfig { served_model: served.clone(), ..DrafterConfig::default() },
             expert: ExpertConfig { served_model: served, ..ExpertConfig::default() },
             drive: Drive::Thread,
+            isolated: false,
         }
     }
 }
 
-/// Makes the parts of one more node. Engines share weights, not KV pages.
+/// Makes the parts of one node.
+pub type Make<P> = Arc<dyn Fn() -> Result<P, Failure> + Send + Sync>;
+
+/// Makes the parts of one more node of either kind. Engines share weights, not KV pages.
 #[derive(Clone)]
 pub struct Models {
     /// A drafter's engine and tokenizer.
-    pub drafter: Arc<dyn Fn() -> cascadia_drafter_node::Parts + Send + Sync>,
+    pub drafter: Make<cascadia_drafter_node::Parts>,
     /// An expert's.
-    pub expert: Arc<dyn Fn() -> cascadia_expert_node::Parts + Send + Sync>,
+    pub expert: Make<cascadia_expert_node::Parts>,
 }
 
 /// Why a cluster did not come up.
@@ -72,6 +80,12 @@ pub enum ClusterError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The system gives no threads.
+    #[error("the system gives no threads: {0}")]
+    Runtime(std::io::Error),
+    /// A node's engine cannot be made.
+    #[error("{0}")]
+    Parts(Failure),
     /// A node ended.
     #[error("{node} ended: {reason}")]
     Node {
@@ -94,6 +108,18 @@ struct Node {
     id: NodeId,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), String>>,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shutdown.stop();
+        self.task.abort();
+        // A runtime must not be waited for where others run.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// A running cluster. Dropping it stops it at once.
@@ -108,7 +134,10 @@ pub struct LocalCluster {
 
 impl std::fmt::Debug for LocalCluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalCluster").field("address", &self.address).field("nodes", &self.nodes).finish_non_exhaustive()
+        f.debug_struct("LocalCluster")
+            .field("address", &self.address)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,7 +159,7 @@ impl LocalCluster {
         let (router, edge) = (cluster.config.router.clone(), cluster.edge("router-1".into(), listener).await?);
         cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
             cascadia_router::run(router, edge).await.map_err(|error| error.to_string())
-        });
+        })?;
         for _ in 0..cluster.config.experts {
             cluster.add_expert().await?;
         }
@@ -168,10 +197,15 @@ impl LocalCluster {
     pub async fn add_drafter(&mut self) -> Result<NodeId, ClusterError> {
         self.started[0] += 1;
         let edge = self.edge(format!("drafter-{}", self.started[0]), Listener::bind("127.0.0.1:0").await?).await?;
-        let (config, parts, drive, id) = (self.config.drafter.clone(), (self.models.drafter)(), self.config.drive, edge.id.clone());
+        let (config, parts, drive, id) = (
+            self.config.drafter.clone(),
+            (self.models.drafter)().map_err(ClusterError::Parts)?,
+            self.config.drive,
+            edge.id.clone(),
+        );
         self.spawn(id.clone(), edge.shutdown.clone(), async move {
             cascadia_drafter_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
-        });
+        })?;
         Ok(id)
     }
 
@@ -182,10 +216,15 @@ impl LocalCluster {
     pub async fn add_expert(&mut self) -> Result<NodeId, ClusterError> {
         self.started[1] += 1;
         let edge = self.edge(format!("expert-{}", self.started[1]), Listener::bind("127.0.0.1:0").await?).await?;
-        let (config, parts, drive, id) = (self.config.expert.clone(), (self.models.expert)(), self.config.drive, edge.id.clone());
+        let (config, parts, drive, id) = (
+            self.config.expert.clone(),
+            (self.models.expert)().map_err(ClusterError::Parts)?,
+            self.config.drive,
+            edge.id.clone(),
+        );
         self.spawn(id.clone(), edge.shutdown.clone(), async move {
             cascadia_expert_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
-        });
+        })?;
         Ok(id)
     }
 
@@ -196,11 +235,18 @@ impl LocalCluster {
         }
     }
 
-    /// Ends a node as if its process had died: its connections break, and it withdraws nothing.
+    /// Ends an isolated node as if its process had died: its connections break.
+    ///
+    /// # Panics
+    /// When the nodes are not isolated.
     pub fn kill(&mut self, id: &NodeId) {
+        assert!(self.config.isolated, "only an isolated node can be killed");
         if let Some(index) = self.nodes.iter().position(|node| node.id == *id) {
-            // The task owns the listener and the registration; aborting it drops both without a word to anyone.
-            self.nodes.swap_remove(index).task.abort();
+            let mut node = self.nodes.swap_remove(index);
+            // Before anything is told to stop: every task and connection of the node goes at once, without a word.
+            if let Some(runtime) = node.runtime.take() {
+                runtime.shutdown_background();
+            }
         }
     }
 
@@ -221,17 +267,20 @@ impl LocalCluster {
         let deadline = tokio::time::Instant::now() + READY_TIMEOUT;
         loop {
             let status = client.status().await?;
-            let ready = |role: &str| status.members.iter().filter(|m| m.role == role && m.state == "ready" && m.load.is_some()).count();
+            let ready = |role: &str| {
+                status.members.iter().filter(|m| m.role == role && m.state == "ready" && m.load.is_some()).count()
+            };
             let (have_drafters, have_experts) = (ready("drafter"), ready("expert"));
             if have_drafters >= drafters && have_experts >= experts {
                 return Ok(());
             }
             if let Some(index) = self.nodes.iter().position(|node| node.task.is_finished()) {
-                let Node { id, task, .. } = self.nodes.swap_remove(index);
-                return Err(ClusterError::Node { node: id, reason: ending(task.await) });
+                let (node, reason) = ending(self.nodes.swap_remove(index)).await;
+                return Err(ClusterError::Node { node, reason });
             }
             if tokio::time::Instant::now() > deadline {
-                let sentence = format!("{have_drafters} of {drafters} drafters and {have_experts} of {experts} experts are");
+                let sentence =
+                    format!("{have_drafters} of {drafters} drafters and {have_experts} of {experts} experts are");
                 return Err(ClusterError::NotReady(sentence));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -242,8 +291,7 @@ impl LocalCluster {
     pub async fn failed(&mut self) -> (NodeId, String) {
         loop {
             if let Some(index) = self.nodes.iter().position(|node| node.task.is_finished()) {
-                let Node { id, task, .. } = self.nodes.swap_remove(index);
-                return (id, ending(task.await));
+                return ending(self.nodes.swap_remove(index)).await;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -264,12 +312,11 @@ impl LocalCluster {
         for node in &self.nodes {
             node.shutdown.stop();
         }
-        for node in std::mem::take(&mut self.nodes) {
-            let abort = node.task.abort_handle();
-            if tokio::time::timeout(STOP_TIMEOUT, node.task).await.is_err() {
-                abort.abort();
-            }
-        }
+        let all = self.nodes.iter_mut().map(|node| async {
+            // Whoever does not end in time is cut when it is dropped.
+            let _ = tokio::time::timeout(STOP_TIMEOUT, &mut node.task).await;
+        });
+        futures::future::join_all(all).await;
     }
 
     async fn edge(&self, id: String, listener: Listener) -> Result<Edge, ClusterError> {
@@ -283,24 +330,32 @@ impl LocalCluster {
         })
     }
 
-    fn spawn(&mut self, id: NodeId, shutdown: Shutdown, node: impl Future<Output = Result<(), String>> + Send + 'static) {
-        self.nodes.push(Node { id, shutdown, task: tokio::spawn(node) });
+    fn spawn(
+        &mut self,
+        id: NodeId,
+        shutdown: Shutdown,
+        node: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) -> Result<(), ClusterError> {
+        let (runtime, task) = if self.config.isolated {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            let runtime =
+                builder.worker_threads(1).thread_name(&id.0).enable_all().build().map_err(ClusterError::Runtime)?;
+            let task = runtime.spawn(node);
+            (Some(runtime), task)
+        } else {
+            (None, tokio::spawn(node))
+        };
+        self.nodes.push(Node { id, shutdown, task, runtime });
+        Ok(())
     }
 }
 
-impl Drop for LocalCluster {
-    fn drop(&mut self) {
-        for node in &self.nodes {
-            node.shutdown.stop();
-            node.task.abort();
-        }
-    }
-}
-
-fn ending(end: Result<Result<(), String>, tokio::task::JoinError>) -> String {
-    match end {
+/// The name of a node that has ended, and why it did.
+async fn ending(mut node: Node) -> (NodeId, String) {
+    let reason = match (&mut node.task).await {
         Ok(Ok(())) => "it stopped by itself".into(),
         Ok(Err(reason)) => reason,
         Err(error) => error.to_string(),
-    }
+    };
+    (node.id.clone(), reason)
 }

@@ -77,7 +77,10 @@ mod tests {
         assert_eq!(Marks::Brackets.mark(" 12", Provenance::Accepted), " 12");
         assert_eq!(Marks::None.mark(" 12", Provenance::Relaxed), " 12");
         assert_eq!(Marks::Colours.mark(" ", Provenance::Deferred), " ");
-        assert_eq!(Marks::Brackets.legend(), "kept from the drafter · {kept thanks to the rule} · [written by the expert]");
+        assert_eq!(
+            Marks::Brackets.legend(),
+            "kept from the drafter · {kept thanks to the rule} · [written by the expert]"
+        );
     }
 
     #[test]

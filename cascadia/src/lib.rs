@@ -16,6 +16,7 @@ pub mod generate;
 pub mod load;
 pub mod nodes;
 pub mod pad;
+pub mod static_list;
 pub mod status;
 pub mod up;
 

@@ -7,7 +7,7 @@ use cascadia_core::engine::Engine;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_model::{CpuEngine, Dtype, EngineOptions, Progress, Weights};
-use cascadia_text::{ChatTemplate, Tokenizer};
+use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::Failure;
@@ -20,10 +20,8 @@ pub struct Model {
     pub folder: PathBuf,
     /// Its weights.
     pub weights: Arc<Weights>,
-    /// Its tokenizer.
+    /// Its tokenizer and chat template.
     pub tokenizer: Arc<Tokenizer>,
-    /// Its chat template, if it has one that works.
-    pub template: Option<Arc<ChatTemplate>>,
 }
 
 impl std::fmt::Debug for Model {
@@ -40,18 +38,14 @@ impl Model {
     pub fn load(folder: &Path, dtype: &str) -> Result<Self, Failure> {
         let dtype = parse_dtype(dtype)?;
         let tokenizer = Tokenizer::load(folder)?;
-        let template = match tokenizer.chat_template() {
-            Ok(template) => Some(Arc::new(template.clone())),
-            Err(error) => {
-                tracing::warn!(folder = %folder.display(), "{error}");
-                None
-            }
-        };
+        if let Err(error) = tokenizer.chat_template() {
+            tracing::warn!(folder = %folder.display(), "{error}");
+        }
         let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
         bar.set_message(format!("loading {}", folder.display()));
         let weights = Weights::load(folder, dtype, &mut |progress| follow(&bar, progress))?;
         bar.finish_and_clear();
-        Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer), template })
+        Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
     }
 
     /// Its parameters, tied weights once.
@@ -60,30 +54,40 @@ impl Model {
         self.weights.parameters()
     }
 
-    /// An engine with KV pages of its own.
-    #[must_use]
-    pub fn engine(&self, pages: usize, threads: usize) -> Box<dyn Engine> {
-        Box::new(CpuEngine::new(self.weights.clone(), EngineOptions { pages, threads }))
+    /// An engine with KV pages of its own; 0 threads means as many as the machine has.
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub fn engine(&self, pages: usize, threads: usize) -> Result<Box<dyn Engine>, Failure> {
+        let threads = match threads {
+            // The engine itself uses one for passes that are too small to gain from more.
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let engine =
+            CpuEngine::new(self.weights.clone(), EngineOptions { pages, threads, ..EngineOptions::default() })?;
+        if engine.portable() {
+            tracing::warn!("this CPU has no SIMD path of ours (AVX2 with FMA, AVX-512 or NEON); passes will be slow");
+        }
+        Ok(Box::new(engine))
     }
 
     /// The parts of a drafter node.
-    #[must_use]
-    pub fn drafter_parts(&self, config: &DrafterConfig) -> cascadia_drafter_node::Parts {
-        cascadia_drafter_node::Parts {
-            engine: self.engine(config.kv_pages, config.threads),
-            tokenizer: self.tokenizer.clone(),
-            template: self.template.clone(),
-        }
+    ///
+    /// # Errors
+    /// As [`Model::engine`].
+    pub fn drafter_parts(&self, config: &DrafterConfig) -> Result<cascadia_drafter_node::Parts, Failure> {
+        let engine = self.engine(config.kv_pages, config.threads)?;
+        Ok(cascadia_drafter_node::Parts { engine, text: self.tokenizer.clone() })
     }
 
     /// The parts of an expert node.
-    #[must_use]
-    pub fn expert_parts(&self, config: &ExpertConfig) -> cascadia_expert_node::Parts {
-        cascadia_expert_node::Parts {
-            engine: self.engine(config.kv_pages, config.threads),
-            tokenizer: self.tokenizer.clone(),
-            template: self.template.clone(),
-        }
+    ///
+    /// # Errors
+    /// As [`Model::engine`].
+    pub fn expert_parts(&self, config: &ExpertConfig) -> Result<cascadia_expert_node::Parts, Failure> {
+        let engine = self.engine(config.kv_pages, config.threads)?;
+        Ok(cascadia_expert_node::Parts { engine, text: self.tokenizer.clone() })
     }
 }
 
@@ -144,6 +148,14 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// The name a model is served under unless another is given.
+#[must_use]
+pub fn folder_name(folder: &Path) -> String {
+    // `.` and `..` have names too, once they are resolved.
+    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
 /// Moves a bar to where the work is.
 pub fn follow(bar: &ProgressBar, progress: Progress<'_>) {
     bar.set_length(progress.total);
@@ -158,7 +170,8 @@ pub fn shipped_pair() -> Result<PathBuf, Failure> {
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(|folder| folder.join("demo/pair")));
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pair");
     let places = [Some(built), Some("demo/pair".into()), beside];
-    let found = places.into_iter().flatten().find(|place| place.join("expert").is_dir() && place.join("drafter").is_dir());
+    let found =
+        places.into_iter().flatten().find(|place| place.join("expert").is_dir() && place.join("drafter").is_dir());
     found.map(|place| std::fs::canonicalize(&place).unwrap_or(place)).ok_or_else(|| {
         "the shipped pair is not here; run this in a clone of the repository, or put its demo/pair beside the binary".into()
     })

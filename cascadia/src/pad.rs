@@ -32,7 +32,12 @@ pub fn run(args: &PadArgs) -> Outcome {
         return Err(format!("{} holds a model already; name another folder with --out", args.out.display()).into());
     }
     let parameters = pad(args)?;
-    let sentence = format!("{}: {} parameters, the same function as {}", args.out.display(), millions(parameters), args.model.display());
+    let sentence = format!(
+        "{}: {} parameters, the same function as {}",
+        args.out.display(),
+        millions(parameters),
+        args.model.display()
+    );
     crate::print_line(&sentence)?;
     Ok(())
 }
@@ -44,10 +49,8 @@ pub fn run(args: &PadArgs) -> Outcome {
 pub fn pad(args: &PadArgs) -> Result<u64, crate::Failure> {
     let bar = load::bar(0, "{msg} {bar:30} {percent:>3}%");
     bar.set_message(format!("padding {} to {}", args.model.display(), millions(args.to)));
-    let parameters = cascadia_model::pad::pad(&args.model, args.to, &args.out, &mut |done, whole| {
-        bar.set_length(whole);
-        bar.set_position(done);
-    })?;
+    let parameters =
+        cascadia_model::pad::pad(&args.model, args.to, &args.out, &mut |progress| load::follow(&bar, progress))?;
     bar.finish_and_clear();
     Ok(parameters)
 }
@@ -80,7 +83,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, size) in [("100M", 100_000_000), ("1.5b", 1_500_000_000), ("2G", 2_000_000_000), ("700k", 700_000), ("42", 42)] {
+        for (text, size) in
+            [("100M", 100_000_000), ("1.5b", 1_500_000_000), ("2G", 2_000_000_000), ("700k", 700_000), ("42", 42)]
+        {
             assert_eq!(parse_size(text), Ok(size), "{text}");
         }
         for text in ["", "M", "big", "-5M", "0", "nan", "inf", "1e300", "5T", "1 0M"] {

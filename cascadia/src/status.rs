@@ -127,7 +127,14 @@ mod tests {
     use super::*;
 
     fn status() -> v1::ClusterStatusResponse {
-        let load = v1::MemberLoad { sessions: 2, queued_tokens: 30, running_tokens: 7, kv_pages_free: 3, kv_pages: 4, batch_occupancy: 0.5 };
+        let load = v1::MemberLoad {
+            sessions: 2,
+            queued_tokens: 30,
+            running_tokens: 7,
+            kv_pages_free: 3,
+            kv_pages: 4,
+            batch_occupancy: 0.5,
+        };
         let node = |id: &str, role: &str, load| v1::Member {
             id: id.into(),
             role: role.into(),
@@ -139,7 +146,13 @@ mod tests {
         };
         v1::ClusterStatusResponse {
             members: vec![node("drafter-1", "drafter", Some(load)), node("router-1", "router", None)],
-            pairs: vec![v1::Pair { model: "demo".into(), drafter_fingerprint: "d".into(), expert_fingerprint: "e".into(), drafters: 1, experts: 0 }],
+            pairs: vec![v1::Pair {
+                model: "demo".into(),
+                drafter_fingerprint: "d".into(),
+                expert_fingerprint: "e".into(),
+                drafters: 1,
+                experts: 0,
+            }],
             ..Default::default()
         }
     }

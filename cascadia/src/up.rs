@@ -61,7 +61,7 @@ fn served(pair: &Pair) -> String {
 fn pair(args: &UpArgs, config: &mut ClusterConfig) -> Result<Pair, Failure> {
     let (drafter, expert) = match (&args.drafter_model, &args.expert_model) {
         (Some(drafter), Some(expert)) => {
-            let name = expert.file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
+            let name = load::folder_name(expert);
             config.drafter.served_model = vec![name.clone()];
             config.expert.served_model = vec![name];
             (drafter.clone(), expert.clone())

@@ -2,6 +2,8 @@
 //!
 //! Implemented by `cascadia-text` over a real tokenizer, and by toys in simulation.
 
+use std::sync::Arc;
+
 use crate::ids::TokenId;
 
 /// Why a text ended.
@@ -57,6 +59,13 @@ pub struct Message {
     pub content: String,
 }
 
+impl Message {
+    /// A message.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
 /// A prompt as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
@@ -103,5 +112,5 @@ pub trait Text: Send + Sync {
     fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, String>;
 
     /// The text state of a choice that has committed nothing yet.
-    fn begin(&self, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit>;
+    fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit>;
 }

@@ -376,6 +376,7 @@ mod tests {
         pages.audit([&one, &two]).unwrap();
         let (mut three, found) = fill(&mut pages, &second);
         assert_eq!(found, 32, "the newer of two pages of one hash is found");
+        assert_eq!(three.pages(), two.pages(), "and what follows it, not what follows the other");
         for table in [&mut one, &mut two, &mut three] {
             pages.release(table);
         }

@@ -9,8 +9,8 @@
 //!    Prefills of equal priority: the older session first, whole, so that the first finishes soon.
 //! 4. A part of the batch ([`limits::PREFILL_SHARE`]) is kept for the first prefill, so that it always advances.
 //!
-//! Pages are not counted here: whom a session may take them from is [`victim`], and the loop in
-//! [`crate::stepper`] drops from the batch what finds none.
+//! Pages are the caller's: it is asked to admit each piece, and one that is not admitted costs no tokens. Whom a session
+//! may take pages from is [`victim`].
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -75,8 +75,9 @@ pub struct Piece {
     pub tokens: usize,
 }
 
-/// Cuts a batch of at most `budget` tokens out of `waiting` into `pieces`; `waiting` is left in the order of service.
-pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>) {
+/// Cuts a batch of at most `budget` tokens out of `waiting` into `pieces`, each of which `admit` has said yes to.
+/// `waiting` is left in the order of service.
+pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>, mut admit: impl FnMut(Piece) -> bool) {
     let short = limits::SHORT_TOKENS.min(budget / 2);
     waiting.sort_unstable_by_key(|work| {
         let long = work.is_long(short);
@@ -88,6 +89,14 @@ pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>) {
     let share = (budget / limits::PREFILL_SHARE).max(1);
     let kept = oldest.map_or(0, |prefill| prefill.fit(share));
     let mut left = budget;
+    let mut push = |work: &Waiting, tokens: usize, pieces: &mut Vec<Piece>| {
+        let piece = Piece { key: work.key, tokens };
+        if tokens == 0 || !admit(piece) {
+            return 0;
+        }
+        pieces.push(piece);
+        tokens
+    };
     for work in shorts {
         // Rows that need the whole batch get it when it is their turn, else they could wait for ever.
         let is_first = pieces.is_empty() && oldest.is_none_or(|prefill| work.served < prefill.served);
@@ -100,13 +109,6 @@ pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>) {
     for work in prefills {
         left -= push(work, work.fit(left), pieces);
     }
-}
-
-fn push(work: &Waiting, tokens: usize, pieces: &mut Vec<Piece>) -> usize {
-    if tokens > 0 {
-        pieces.push(Piece { key: work.key, tokens });
-    }
-    tokens
 }
 
 /// A session that holds pages and is not in the batch being cut.
@@ -153,7 +155,7 @@ mod tests {
     fn cut_of(waiting: &[Waiting], budget: usize) -> Vec<(u128, usize)> {
         let mut waiting = waiting.to_vec();
         let mut pieces = Vec::new();
-        cut(&mut waiting, budget, &mut pieces);
+        cut(&mut waiting, budget, &mut pieces, |_| true);
         pieces.iter().map(|piece| (piece.key.0, piece.tokens)).collect()
     }
 
@@ -180,6 +182,14 @@ mod tests {
         let mut waiting: Vec<_> = (10..800).map(|key| work(key, 7, 7, 0, 0)).collect();
         waiting.push(work(1, 5_000, 0, -3, 0));
         assert_eq!(cut_of(&waiting, 512).last(), Some(&(1, 64)));
+    }
+
+    #[test]
+    fn what_is_not_admitted_costs_no_tokens() {
+        let mut waiting = [work(1, 60, 1, 0, 0), work(2, 60, 1, 0, 1), work(3, 500, 1, 0, 0)];
+        let mut pieces = Vec::new();
+        cut(&mut waiting, 120, &mut pieces, |piece| piece.key != SessionId(1));
+        assert_eq!(pieces, [(2, 60), (3, 60)].map(|(key, tokens)| Piece { key: SessionId(key), tokens }));
     }
 
     #[test]
@@ -222,7 +232,7 @@ mod tests {
                 if waiting.is_empty() {
                     return Ok(());
                 }
-                cut(&mut waiting, budget, &mut pieces);
+                cut(&mut waiting, budget, &mut pieces, |_| true);
                 prop_assert!(!pieces.is_empty());
                 prop_assert!(pieces.iter().map(|piece| piece.tokens).sum::<usize>() <= budget);
                 for piece in &pieces {

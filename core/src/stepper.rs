@@ -180,9 +180,7 @@ impl<T: Task> Entry<T> {
         let end = tokens.len().saturating_sub(self.task.want().unwrap_or(0));
         if std::mem::take(&mut self.changed) {
             let start = common_prefix(&self.cached, tokens).min(end);
-            if start < self.cached.len() {
-                self.cached.truncate(pages.truncate(&mut self.table, start));
-            }
+            self.cached.truncate(pages.truncate(&mut self.table, start));
         }
         // Others may have filled further pages of the same content meanwhile.
         let held = pages.adopt(&mut self.table, tokens, self.cached.len(), end);
@@ -210,6 +208,8 @@ pub struct Stepper<T: Task> {
     /// Batches cut so far.
     batches: u64,
     running: (usize, usize),
+    /// The first in the order of service that found no pages for this batch.
+    hopeless: Option<(Rank, SessionId)>,
     waiting: Vec<Waiting>,
     pieces: Vec<Piece>,
     /// Sessions that are cached whole and want no row.
@@ -229,6 +229,7 @@ impl<T: Task> Stepper<T> {
             sessions: BTreeMap::new(),
             batches: 0,
             running: (0, 0),
+            hopeless: None,
             waiting: Vec::new(),
             pieces: Vec::new(),
             ready: Vec::new(),
@@ -327,9 +328,9 @@ impl<T: Task> Stepper<T> {
     pub fn step(&mut self, engine: &mut dyn Engine, now: Duration) -> StepReport {
         let mut report = StepReport::default();
         self.settle(&mut report);
-        scheduler::cut(&mut self.waiting, self.config.batch_tokens, &mut self.pieces);
-        self.find_pages(&mut report);
         self.batches += 1;
+        self.hopeless = None;
+        self.cut(&mut report);
         match self.forward(engine, &mut report) {
             Ok(()) => self.hand_over(now, &mut report),
             Err(error) => self.fail_batch(&error, &mut report),
@@ -366,38 +367,49 @@ impl<T: Task> Stepper<T> {
         }
     }
 
-    /// Gives every piece its pages, those of the oldest session first, and drops the pieces that get none.
-    fn find_pages(&mut self, report: &mut StepReport) {
-        let mut pieces = std::mem::take(&mut self.pieces);
-        let rank = |index: &usize| (self.sessions[&pieces[*index].key].rank, pieces[*index].key);
-        if let Some(oldest) = (0..pieces.len()).min_by_key(rank) {
-            pieces[..=oldest].rotate_right(1);
+    /// Cuts the batch out of the waiting work that finds pages.
+    fn cut(&mut self, report: &mut StepReport) {
+        let budget = self.config.batch_tokens;
+        let (mut waiting, mut pieces) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.pieces));
+        // The oldest takes its pages before anybody is in the batch, whose pages are safe.
+        if let Some(oldest) = waiting.iter().min_by_key(|work| (work.rank, work.key)) {
+            let piece = Piece { key: oldest.key, tokens: oldest.outstanding.min(budget) };
+            self.find_pages(piece, report);
         }
-        pieces.retain(|piece| {
+        scheduler::cut(&mut waiting, budget, &mut pieces, |piece| {
             let lost = report.evicted.iter().any(|evicted| evicted.key == piece.key);
-            !lost && self.find_pages_for(*piece, report)
+            let found = !lost && self.find_pages(piece, report);
+            if found {
+                self.sessions.get_mut(&piece.key).expect("a waiting session").served = self.batches;
+            }
+            found
         });
-        self.pieces = pieces;
+        (self.waiting, self.pieces) = (waiting, pieces);
     }
 
-    fn find_pages_for(&mut self, piece: Piece, report: &mut StepReport) -> bool {
-        let batch = self.batches + 1;
+    /// Makes room for a piece, at the cost of sessions that come after it and are not in the batch.
+    fn find_pages(&mut self, piece: Piece, report: &mut StepReport) -> bool {
         loop {
-            let entry = self.sessions.get_mut(&piece.key).expect("a session in the batch");
+            let entry = self.sessions.get_mut(&piece.key).expect("a waiting session");
             let Err(missing) = self.pages.extend(&mut entry.table, entry.cached.len() + piece.tokens) else {
-                // Marks who is in the batch and so keeps its pages.
-                entry.served = batch;
                 return true;
             };
             let asking = (entry.rank, piece.key);
-            let holders = self.sessions.iter().filter(|(_, entry)| entry.served != batch && entry.table.room() > 0);
-            let holders = holders.map(|(key, entry)| Holder {
+            // Nobody finds a victim where one who comes before found none.
+            if self.hopeless.is_some_and(|hopeless| hopeless <= asking) {
+                return false;
+            }
+            let outside = |entry: &Entry<T>| entry.served != self.batches && entry.table.room() > 0;
+            let holders = self.sessions.iter().filter(|(_, entry)| outside(entry)).map(|(key, entry)| Holder {
                 key: *key,
                 rank: entry.rank,
                 has_work: entry.task.want().is_some(),
                 used: entry.used,
             });
-            let Some(victim) = scheduler::victim(holders, asking) else { return false };
+            let Some(victim) = scheduler::victim(holders, asking) else {
+                self.hopeless = Some(asking);
+                return false;
+            };
             self.evict(victim, missing, report);
         }
     }
@@ -407,8 +419,11 @@ impl<T: Task> Stepper<T> {
         let entry = self.sessions.get_mut(&key).expect("a session that holds pages");
         let kept = (entry.table.room() / limits::PAGE_TOKENS).saturating_sub(missing) * limits::PAGE_TOKENS;
         self.pages.truncate(&mut entry.table, kept);
+        if kept >= entry.cached.len() {
+            return;
+        }
         entry.cached.truncate(kept);
-        let held = entry.cached.len();
+        let held = kept;
         match report.evicted.iter_mut().find(|evicted| evicted.key == key) {
             Some(evicted) => evicted.held = held,
             None => report.evicted.push(Evicted { key, held }),

@@ -313,6 +313,19 @@ fn who_loses_pages_to_a_batch_is_not_in_it() {
 }
 
 #[test]
+fn a_prefill_that_lost_its_pages_is_not_done() {
+    let mut world = World::new(4, 200);
+    world.insert(2, 5, [prefill(2, 32, 0)]);
+    world.step();
+    world.stepper.get_mut(SessionId(2)).unwrap().give(Work { keep: usize::MAX, append: vec![], rows: 0 });
+    world.insert(1, 0, [prefill(1, 60, 1)]);
+    assert_eq!(world.step().ran, [SessionId(1)], "session 2 had all its tokens until session 1 took them");
+    world.run();
+    assert_eq!(world.done(2), 2);
+    world.close_all();
+}
+
+#[test]
 fn idle_sessions_lose_their_pages_first_and_are_told_what_they_hold() {
     let mut world = World::new(6, 64);
     for key in [1, 2] {
@@ -419,6 +432,7 @@ fn a_failed_pass_costs_its_sessions_and_nobody_else() {
 /// What one decode step costs beside the model; run with `--ignored --nocapture`, optimised.
 #[test]
 #[ignore = "a measurement"]
+#[expect(clippy::disallowed_methods, reason = "it measures")]
 fn cost_of_a_step() {
     struct Silent(ModelFacts);
     impl Engine for Silent {

@@ -40,7 +40,7 @@ pub async fn cascade_query(node: &DrafterNode, opening: &Opening, begun: Begun, 
     let mut session = open(node, opening, &begun)?;
     let mut answer: Vec<Decoded> = Vec::new();
     let stop_strings = opening.resolved.parameters.as_ref().map_or(&[][..], |p| &p.stop);
-    let mut shadow = node.text.begin(
+    let mut shadow = node.text.clone().begin(
         &begun.ids[..begun.prompt_tokens],
         cascadia_core::commit::StopSettings {
             stop_ids: begun.decoding.stop_ids.clone(),

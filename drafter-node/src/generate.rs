@@ -284,7 +284,7 @@ impl<'n> Generation<'n> {
             parameters.max_tokens = Some(self.decoding.max_tokens as u32);
         }
         v1::VerifyOpen {
-            protocol: Some(cascadia_proto::protocol_range()),
+            protocol: Some(cascadia_proto::range()),
             key: Some(cascadia_proto::convert::session_key_message(self.opening.session, self.session.epoch())),
             model: open.model.clone(),
             resolved: Some(resolved),

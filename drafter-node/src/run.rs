@@ -42,7 +42,7 @@ impl session_server::Session for SessionService {
 
 async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
     let opening = Opening::read(&mut inbound).await?;
-    let begun = opening.begin(node.text.as_ref(), &node.facts, sender.clone())?;
+    let begun = opening.begin(&node.text, &node.facts, sender.clone())?;
     let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
     begun
         .output

@@ -51,7 +51,7 @@ async fn decode(
 ) -> Result<(), Status> {
     let opening = Opening::read(&mut inbound).await?;
     node.serves(&opening.open.model)?;
-    let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(node.text.as_ref(), &node.facts, sender.clone())?;
+    let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
     output
         .send(Response::Opened(v1::Opened {
             protocol: opening.protocol,

@@ -67,10 +67,6 @@ impl Team {
         Ok(team)
     }
 
-    pub(crate) fn ranks(&self) -> usize {
-        self.workers.len() + 1
-    }
-
     /// Runs `job(rank, barrier)` on every thread and returns when all are done.
     pub(crate) fn run(&mut self, job: &Job<'_>) -> Result<(), Broken> {
         let shared = &*self.shared;

@@ -67,7 +67,7 @@ impl Opening {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` naming what is wrong with the prompt or a parameter.
-    pub fn begin(&self, text: &dyn Text, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
+    pub fn begin(&self, text: &Arc<dyn Text>, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
         let parameters = self.resolved.parameters.clone().unwrap_or_default();
         let (prompt_tokens, ids) = match &self.continued {
             Some((prompt_tokens, ids)) => (*prompt_tokens, ids.clone()),
@@ -92,7 +92,7 @@ impl Opening {
             stop_strings: parameters.stop,
             max_tokens: decoding.max_tokens,
         };
-        let mut output = Output::new(sender, text.begin(&ids[..prompt_tokens], stop), Start { ids: &ids, prompt_tokens, decoding: &decoding });
+        let mut output = Output::new(sender, text.clone().begin(&ids[..prompt_tokens], stop), Start { ids: &ids, prompt_tokens, decoding: &decoding });
         output.reproducible = facts.row_exact;
         Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
     }

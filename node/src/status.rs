@@ -110,7 +110,7 @@ impl StatusBoard {
         let now = self.now();
         serde_json::json!({
             "instance": format!("{:016x}", now.instance),
-            "state": state_name(self.state()),
+            "state": convert::state_name(self.state()),
             "seen_by_router": self.seen_by_router(),
             "progress_layers": now.progress,
             "longest_layer_us": now.longest_layer_us,
@@ -171,15 +171,6 @@ impl StatusBoard {
     }
 }
 
-/// The state's word in JSON, in membership and in logs.
-#[must_use]
-pub fn state_name(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Starting => "starting",
-        NodeState::Ready => "ready",
-        NodeState::Draining => "draining",
-    }
-}
 
 struct Watched(StatusBoard);
 

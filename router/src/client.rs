@@ -12,7 +12,7 @@ use std::time::Duration;
 use cascadia_proto::v1::GenerateResponse;
 use cascadia_proto::v1::generate_response::Event;
 use futures::Stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -32,6 +32,40 @@ pub struct ClientStream {
     receiver: mpsc::Receiver<Message>,
     reading: Arc<Reading>,
     first: Option<Message>,
+    _open: OpenStream,
+}
+
+/// The streams that clients still read, so that a stopping router can wait for the last.
+#[derive(Clone, Debug)]
+pub struct OpenStreams(watch::Sender<usize>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct OpenStream(OpenStreams);
+
+impl Default for OpenStreams {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl OpenStreams {
+    /// Returns when there is none.
+    pub async fn none(&self) {
+        // Fails only when every sender is gone, and one is here.
+        let _ = self.0.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    fn open(&self) -> OpenStream {
+        self.0.send_modify(|open| *open += 1);
+        OpenStream(self.clone())
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open -= 1);
+    }
 }
 
 /// When a message was last taken, or put where none waited; milliseconds since the session began.
@@ -49,11 +83,11 @@ impl Reading {
 
 /// Both ends, for a request of so many tokens.
 #[must_use]
-pub fn channel(max_tokens: usize) -> (Client, ClientStream) {
+pub fn channel(max_tokens: usize, streams: &OpenStreams) -> (Client, ClientStream) {
     // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
     let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
     let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0) });
-    (Client { sender, reading: reading.clone() }, ClientStream { receiver, reading, first: None })
+    (Client { sender, reading: reading.clone() }, ClientStream { receiver, reading, first: None, _open: streams.open() })
 }
 
 /// No request waits with more; a longer text has been read in part by then, or its client is stalled.
@@ -139,7 +173,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_is_never_stalled() {
-        let (client, mut stream) = channel(100);
+        let (client, mut stream) = channel(100, &OpenStreams::default());
         let reader = tokio::spawn(async move { while stream.next().await.is_some() {} });
         let stalled = tokio::time::timeout(Duration::from_secs(600), async {
             let feed = async {
@@ -157,7 +191,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_reading_is_noticed_after_the_timeout() {
-        let (client, stream) = channel(100);
+        let (client, stream) = channel(100, &OpenStreams::default());
         tokio::time::sleep(Duration::from_secs(500)).await;
         client.send(Event::Tokens(Tokens::default())).await;
         let sent = Instant::now();
@@ -169,8 +203,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_early_error_is_the_calls_own() {
-        let (client, stream) = channel(1);
+        let streams = OpenStreams::default();
+        let (client, stream) = channel(1, &streams);
         client.fail(Status::not_found("no such model"));
         assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
+        streams.none().await;
     }
 }

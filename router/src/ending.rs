@@ -81,31 +81,35 @@ pub struct SoFar {
 pub const MOST_BARREN: u32 = 8;
 
 /// What comes next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Next {
     /// Tell the client the end.
-    Finish,
+    Finish(v1::Finished),
     /// Place it on an expert, from the prompt.
-    HandOver,
-    /// Place it again with what is committed, anywhere but there.
-    PlaceAgain,
+    HandOver(v1::Handover),
+    /// The owner is lost: place it again with what is committed, anywhere but there.
+    Move(Loss),
+    /// The owner has no room: try elsewhere; the client gets this answer where there is no elsewhere.
+    TryElsewhere(Status),
     /// Give the client the owner's error.
-    Answer,
+    Answer(Status),
+    /// The owner cannot be trusted with the session.
+    Break(Breach),
     /// The session seems to kill its owners: end it.
     Condemn,
 }
 
 /// What comes after an end.
 #[must_use]
-pub fn after(end: &End, so_far: SoFar) -> Next {
+pub fn after(end: End, so_far: SoFar) -> Next {
     match end {
-        End::Finished(_) => Next::Finish,
-        End::HandedOver(_) => Next::HandOver,
-        End::Refused(_) | End::Broke(_) => Next::Answer,
-        End::Full(_) if so_far.begun || so_far.full <= 1 => Next::PlaceAgain,
-        End::Full(_) => Next::Answer,
+        End::Finished(finished) => Next::Finish(finished),
+        End::HandedOver(handover) => Next::HandOver(handover),
+        End::Full(status) if so_far.begun || so_far.full <= 1 => Next::TryElsewhere(status),
+        End::Full(status) | End::Refused(status) => Next::Answer(status),
+        End::Broke(breach) => Next::Break(breach),
         End::Lost(_) if so_far.barren >= MOST_BARREN => Next::Condemn,
-        End::Lost(_) => Next::PlaceAgain,
+        End::Lost(loss) => Next::Move(loss),
     }
 }
 
@@ -126,7 +130,7 @@ mod tests {
             Status::internal("the engine failed"),
             Status::deadline_exceeded("too late"),
         ] {
-            assert_eq!(after(&read_status(status), SoFar::default()), Next::Answer);
+            assert!(matches!(after(read_status(status), SoFar::default()), Next::Answer(_)));
         }
     }
 
@@ -137,23 +141,24 @@ mod tests {
         let broken = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
         assert!(matches!(read_status(broken), End::Lost(Loss::Connection)));
         for loss in [Loss::Connection, Loss::Stream, Loss::Hung, Loss::Leaving] {
-            assert_eq!(after(&End::Lost(loss), begun()), Next::PlaceAgain);
-            assert_eq!(after(&End::Lost(loss), SoFar::default()), Next::PlaceAgain);
+            for so_far in [begun(), SoFar::default()] {
+                assert!(matches!(after(End::Lost(loss), so_far), Next::Move(to) if to == loss));
+            }
         }
     }
 
     #[test]
     fn a_full_owner_is_tried_once_elsewhere_before_the_session_began_and_always_after() {
-        let full = || read_status(Status::resource_exhausted("no slot"));
-        assert_eq!(after(&full(), SoFar { full: 1, ..SoFar::default() }), Next::PlaceAgain);
-        assert_eq!(after(&full(), SoFar { full: 2, ..SoFar::default() }), Next::Answer);
-        assert_eq!(after(&full(), SoFar { full: 9, ..begun() }), Next::PlaceAgain);
+        let full = |so_far| after(read_status(Status::resource_exhausted("no slot")), so_far);
+        assert!(matches!(full(SoFar { full: 1, ..SoFar::default() }), Next::TryElsewhere(_)));
+        assert!(matches!(full(SoFar { full: 2, ..SoFar::default() }), Next::Answer(_)));
+        assert!(matches!(full(SoFar { full: 9, ..begun() }), Next::TryElsewhere(_)));
     }
 
     #[test]
     fn a_session_that_kills_its_owners_ends() {
-        let lost = End::Lost(Loss::Stream);
-        assert_eq!(after(&lost, SoFar { barren: MOST_BARREN - 1, ..begun() }), Next::PlaceAgain);
-        assert_eq!(after(&lost, SoFar { barren: MOST_BARREN, ..begun() }), Next::Condemn);
+        let lost = |barren| after(End::Lost(Loss::Stream), SoFar { barren, ..begun() });
+        assert!(matches!(lost(MOST_BARREN - 1), Next::Move(_)));
+        assert!(matches!(lost(MOST_BARREN), Next::Condemn));
     }
 }

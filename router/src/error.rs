@@ -78,6 +78,9 @@ pub enum GenerateError {
         /// When a place can be expected.
         retry_after: Duration,
     },
+    /// The request's time is up; the session says what it was doing ([`Self::Deadline`]).
+    #[error("the request's time is up")]
+    OutOfTime,
     /// The request's time is up.
     #[error("the request's time of {} s is up {doing}: raise timeout_ms, or {cure}", allowed.as_secs_f64())]
     Deadline {
@@ -124,7 +127,7 @@ impl GenerateError {
             Self::UnknownModel { .. } => Code::NotFound,
             Self::Misconfigured(_) => Code::FailedPrecondition,
             Self::Full { .. } => Code::ResourceExhausted,
-            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::OutOfTime | Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Owner(status) => status.code(),
             Self::Breach { .. } | Self::Condemned { .. } => Code::Internal,
             Self::Unread(_) => Code::Cancelled,

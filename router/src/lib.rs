@@ -1,1 +1,209 @@
-//! placeholder
+//! Client-facing: a request is admitted, placed and relayed; its session outlives the nodes that work for it.
+//!
+//! [`generate`] is the verb. A request passes [`admission`] (bounds, validation, terms), its [`session`] finds a
+//! [`place`] and opens a [`run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
+//! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
+//! owners did. [`outlook`] is what all sessions watch together, [`status`] what operators see, [`mint`] the only chance,
+//! [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses, [`config`] what is set.
+//!
+//! Absent on purpose: tokenizers and model files. A prompt travels as it came; what continues travels as ids.
+
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod client;
+pub mod config;
+pub mod ending;
+pub mod error;
+pub mod generate;
+pub mod metrics;
+pub mod mint;
+pub mod outlook;
+pub mod place;
+pub mod run;
+pub mod session;
+pub mod status;
+pub mod tally;
+pub mod transcript;
+
+use std::sync::Arc;
+
+use cascadia_core::limits;
+use cascadia_core::placement::{NodeRecord, NodeState, Role};
+use cascadia_node::Edge;
+use cascadia_node::admin::{self, Admin};
+use cascadia_node::loads::LoadWatch;
+use cascadia_node::membership::Membership;
+use cascadia_node::net;
+use cascadia_node::status::StatusBoard;
+use cascadia_proto::v1::inference_server::InferenceServer;
+use tonic_health::ServingStatus;
+
+pub use config::RouterConfig;
+pub use error::RouterError;
+use generate::{Router, Service};
+pub use mint::Mint;
+
+/// The health service's name for the router's own.
+const SERVICE: &str = "cascadia.v1.Inference";
+
+/// Serves clients until told to stop: accepting, then not ready but still accepting for the lame-duck time, then only
+/// finishing what is open.
+///
+/// # Errors
+/// When the configuration means nothing or the listener fails.
+pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
+    config.check().map_err(RouterError::Config)?;
+    let instance = edge.instance();
+    let Edge { id, listener, admin, connector, membership, shutdown } = edge;
+    let watcher = format!("router:{id}");
+    let loads = LoadWatch::spawn(&membership, &connector, &watcher, &[Role::Drafter, Role::Expert], &shutdown);
+    let (lame_duck, grace) = (config.lame_duck(), config.grace());
+    let router = Arc::new(Router {
+        admission: Arc::new(admission::Admission::new(config.max_sessions)),
+        config,
+        loads,
+        outlook: outlook::Outlook::default(),
+        connector,
+        metrics: metrics::Metrics::default(),
+        streams: client::OpenStreams::default(),
+        shutdown: shutdown.clone(),
+        id,
+    });
+    let record = NodeRecord {
+        id: router.id.clone(),
+        instance,
+        role: Role::Router,
+        address: listener.address().to_owned(),
+        admin_address: admin.as_ref().map(|admin| admin.address().to_owned()).unwrap_or_default(),
+        models: Vec::new(),
+        capacity: u32::try_from(router.config.max_sessions).unwrap_or(u32::MAX),
+        protocol: cascadia_proto::PROTOCOL,
+        state: NodeState::Ready,
+    };
+    let board = StatusBoard::new(instance, Arc::default());
+    let observing = tokio::spawn(observe(router.clone(), board.clone()));
+    let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, pages(&router), shutdown.clone())));
+    // Clients need no membership of the router: it registers while it serves, whenever membership is there.
+    let registering = tokio::spawn(register(membership, record, shutdown.clone()));
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for service in ["", SERVICE] {
+        health.set_service_status(service, ServingStatus::NotServing).await;
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(cascadia_proto::DESCRIPTORS)
+        .build_v1()?;
+    let inference = InferenceServer::new(Service(router.clone())).max_decoding_message_size(limits::REQUEST_BYTES);
+    let routes = net::server()
+        .add_service(inference)
+        .add_service(board.service())
+        .add_service(health_service)
+        .add_service(reflection);
+    let address = listener.address().to_owned();
+    let lame = {
+        let shutdown = shutdown.clone();
+        async move {
+            shutdown.draining().await;
+            tokio::select! { () = tokio::time::sleep(lame_duck) => {}, () = shutdown.stopped() => {} }
+        }
+    };
+    let mut serving = tokio::spawn(routes.serve_with_incoming_shutdown(listener.into_incoming(), lame));
+    tracing::info!(router = %router.id, %address, "serving");
+
+    let life = async {
+        let ready = async {
+            router.outlook.servable().await;
+            for service in ["", SERVICE] {
+                health.set_service_status(service, ServingStatus::Serving).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! { () = ready => {}, () = shutdown.draining() => {} }
+        for service in ["", SERVICE] {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        board.set_state(NodeState::Draining);
+        tracing::info!(router = %router.id, open = router.admission.admitted(), "draining");
+        tokio::select! {
+            () = shutdown.stopped() => {}
+            () = tokio::time::sleep(grace) => tracing::warn!("grace is over, open streams are cut"),
+            () = async {
+                tokio::time::sleep(lame_duck).await;
+                board.close();
+                router.streams.none().await;
+            } => {}
+        }
+        // Whoever only watches is cut; what was written is flushed.
+        tokio::time::sleep(net::STOP_GRACE).await;
+    };
+    let served = tokio::select! {
+        served = &mut serving => served.unwrap_or(Ok(())),
+        () = life => {
+            serving.abort();
+            Ok(())
+        }
+    };
+    shutdown.stop();
+    let _ = registering.await;
+    observing.abort();
+    if let Some(admin) = admin {
+        admin.abort();
+    }
+    tracing::info!(router = %router.id, "stopped");
+    Ok(served?)
+}
+
+/// Keeps the shared outlook fresh, and says on the board when the router is ready.
+async fn observe(router: Arc<Router>, board: StatusBoard) {
+    let mut changes = router.loads.changes();
+    loop {
+        router.outlook.observe(&router.loads.snapshot(), &router.loads.loads());
+        if router.outlook.was_servable() && board.state() == NodeState::Starting {
+            board.set_state(NodeState::Ready);
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Registers, says when the router drains, and withdraws when it stops.
+async fn register(membership: Membership, mut record: NodeRecord, shutdown: cascadia_node::lifecycle::Shutdown) {
+    let registration = tokio::select! {
+        registered = membership.register(record.clone()) => match registered {
+            Ok(registration) => registration,
+            Err(error) => return tracing::warn!(%error, "the router is not in the member list; clients are served"),
+        },
+        () = shutdown.stopped() => return,
+    };
+    shutdown.draining().await;
+    record.state = NodeState::Draining;
+    registration.update(record).await;
+    shutdown.stopped().await;
+    registration.withdraw().await;
+}
+
+/// Whether the router should get clients.
+fn ready(router: &Router) -> Result<(), String> {
+    if router.shutdown.is_draining() {
+        return Err("draining: open streams finish, new ones belong to another router".to_owned());
+    }
+    if !router.outlook.was_servable() {
+        return Err("no expert has been ready yet: start one, with the same membership".to_owned());
+    }
+    Ok(())
+}
+
+fn pages(router: &Arc<Router>) -> Admin {
+    let (for_ready, for_status, for_metrics) = (router.clone(), router.clone(), router.clone());
+    Admin {
+        ready: Arc::new(move || ready(&for_ready)),
+        status: Arc::new(move || {
+            let loads = &for_status.loads;
+            let status = status::cluster_status(&for_status.id, &loads.snapshot(), &loads.statuses());
+            status::page(&status, for_status.admission.admitted(), &ready(&for_status))
+        }),
+        metrics: Arc::new(move || for_metrics.metrics.render()),
+    }
+}

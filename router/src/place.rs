@@ -13,6 +13,8 @@ pub struct Need<'a> {
     pub handed_over: bool,
     /// Whether the session has begun: then a misconfigured pair is a lost node, not an error.
     pub begun: bool,
+    /// Whether others may step in for a kind of node that is missing; not where nodes are only busy.
+    pub step_in: bool,
     /// Model, key, pins, and nodes to avoid.
     pub wish: Wish<'a>,
 }
@@ -99,9 +101,9 @@ pub fn choose(snapshot: &Snapshot, loads: &Loads, need: &Need<'_>) -> Result<Sea
     }
     let no_expert = matches!(error, PlacementError::NoExpert { .. } | PlacementError::UnknownModel { .. });
     let instead = if asks_expert && no_expert {
-        (need.parameters.on_expert_loss() == OnExpertLoss::Drafter).then(drafter_alone)
+        (need.step_in && need.parameters.on_expert_loss() == OnExpertLoss::Drafter).then(drafter_alone)
     } else {
-        (need.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
+        (need.step_in && need.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
     };
     match instead {
         Some(Ok(seat)) => Ok(seat),
@@ -211,10 +213,14 @@ mod tests {
         Snapshot { revision: 1, nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect() }
     }
 
+    fn need<'a>(parameters: &'a Parameters, handed_over: bool, wish: Wish<'a>) -> Need<'a> {
+        Need { parameters, handed_over, begun: false, step_in: true, wish }
+    }
+
     fn names(parameters: &Parameters, handed_over: bool, gone: &[&str]) -> Result<(String, String), NoSeat> {
         let exclude: BTreeSet<_> = gone.iter().map(|id| NodeId((*id).into())).collect();
         let wish = Wish { model: "m", exclude, ..Wish::default() };
-        let seat = choose(&cluster(), &Loads::new(), &Need { parameters, handed_over, begun: false, wish })?;
+        let seat = choose(&cluster(), &Loads::new(), &need(parameters, handed_over, wish))?;
         Ok((seat.drafter_name().to_owned(), seat.expert_name().to_owned()))
     }
 
@@ -243,6 +249,14 @@ mod tests {
     }
 
     #[test]
+    fn nobody_steps_in_for_a_drafter_that_is_only_busy() {
+        let parameters = asks("speculative");
+        let wish = Wish { model: "m", exclude: BTreeSet::from([NodeId("d".into())]), ..Wish::default() };
+        let need = Need { step_in: false, ..need(&parameters, false, wish) };
+        assert!(matches!(choose(&cluster(), &Loads::new(), &need), Err(NoSeat::Now(_))));
+    }
+
+    #[test]
     fn without_an_expert_the_session_waits_unless_told_to_go_on() {
         assert!(matches!(names(&asks("speculative"), false, &["e"]), Err(NoSeat::Now(_))));
         assert!(matches!(names(&asks("expert"), false, &["e"]), Err(NoSeat::Now(_))));
@@ -256,8 +270,7 @@ mod tests {
         let loads = Loads::from([(NodeId("d".into()), Load { quarantined: true, ..Load::default() })]);
         let parameters = asks("speculative");
         let wish = Wish { model: "m", ..Wish::default() };
-        let need = Need { parameters: &parameters, handed_over: false, begun: true, wish };
-        assert!(choose(&cluster(), &loads, &need).unwrap().is_expert());
+        assert!(choose(&cluster(), &loads, &need(&parameters, false, wish)).unwrap().is_expert());
     }
 
     #[test]
@@ -266,7 +279,7 @@ mod tests {
         snapshot.nodes.get_mut(&NodeId("d".into())).unwrap().models[0].tokenizer_fingerprint = "u".into();
         let parameters = asks("speculative");
         let wish = Wish { model: "m", ..Wish::default() };
-        let need = |begun| Need { parameters: &parameters, handed_over: false, begun, wish: wish.clone() };
+        let need = |begun| Need { begun, ..need(&parameters, false, wish.clone()) };
         let error = choose(&snapshot, &Loads::new(), &need(false)).unwrap_err();
         assert!(matches!(error, NoSeat::Ever(PlacementError::TokenizerMismatch { .. })));
         assert!(choose(&snapshot, &Loads::new(), &need(true)).unwrap().is_expert());

@@ -92,7 +92,7 @@ pub enum PromptError {
     /// The prompt fits, the answer does not.
     #[error(
         "the prompt has {tokens} tokens and max_tokens asks for {max_tokens} more, but the model's context is {context_length}: set max_tokens to at most {} or shorten the prompt",
-        .context_length - .tokens
+        .context_length.saturating_sub(*.tokens)
     )]
     NoRoom {
         /// Tokens of the prompt.
@@ -115,7 +115,7 @@ pub enum PromptError {
         /// Ids the tokenizer has.
         vocabulary: usize,
     },
-    /// The chat template has none, or says no.
+    /// There is no chat template to use, or it says no.
     #[error(transparent)]
     Template(#[from] TemplateError),
     /// The tokenizer refuses the text.

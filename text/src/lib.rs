@@ -3,7 +3,7 @@
 //! Absent on purpose: tensors, async, clocks, chance. The only I/O is reading the model folder once
 //! ([`ModelFiles::read`]); the date that some chat templates print is an argument.
 //!
-//! Reading order: [`Prompt::resolve`] turns what a client sent into ids; [`Transcript::commit`] turns committed ids
+//! Reading order: [`Tokenizer::resolve`] turns what a client sent into ids; [`Transcript::commit`] turns committed ids
 //! into text and decides where the text ends. Both kinds of owner use these two and nothing else.
 
 #![forbid(unsafe_code)]
@@ -24,8 +24,7 @@ mod transcript;
 pub use detokenizer::Detokenizer;
 pub use error::{LoadError, PromptError, TemplateError};
 pub use files::ModelFiles;
-pub use prompt::{Prompt, Room};
 pub use stops::StopStrings;
-pub use template::{ChatTemplate, Message, SpecialTokens};
+pub use template::{ChatTemplate, SpecialTokens};
 pub use tokenizer::Tokenizer;
-pub use transcript::{Committed, Finish, FinishReason, StopMatch, StopSettings, Transcript};
+pub use transcript::Transcript;

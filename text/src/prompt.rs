@@ -1,39 +1,22 @@
 //! What a client sends, and the ids it becomes.
 
+use std::sync::Arc;
+
+use cascadia_core::commit::{Commit, Prompt, Room, StopSettings, Text};
 use cascadia_core::ids::TokenId;
 
 use crate::error::PromptError;
-use crate::template::Message;
 use crate::tokenizer::Tokenizer;
+use crate::transcript::Transcript;
 
-/// A prompt as it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Prompt {
-    /// Plain text; the tokenizer adds what it adds (usually BOS).
-    Text(String),
-    /// A conversation, rendered by the model's chat template.
-    Messages(Vec<Message>),
-    /// Token ids, taken as they are.
-    Ids(Vec<TokenId>),
-}
-
-/// How many tokens there is room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Tokens the model can hold, prompt and output together.
-    pub context_length: usize,
-    /// Output tokens the request asks for; 1 where it leaves the number open.
-    pub max_tokens: usize,
-}
-
-impl Prompt {
+impl Tokenizer {
     /// The prompt's ids, or why it cannot be served. Ids are at least one, all known, and leave room for the output.
     ///
     /// `now` (Unix seconds) is for chat templates that print the date: see [`ChatTemplate::render`].
     ///
     /// [`ChatTemplate::render`]: crate::ChatTemplate::render
-    pub fn resolve(&self, tokenizer: &Tokenizer, room: Room, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
-        let ids = self.ids(tokenizer, now)?;
+    pub fn resolve(&self, prompt: &Prompt, room: Room, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
+        let ids = self.ids(prompt, now)?;
         let (tokens, Room { context_length, max_tokens }) = (ids.len(), room);
         if tokens == 0 {
             return Err(PromptError::Empty);
@@ -47,24 +30,43 @@ impl Prompt {
         Ok(ids)
     }
 
-    fn ids(&self, tokenizer: &Tokenizer, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
-        match self {
+    fn ids(&self, prompt: &Prompt, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
+        match prompt {
             // Not left to the tokenizer: its BOS alone would make the empty text a prompt.
-            Self::Text(text) if text.is_empty() => Err(PromptError::Empty),
-            Self::Text(text) => tokenizer.encode(text, true).map_err(PromptError::Encode),
-            Self::Messages(messages) if messages.is_empty() => Err(PromptError::Empty),
-            Self::Messages(messages) => {
-                let template = tokenizer.chat_template().map_err(Clone::clone)?;
+            Prompt::Text(text) if text.is_empty() => Err(PromptError::Empty),
+            Prompt::Text(text) => self.encode(text, true).map_err(PromptError::Encode),
+            Prompt::Messages(messages) if messages.is_empty() => Err(PromptError::Empty),
+            Prompt::Messages(messages) => {
+                let template = self.chat_template().map_err(Clone::clone)?;
                 // The template writes BOS itself.
-                tokenizer.encode(&template.render(messages, true, now)?, false).map_err(PromptError::Encode)
+                self.encode(&template.render(messages, true, now)?, false).map_err(PromptError::Encode)
             }
-            Self::Ids(ids) => match ids.iter().position(|&id| !tokenizer.knows(id)) {
+            Prompt::Ids(ids) => match ids.iter().position(|&id| !self.knows(id)) {
                 Some(position) => {
-                    let vocabulary = tokenizer.vocabulary();
+                    let vocabulary = self.vocabulary();
                     Err(PromptError::UnknownId { id: ids[position], position, vocabulary })
                 }
                 None => Ok(ids.clone()),
             },
         }
+    }
+}
+
+impl Text for Tokenizer {
+    fn fingerprint(&self) -> &str {
+        Self::fingerprint(self)
+    }
+
+    fn eos_ids(&self) -> &[TokenId] {
+        Self::eos_ids(self)
+    }
+
+    /// Templates that print the date get none: a text must not depend on the day it was asked for.
+    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, String> {
+        Self::resolve(self, prompt, room, None).map_err(|error| error.to_string())
+    }
+
+    fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit> {
+        Box::new(Transcript::new(self, prompt, stop))
     }
 }

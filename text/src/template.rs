@@ -1,30 +1,14 @@
 //! Chat templates: Jinja as Hugging Face runs it.
 
+use cascadia_core::commit::Message;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
 
 use crate::error::TemplateError;
 use crate::files::ModelFiles;
 use crate::strftime::strftime;
 use crate::tojson::tojson;
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks, in the model's words: usually `system`, `user` or `assistant`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
 
 /// The special tokens that templates name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

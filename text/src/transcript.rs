@@ -2,60 +2,12 @@
 
 use std::sync::Arc;
 
+use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, StopMatch, StopSettings};
 use cascadia_core::ids::TokenId;
 
 use crate::detokenizer::Detokenizer;
 use crate::stops::StopStrings;
 use crate::tokenizer::Tokenizer;
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FinishReason {
-    /// EOS, a stop id or a stop string.
-    Stop,
-    /// `max_tokens`.
-    Length,
-}
-
-/// What ended a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopMatch {
-    /// EOS or a stop id.
-    Token(TokenId),
-    /// A stop string.
-    Text(String),
-}
-
-/// The end of a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finish {
-    /// Why.
-    pub reason: FinishReason,
-    /// What stopped it; there exactly when the reason is [`FinishReason::Stop`].
-    pub matched: Option<StopMatch>,
-}
-
-/// What ends a text.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StopSettings {
-    /// EOS (unless the request ignores it) and the request's stop ids.
-    pub stop_ids: Vec<TokenId>,
-    /// The request's stop strings.
-    pub stop_strings: Vec<String>,
-    /// Output tokens at most.
-    pub max_tokens: usize,
-}
-
-/// What one call of [`Transcript::commit`] did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// How many of the given tokens belong to the output; drop the others and all that was said about them.
-    pub taken: usize,
-    /// The text that became certain.
-    pub text: String,
-    /// There when the text is at its end, in this call or before it.
-    pub finish: Option<Finish>,
-}
 
 /// The text of one choice so far.
 ///
@@ -70,6 +22,12 @@ pub struct Transcript {
     max_tokens: usize,
     length: usize,
     finish: Option<Finish>,
+}
+
+impl Commit for Transcript {
+    fn commit(&mut self, tokens: &[TokenId]) -> Committed {
+        Self::commit(self, tokens)
+    }
 }
 
 impl Transcript {

@@ -1,9 +1,10 @@
 //! What a client sends becomes ids, or one clear sentence.
 
-use cascadia_text::{Message, Prompt, PromptError, Room, TemplateError, Tokenizer, toy};
+use cascadia_core::commit::{Message, Prompt, Room};
+use cascadia_text::{PromptError, TemplateError, Tokenizer, toy};
 
 fn resolve(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>, PromptError> {
-    prompt.resolve(tokenizer, Room { context_length: 32, max_tokens: 8 }, None)
+    tokenizer.resolve(prompt, Room { context_length: 32, max_tokens: 8 }, None)
 }
 
 #[test]

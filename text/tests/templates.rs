@@ -1,6 +1,7 @@
 //! Chat templates in the shapes that are in use, against what Jinja2 makes of them (`templates/record.py`).
 
-use cascadia_text::{ChatTemplate, Message, ModelFiles, SpecialTokens, TemplateError, Tokenizer, toy};
+use cascadia_core::commit::Message;
+use cascadia_text::{ChatTemplate, ModelFiles, SpecialTokens, TemplateError, Tokenizer, toy};
 use serde_json::{Value, json};
 
 const TEMPLATES: [(&str, &str); 5] = [
@@ -33,7 +34,8 @@ fn real_templates_render_as_in_python() {
     assert_eq!(expected.len(), 3 * TEMPLATES.len());
     for row in expected {
         let (_, source) = TEMPLATES.iter().find(|(name, _)| row["template"] == *name).unwrap();
-        let messages: Vec<Message> = serde_json::from_value(row["messages"].clone()).unwrap();
+        let turn = |turn: &Value| Message::new(turn["role"].as_str().unwrap(), turn["content"].as_str().unwrap());
+        let messages: Vec<Message> = row["messages"].as_array().unwrap().iter().map(turn).collect();
         let rendered = template(source).render(&messages, true, None);
         let wanted = match (&row["text"], &row["raised"]) {
             (Value::String(text), _) => Ok(text.clone()),

@@ -41,7 +41,11 @@ impl Contender {
         let parameters = v1::Parameters {
             strategy: self.strategy.into(),
             // The sequential cascade has no choice of rule; naming it is for the table.
-            rule: if self.strategy == "speculative_cascade" { self.rule.unwrap_or_default().into() } else { String::new() },
+            rule: if self.strategy == "speculative_cascade" {
+                self.rule.unwrap_or_default().into()
+            } else {
+                String::new()
+            },
             alpha: self.alpha,
             temperature: Some(0.0),
             max_tokens: Some(MAX_TOKENS),
@@ -195,7 +199,8 @@ mod tests {
         let mut tally = Tally::default();
         tally.add(&problem(), &answer);
         tally.add(&problem(), &Answer { text: "5".into(), ..answer });
-        let expected = Tally { problems: 2, right: 1, tokens: 6, from_drafter: 4, expert_passes: 4, time: Duration::ZERO };
+        let expected =
+            Tally { problems: 2, right: 1, tokens: 6, from_drafter: 4, expert_passes: 4, time: Duration::ZERO };
         assert_eq!(tally, expected);
         assert_eq!(provenance_name(v1::Provenance::Relaxed), "relaxed");
     }

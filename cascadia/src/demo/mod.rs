@@ -161,7 +161,9 @@ fn cache_folder() -> PathBuf {
     let cache = var("XDG_CACHE_HOME").filter(|path| path.is_absolute());
     let cache = cache.or_else(|| var("HOME").map(|home| home.join(".cache")));
     let folder = cache.map(|cache| cache.join("cascadia"));
-    folder.filter(|folder| std::fs::create_dir_all(folder).is_ok()).unwrap_or_else(|| std::env::temp_dir().join("cascadia"))
+    folder
+        .filter(|folder| std::fs::create_dir_all(folder).is_ok())
+        .unwrap_or_else(|| std::env::temp_dir().join("cascadia"))
 }
 
 /// A name for what a model folder holds.

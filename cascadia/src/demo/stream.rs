@@ -20,7 +20,10 @@ pub async fn show(client: &Client, tokenizer: &Tokenizer, problems: &[Problem], 
         let answer = one(client, tokenizer, problem, marks).await?;
         let verdict = if problem.is_solved_by(&answer.text) { "right" } else { "wrong" };
         let passes = answer.speculation().expert_passes;
-        crate::print_line(&format!("  ({verdict}; {} tokens in {passes} passes of the expert)\n", answer.token_ids.len()))?;
+        crate::print_line(&format!(
+            "  ({verdict}; {} tokens in {passes} passes of the expert)\n",
+            answer.token_ids.len()
+        ))?;
     }
     Ok(())
 }

@@ -50,7 +50,8 @@ fn ratio(part: f64, whole: f64) -> Option<f64> {
 #[must_use]
 pub fn rows(contenders: &[Contender], tallies: &[Tally]) -> Vec<Row> {
     let speed = |tally: &Tally| ratio(tally.tokens as f64, tally.time.as_secs_f64());
-    let expert = contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&tallies[i]));
+    let expert =
+        contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&tallies[i]));
     contenders
         .iter()
         .zip(tallies)
@@ -155,8 +156,14 @@ mod tests {
     fn the_table_reads_well() {
         let text = table().to_text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "strategy                            accuracy  tokens/s  vs expert  tokens/expert pass  from drafter");
-        assert_eq!(lines[1], "expert                                 90.0%       100      1.00x                1.00            0%");
+        assert_eq!(
+            lines[0],
+            "strategy                            accuracy  tokens/s  vs expert  tokens/expert pass  from drafter"
+        );
+        assert_eq!(
+            lines[1],
+            "expert                                 90.0%       100      1.00x                1.00            0%"
+        );
         assert!(lines[3].starts_with("speculative_cascade(token_v3, "), "{text}");
     }
 
@@ -181,7 +188,13 @@ mod tests {
         };
         assert_eq!(keys(&object), ["drafter_parameters", "expert_parameters", "padded", "rows", "sessions"]);
         let row = [
-            "accuracy", "alpha", "drafter_share", "rule", "speedup_vs_expert", "strategy", "tokens_per_expert_pass",
+            "accuracy",
+            "alpha",
+            "drafter_share",
+            "rule",
+            "speedup_vs_expert",
+            "strategy",
+            "tokens_per_expert_pass",
             "tokens_per_second",
         ];
         for r in object["rows"].as_array().unwrap() {

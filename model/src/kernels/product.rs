@@ -128,7 +128,7 @@ unsafe fn q8_tile<L: Lanes, const M: usize>(
     row: usize,
 ) -> [L::F; M] {
     /// How far ahead of its use a block is asked for: the hardware's own prefetch stops at page ends.
-    const AHEAD: usize = 4 * BLOCK * TILE;
+    const AHEAD: usize = 8 * BLOCK * TILE;
     let blocks = p.matrix.blocks;
     let mut sums = [L::splat(0.0); M];
     let x = p.x.bytes.add(row * blocks * BLOCK);

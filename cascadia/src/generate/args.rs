@@ -1,17 +1,10 @@
-//! `cascadia generate`: one answer, streamed.
-
-use std::io::{IsTerminal, Read, Write};
+//! What a request may ask, as flags.
 
 use cascadia_proto::v1;
-use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::prompt::Kind;
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
 
 use crate::cli::DEFAULT_ADDRESS;
-use crate::client::{Answer, Client, provenance_name};
-use crate::colours::Marks;
-use crate::{Failure, Outcome};
 
 /// Arguments of `generate`. What is not given is left to the router's defaults.
 #[derive(Args, Clone, Debug)]
@@ -52,19 +45,43 @@ pub struct GenerateArgs {
     pub coupling: Option<String>,
 
     /// bild: below this max q the expert decides.
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "bild_rollback", help_heading = "Decoding")]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "bild_rollback",
+        help_heading = "Decoding"
+    )]
     pub bild_fallback: Option<f64>,
 
     /// bild: above this -ln p the draft is taken back.
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "bild_fallback", help_heading = "Decoding")]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "bild_fallback",
+        help_heading = "Decoding"
+    )]
     pub bild_rollback: Option<f64>,
 
     /// typical: the absolute threshold.
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "typical_delta", help_heading = "Decoding")]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "typical_delta",
+        help_heading = "Decoding"
+    )]
     pub typical_epsilon: Option<f64>,
 
     /// typical: the threshold's share of exp(-entropy).
-    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "typical_epsilon", help_heading = "Decoding")]
+    #[arg(
+        long,
+        value_name = "X",
+        allow_negative_numbers = true,
+        requires = "typical_epsilon",
+        help_heading = "Decoding"
+    )]
     pub typical_delta: Option<f64>,
 
     /// Tokens in a draft block.
@@ -164,7 +181,14 @@ pub struct GenerateArgs {
     pub conversation: String,
 
     /// Higher goes first.
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, hide_default_value = true, help_heading = "Request")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true,
+        hide_default_value = true,
+        help_heading = "Request"
+    )]
     pub priority: i32,
 
     /// Part of the prefix cache's key [default: the tenant].
@@ -234,8 +258,14 @@ impl GenerateArgs {
             rule: self.rule.clone().unwrap_or_default(),
             alpha: self.alpha,
             coupling: self.coupling.clone().unwrap_or_default(),
-            bild: self.bild_fallback.zip(self.bild_rollback).map(|(fallback, rollback)| v1::BildParameters { fallback, rollback }),
-            typical: self.typical_epsilon.zip(self.typical_delta).map(|(epsilon, delta)| v1::TypicalParameters { epsilon, delta }),
+            bild: self
+                .bild_fallback
+                .zip(self.bild_rollback)
+                .map(|(fallback, rollback)| v1::BildParameters { fallback, rollback }),
+            typical: self
+                .typical_epsilon
+                .zip(self.typical_delta)
+                .map(|(epsilon, delta)| v1::TypicalParameters { epsilon, delta }),
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -270,164 +300,6 @@ impl GenerateArgs {
     }
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// When the router cannot be reached, or refuses the request or breaks it off.
-pub async fn run(args: &GenerateArgs) -> Outcome {
-    let prompt = if args.prompt == "-" { read_prompt(args.raw)? } else { args.prompt.clone() };
-    let client = Client::connect(&args.server).await?;
-    let request = args.request(prompt);
-    if args.json {
-        let answer = client.answer(request).await?;
-        crate::print_line(&to_json(&answer).to_string())?;
-        return Ok(());
-    }
-    stream(&client, request).await
-}
-
-fn read_prompt(raw: bool) -> Result<String, Failure> {
-    let mut prompt = String::new();
-    std::io::stdin().read_to_string(&mut prompt).map_err(|error| format!("standard input is not text: {error}"))?;
-    // The line end that `echo` adds is no part of a message; raw text is sent as it is.
-    if !raw && prompt.ends_with('\n') {
-        prompt.truncate(prompt.trim_end_matches(['\n', '\r']).len());
-    }
-    Ok(prompt)
-}
-
-async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
-    let marks = Marks::of_stdout(Marks::None);
-    let mut events = client.generate(request).await?;
-    let mut answer = Answer::default();
-    let mut first = None;
-    while let Some(event) = events.next().await? {
-        if let Event::Tokens(tokens) = &event {
-            first.get_or_insert_with(|| events.elapsed());
-            let mut out = std::io::stdout().lock();
-            out.write_all(coloured(marks, tokens).as_bytes())?;
-            out.flush()?;
-        }
-        answer.take(event);
-    }
-    answer.elapsed = events.elapsed();
-    crate::print_line("")?;
-    if std::io::stderr().is_terminal() {
-        let first = first.unwrap_or(answer.elapsed);
-        eprintln!("{}", summary(&answer, first));
-        if marks == Marks::Colours {
-            eprintln!("{}", marks.legend());
-        }
-    }
-    Ok(())
-}
-
-/// The text of one message, coloured.
-///
-/// Owners send the tokens of one provenance in one message; where they do not, the message goes uncoloured rather than
-/// in a colour that is wrong for a part of it.
-fn coloured(marks: Marks, tokens: &v1::Tokens) -> String {
-    let mut all = tokens.provenance();
-    match all.next() {
-        Some(first) if all.all(|next| next == first) => marks.mark(&tokens.text, first),
-        _ => tokens.text.clone(),
-    }
-}
-
-/// What the answer cost, in one line.
-fn summary(answer: &Answer, first: std::time::Duration) -> String {
-    let (usage, speculation) = (answer.usage(), answer.speculation());
-    let tokens = answer.token_ids.len().max(1);
-    let mut line = format!(
-        "{} tokens in {:.2} s (first after {:.2} s), {} expert passes, {:.0} % from the drafter, {}, seed {}",
-        usage.completion_tokens,
-        answer.elapsed.as_secs_f64(),
-        first.as_secs_f64(),
-        speculation.expert_passes,
-        100.0 * answer.from_drafter() as f64 / tokens as f64,
-        answer.started.parameters.as_ref().map_or("", |p| p.strategy.as_str()),
-        answer.started.seed,
-    );
-    if answer.finished.reason() == v1::FinishReason::Length {
-        line.push_str(", cut at the length");
-    }
-    if !answer.finished.reproducible {
-        line.push_str(", not reproducible");
-    }
-    line
-}
-
-/// The whole answer as one object.
-#[must_use]
-pub fn to_json(answer: &Answer) -> Value {
-    let (usage, speculation) = (answer.usage(), answer.speculation());
-    let parameters = answer.started.parameters.clone().unwrap_or_default();
-    let mut object = json!({
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "provenance": answer.provenance.iter().map(|&p| provenance_name(p)).collect::<Vec<_>>(),
-        "finish_reason": match answer.finished.reason() {
-            v1::FinishReason::Stop => Some("stop"),
-            v1::FinishReason::Length => Some("length"),
-            v1::FinishReason::Unspecified => None,
-        },
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens,
-        },
-        "speculation": {
-            "blocks": speculation.blocks,
-            "drafted": speculation.drafted,
-            "accepted": speculation.accepted,
-            "relaxed": speculation.relaxed,
-            "deferred": speculation.deferred,
-            "expert_passes": speculation.expert_passes,
-            "moves": speculation.moves,
-            "stale_blocks": speculation.stale_blocks,
-            "score": speculation.score,
-        },
-        "seed": answer.started.seed,
-        "reproducible": answer.finished.reproducible,
-        "model": answer.started.model,
-        "request_id": answer.started.request_id,
-        "parameters": {
-            "strategy": parameters.strategy,
-            "rule": some(&parameters.rule),
-            "alpha": parameters.alpha,
-            "coupling": some(&parameters.coupling),
-            "temperature": parameters.temperature,
-            "top_k": parameters.top_k,
-            "top_p": parameters.top_p,
-            "min_p": parameters.min_p,
-            "draft_length": parameters.draft_length,
-            "max_tokens": parameters.max_tokens,
-        },
-    });
-    if let Some(text) = &answer.finished.stop_string {
-        object["stop_string"] = json!(text);
-    }
-    if let Some(token) = answer.finished.stop_token {
-        object["stop_token"] = json!(token);
-    }
-    if parameters.logprobs.is_some() {
-        object["logprobs"] = answer
-            .logprobs
-            .iter()
-            .map(|l| {
-                let top: Vec<Value> =
-                    l.top.iter().map(|a| json!({"token": a.token, "logprob": a.logprob})).collect();
-                json!({"expert": l.expert, "drafter": l.drafter, "top": top})
-            })
-            .collect();
-    }
-    object
-}
-
-fn some(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -446,21 +318,81 @@ mod tests {
     #[test]
     fn every_parameter_reaches_the_request() {
         let args = args(&[
-            "--strategy", "speculative_cascade", "--rule", "token_v3", "--alpha", "0.5", "--coupling", "maximal",
-            "--temperature", "0.7", "--top-k", "40", "--top-p", "0.9", "--min-p", "0.05", "--repetition-penalty", "1.1",
-            "--presence-penalty", "-0.5", "--frequency-penalty", "0.25", "--logit-bias", "5=-1.5", "--logit-bias", "6=2",
-            "--ban", "9", "--seed", "7", "--max-tokens", "32", "--draft-length", "4", "--strict-first-tokens", "3",
-            "--stop", "\n", "--stop-token-id", "2", "--logprobs", "2", "--model", "m", "--timeout", "1.5",
-            "--on-expert-loss", "drafter", "--priority", "-1", "say hello",
+            "--strategy",
+            "speculative_cascade",
+            "--rule",
+            "token_v3",
+            "--alpha",
+            "0.5",
+            "--coupling",
+            "maximal",
+            "--temperature",
+            "0.7",
+            "--top-k",
+            "40",
+            "--top-p",
+            "0.9",
+            "--min-p",
+            "0.05",
+            "--repetition-penalty",
+            "1.1",
+            "--presence-penalty",
+            "-0.5",
+            "--frequency-penalty",
+            "0.25",
+            "--logit-bias",
+            "5=-1.5",
+            "--logit-bias",
+            "6=2",
+            "--ban",
+            "9",
+            "--seed",
+            "7",
+            "--max-tokens",
+            "32",
+            "--draft-length",
+            "4",
+            "--strict-first-tokens",
+            "3",
+            "--stop",
+            "\n",
+            "--stop-token-id",
+            "2",
+            "--logprobs",
+            "2",
+            "--model",
+            "m",
+            "--timeout",
+            "1.5",
+            "--on-expert-loss",
+            "drafter",
+            "--priority",
+            "-1",
+            "say hello",
         ]);
         let request = args.request(args.prompt.clone());
         let p = request.parameters.expect("parameters");
-        assert_eq!((p.strategy.as_str(), p.rule.as_str(), p.coupling.as_str()), ("speculative_cascade", "token_v3", "maximal"));
-        assert_eq!((p.alpha, p.temperature, p.top_k, p.top_p, p.min_p), (Some(0.5), Some(0.7), Some(40), Some(0.9), Some(0.05)));
-        assert_eq!((p.repetition_penalty, p.presence_penalty, p.frequency_penalty), (Some(1.1), Some(-0.5), Some(0.25)));
+        assert_eq!(
+            (p.strategy.as_str(), p.rule.as_str(), p.coupling.as_str()),
+            ("speculative_cascade", "token_v3", "maximal")
+        );
+        assert_eq!(
+            (p.alpha, p.temperature, p.top_k, p.top_p, p.min_p),
+            (Some(0.5), Some(0.7), Some(40), Some(0.9), Some(0.05))
+        );
+        assert_eq!(
+            (p.repetition_penalty, p.presence_penalty, p.frequency_penalty),
+            (Some(1.1), Some(-0.5), Some(0.25))
+        );
         assert_eq!(p.logit_bias, [v1::LogitBias { token: 5, bias: -1.5 }, v1::LogitBias { token: 6, bias: 2.0 }]);
-        assert_eq!((p.seed, p.max_tokens, p.draft_length, p.strict_first_tokens), (Some(7), Some(32), Some(4), Some(3)));
-        assert_eq!((p.stop, p.stop_token_ids, p.banned, p.logprobs), (vec!["\n".to_owned()], vec![2], vec![9], Some(2)));
+        assert_eq!(
+            (p.seed, p.max_tokens, p.draft_length, p.strict_first_tokens),
+            (Some(7), Some(32), Some(4), Some(3))
+        );
+        assert_eq!(
+            (p.stop, p.stop_token_ids, p.banned, p.logprobs),
+            (vec!["\n".to_owned()], vec![2], vec![9], Some(2))
+        );
         assert_eq!(p.on_expert_loss, i32::from(v1::OnExpertLoss::Drafter));
         assert_eq!((request.model.as_str(), request.timeout_ms, request.priority), ("m", Some(1500), -1));
         let Some(Kind::Messages(messages)) = request.prompt.and_then(|p| p.kind) else { panic!("no messages") };
@@ -478,42 +410,6 @@ mod tests {
         let request = args(&["--raw", "--rule", "diff", "x"]).request("x".into());
         assert_eq!(request.prompt.and_then(|p| p.kind), Some(Kind::Text("x".into())));
         assert_eq!(request.parameters.expect("parameters").strategy, "speculative_cascade");
-    }
-
-    #[test]
-    fn json_has_the_promised_shape() {
-        let mut answer = Answer::default();
-        answer.take(Event::Started(v1::Started { seed: 3, ..Default::default() }));
-        answer.take(Event::Tokens(v1::Tokens {
-            ids: vec![5, 6],
-            text: "ab".into(),
-            provenance: vec![v1::Provenance::Relaxed.into(), v1::Provenance::Deferred.into()],
-            ..Default::default()
-        }));
-        answer.take(Event::Finished(v1::Finished {
-            reason: v1::FinishReason::Stop.into(),
-            usage: Some(v1::Usage { prompt_tokens: 4, completion_tokens: 2, cached_tokens: 0 }),
-            speculation: Some(v1::Speculation { expert_passes: 1, ..Default::default() }),
-            reproducible: true,
-            ..Default::default()
-        }));
-        let object = to_json(&answer);
-        assert_eq!(object["text"], "ab");
-        assert_eq!(object["token_ids"], json!([5, 6]));
-        assert_eq!(object["provenance"], json!(["relaxed", "deferred"]));
-        assert_eq!(object["finish_reason"], "stop");
-        assert_eq!(object["usage"]["completion_tokens"], 2);
-        assert_eq!(object["speculation"]["expert_passes"], 1);
-        assert_eq!((&object["seed"], &object["reproducible"]), (&json!(3), &json!(true)));
-        assert!(object.get("logprobs").is_none());
-    }
-
-    #[test]
-    fn a_message_of_mixed_provenance_is_not_miscoloured() {
-        let mut tokens = v1::Tokens { text: "ab".into(), provenance: vec![1, 1], ..Default::default() };
-        assert_eq!(coloured(Marks::Colours, &tokens), Marks::Colours.mark("ab", v1::Provenance::Accepted));
-        tokens.provenance = vec![1, 3];
-        assert_eq!(coloured(Marks::Colours, &tokens), "ab");
     }
 
     #[test]

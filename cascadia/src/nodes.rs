@@ -1,0 +1,267 @@
+//! `cascadia router`, `drafter` and `expert`: one node each, against etcd or a static list.
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::Role;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+use cascadia_node::Edge;
+use cascadia_node::drive::Drive;
+use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::membership::{EtcdConfig, Membership, probe};
+use cascadia_node::net::{Connector, Listener};
+use cascadia_router::RouterConfig;
+use clap::Args;
+
+use crate::load::Model;
+use crate::static_list::{self, Entry, EntryModel};
+use crate::{Failure, Outcome};
+
+/// How long to look for etcd before saying that it is not there.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// What every node is told about its place.
+#[derive(Args, Clone, Debug)]
+pub struct NodeArgs {
+    /// The node's name, unique while it lives [default: its role and a random number].
+    #[arg(long, value_name = "NAME", env = "CASCADIA_ID", help_heading = "Node")]
+    pub id: Option<String>,
+
+    /// Where the node serves; other nodes must be able to reach it there [default: 127.0.0.1:50051 for a router, else
+    /// 127.0.0.1 and a free port].
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", help_heading = "Node")]
+    pub listen: Option<String>,
+
+    /// Where operators ask: /live, /ready, /status, /metrics.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_ADMIN", default_value = "127.0.0.1:0", help_heading = "Node")]
+    pub admin: String,
+
+    #[command(flatten)]
+    source: Source,
+
+    /// Where in etcd the cluster's keys are.
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "CASCADIA_ETCD_PREFIX",
+        default_value = "/cascadia/",
+        help_heading = "Membership"
+    )]
+    pub etcd_prefix: String,
+
+    /// Seconds after which etcd forgets a node that died.
+    #[arg(long, value_name = "SECONDS", env = "CASCADIA_LEASE_TTL", default_value_t = 15, value_parser = clap::value_parser!(u32).range(2..=3600), help_heading = "Membership")]
+    pub lease_ttl: u32,
+}
+
+/// Where membership comes from: exactly one of these.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// etcd's addresses, separated by commas: http://127.0.0.1:2379.
+    #[arg(long, value_name = "URL", env = "CASCADIA_ETCD", value_delimiter = ',', help_heading = "Membership")]
+    etcd: Vec<String>,
+
+    /// A file that lists all nodes, as --print-record prints them, in one JSON array.
+    #[arg(long = "static", value_name = "FILE", env = "CASCADIA_STATIC", help_heading = "Membership")]
+    fixed: Option<PathBuf>,
+
+    /// Load the model, print this node's line of a static list, and end.
+    #[arg(long, help_heading = "Membership")]
+    print_record: bool,
+}
+
+/// Arguments of `router`.
+#[derive(Args, Clone, Debug)]
+pub struct RouterArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    config: RouterConfig,
+}
+
+/// Arguments of `drafter`.
+#[derive(Args, Clone, Debug)]
+pub struct DrafterArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    config: DrafterConfig,
+}
+
+/// Arguments of `expert`.
+#[derive(Args, Clone, Debug)]
+pub struct ExpertArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    config: ExpertConfig,
+}
+
+/// Runs a router until it is told to stop.
+///
+/// # Errors
+/// When it cannot listen or register.
+pub async fn router(args: RouterArgs) -> Outcome {
+    if args.node.source.print_record {
+        return print_record(&args.node, Role::Router, None, Vec::new()).await;
+    }
+    let edge = args.node.edge(Role::Router).await?;
+    Ok(cascadia_router::run(args.config, edge).await?)
+}
+
+/// Runs a drafter until it is told to stop.
+///
+/// # Errors
+/// When it cannot listen, load its model, or register.
+pub async fn drafter(args: DrafterArgs) -> Outcome {
+    let config = args.config;
+    if args.node.source.print_record {
+        let model = Model::load(&config.model, &config.dtype)?;
+        return print_record(&args.node, Role::Drafter, Some(&model), config.served_model.clone()).await;
+    }
+    let edge = args.node.edge(Role::Drafter).await?;
+    let parts = Model::load(&config.model, &config.dtype)?.drafter_parts(&config)?;
+    Ok(cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await?)
+}
+
+/// Runs an expert until it is told to stop.
+///
+/// # Errors
+/// When it cannot listen, load its model, or register.
+pub async fn expert(args: ExpertArgs) -> Outcome {
+    let mut config = args.config;
+    if config.served_model.is_empty() {
+        config.served_model = vec![crate::load::folder_name(&config.model)];
+    }
+    if args.node.source.print_record {
+        let model = Model::load(&config.model, &config.dtype)?;
+        return print_record(&args.node, Role::Expert, Some(&model), config.served_model.clone()).await;
+    }
+    let edge = args.node.edge(Role::Expert).await?;
+    let parts = Model::load(&config.model, &config.dtype)?.expert_parts(&config)?;
+    Ok(cascadia_expert_node::run(config, edge, parts, Drive::Thread).await?)
+}
+
+impl NodeArgs {
+    /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
+    async fn edge(&self, role: Role) -> Result<Edge, Failure> {
+        let listener = Listener::bind(&self.address(role)?).await?;
+        let admin = Listener::bind(&self.admin).await?;
+        let membership = match &self.source.fixed {
+            Some(file) => Membership::fixed(static_list::read(file)?),
+            None => self.etcd().await?,
+        };
+        Ok(Edge {
+            id: self.name(role),
+            listener,
+            admin: Some(admin),
+            connector: Connector::tcp(),
+            membership,
+            shutdown: Shutdown::on_signals(),
+        })
+    }
+
+    async fn etcd(&self) -> Result<Membership, Failure> {
+        let config = EtcdConfig {
+            endpoints: self.source.etcd.clone(),
+            prefix: self.etcd_prefix.clone(),
+            lease_ttl: Duration::from_secs(self.lease_ttl.into()),
+        };
+        if let Err(error) = probe(&config, PROBE).await {
+            tracing::warn!("{error}; waiting for it");
+        }
+        Ok(Membership::etcd(config).await?)
+    }
+
+    fn name(&self, role: Role) -> NodeId {
+        NodeId(self.id.clone().unwrap_or_else(|| {
+            let chance = RandomState::new().hash_one(std::process::id());
+            format!("{}-{:08x}", static_list::role_name(role), chance as u32)
+        }))
+    }
+
+    /// Where to listen. Drafters and experts are reached at the address they listen on, so it must be one.
+    fn address(&self, role: Role) -> Result<String, Failure> {
+        let free = if role == Role::Router { crate::cli::DEFAULT_ADDRESS } else { "127.0.0.1:0" };
+        let address = self.listen.clone().unwrap_or_else(|| free.to_owned());
+        let unspecified = address.starts_with("0.0.0.0:") || address.starts_with("[::]:");
+        if role != Role::Router && unspecified {
+            return Err(format!(
+                "other nodes cannot reach a {} at {address}; listen on the machine's own address instead",
+                static_list::role_name(role)
+            )
+            .into());
+        }
+        Ok(address)
+    }
+}
+
+/// Prints what a static list has to say about this node.
+async fn print_record(node: &NodeArgs, role: Role, model: Option<&Model>, names: Vec<String>) -> Outcome {
+    let address = node.address(role)?;
+    if address.ends_with(":0") {
+        return Err("a node of a static list needs a fixed port; give one with --listen".into());
+    }
+    // A drafter without names drafts for every model of its tokenizer.
+    let names = if names.is_empty() { vec![String::new()] } else { names };
+    let models = model.map_or_else(Vec::new, |model| {
+        let named = |name| EntryModel {
+            name,
+            fingerprint: model.weights.fingerprint().to_owned(),
+            tokenizer_fingerprint: model.tokenizer.fingerprint().to_owned(),
+            row_exact: true,
+        };
+        names.into_iter().map(named).collect()
+    });
+    let entry = Entry::new(node.name(role), role, address, node.admin.clone(), models);
+    crate::print_line(&entry.to_json())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn drafter(line: &str) -> Result<NodeArgs, clap::Error> {
+        let words = ["cascadia", "drafter", "--model", "m"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words)?.command {
+            Command::Drafter(args) => Ok(args.node),
+            _ => panic!("another command"),
+        }
+    }
+
+    #[test]
+    fn exactly_one_source_of_membership() {
+        assert!(drafter("").is_err());
+        assert!(drafter("--etcd http://a:1 --static f").is_err());
+        let node = drafter("--etcd http://a:1,http://b:1").expect("two endpoints");
+        assert_eq!(node.source.etcd, ["http://a:1", "http://b:1"]);
+        assert!(drafter("--static f").is_ok());
+    }
+
+    #[test]
+    fn names_are_drawn_where_none_is_given() {
+        let node = drafter("--etcd x").expect("fine");
+        assert!(node.name(Role::Drafter).0.starts_with("drafter-"));
+        assert_ne!(node.name(Role::Drafter), node.name(Role::Drafter));
+        assert_eq!(drafter("--etcd x --id d").expect("fine").name(Role::Drafter).0, "d");
+    }
+
+    #[test]
+    fn a_node_that_others_must_reach_has_an_address() {
+        let node = drafter("--etcd x --listen 0.0.0.0:1").expect("fine");
+        assert!(node.address(Role::Drafter).is_err());
+        assert!(node.address(Role::Router).is_ok());
+        assert_eq!(
+            drafter("--etcd x").expect("fine").address(Role::Router).expect("default"),
+            crate::cli::DEFAULT_ADDRESS
+        );
+    }
+}

@@ -1,0 +1,92 @@
+//! What the tests share: fixtures, engines, and ways of feeding the same tokens.
+#![allow(dead_code)] // Each test file uses a part.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cascadia_core::engine::{Chunk, Engine, Rows};
+use cascadia_core::ids::PageId;
+use cascadia_model::{CpuEngine, Dtype, EngineOptions, SimdPath, Weights};
+
+pub const FIXTURES: [&str; 3] = ["grouped", "tied_odd", "llama3_sharded"];
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn load(folder: &Path, dtype: Dtype) -> Arc<Weights> {
+    Weights::load(folder, dtype, &mut |_| {}).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub fn engine(weights: &Arc<Weights>, threads: usize, simd: Option<SimdPath>) -> CpuEngine {
+    let mut engine = CpuEngine::new(Arc::clone(weights), EngineOptions { pages: 64, threads, simd }).unwrap();
+    engine.always_use_threads();
+    engine
+}
+
+/// Paths that this CPU has.
+pub fn paths() -> Vec<SimdPath> {
+    SimdPath::ALL.into_iter().filter(|p| p.available()).collect()
+}
+
+/// A page table of pages in no order, different for each session.
+pub fn pages(session: u32) -> Vec<PageId> {
+    (0..8).map(|i| PageId((i * 5 + 3 + session * 8) % 8 + session * 8)).collect()
+}
+
+/// Tokens that look random.
+pub fn tokens(n: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % vocabulary as u64) as u32
+        })
+        .collect()
+}
+
+/// All rows of `tokens`, fed in chunks of the lengths of `cuts` by turns.
+pub fn rows_in_chunks(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], session: u32) -> Vec<Vec<u32>> {
+    let table = pages(session);
+    let (mut start, mut all, mut rows) = (0, Vec::new(), Rows::default());
+    for &cut in cuts.iter().cycle() {
+        let end = (start + cut).min(tokens.len());
+        if start == end {
+            break;
+        }
+        let chunk = Chunk { start, tokens: &tokens[start..end], pages: &table, rows: end - start };
+        engine.forward(&[chunk], &mut rows).unwrap();
+        all.extend(bits(&rows));
+        start = end;
+    }
+    all
+}
+
+/// Rows as bits: equal means equal.
+pub fn bits(rows: &Rows) -> Vec<Vec<u32>> {
+    (0..rows.len()).map(|i| rows.row(i).iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+/// Keys and values of `n` positions, as bits.
+pub fn cache(engine: &CpuEngine, n: usize, session: u32) -> Vec<Vec<u32>> {
+    let table = pages(session);
+    (0..n).map(|p| engine.keys_and_values(&table, p).iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+/// A folder of the test's own, empty.
+pub fn empty_folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("cascadia-model-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// A copy of a fixture that a test may damage.
+pub fn copy_of(fixture_name: &str, name: &str) -> PathBuf {
+    let folder = empty_folder(name);
+    for entry in std::fs::read_dir(fixture(fixture_name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}

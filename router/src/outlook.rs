@@ -1,0 +1,119 @@
+//! What all sessions of this router watch together: which nodes are unwell, which models were ever served.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::{Loads, NodeState, Role, Snapshot, served_models};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// An owner that spoke within this time is not hung, whatever its status stream does.
+const LATELY: Duration = Duration::from_secs(1);
+
+/// The shared view; one task feeds it.
+#[derive(Debug)]
+pub struct Outlook {
+    unwell: watch::Sender<BTreeSet<NodeId>>,
+    /// Ticks whenever the cluster looks different.
+    changes: watch::Sender<()>,
+    servable: watch::Sender<bool>,
+    /// Every name an expert has declared: a pool that is gone for a while is waited for, not unknown.
+    known: Mutex<BTreeSet<String>>,
+}
+
+impl Default for Outlook {
+    fn default() -> Self {
+        Self {
+            unwell: watch::Sender::new(BTreeSet::new()),
+            changes: watch::Sender::new(()),
+            servable: watch::Sender::new(false),
+            known: Mutex::default(),
+        }
+    }
+}
+
+impl Outlook {
+    /// The cluster as it looks now.
+    pub fn observe(&self, snapshot: &Snapshot, loads: &Loads) {
+        let quarantined = loads.iter().filter(|(_, load)| load.quarantined);
+        let unwell: BTreeSet<NodeId> = quarantined.map(|(node, _)| node.clone()).collect();
+        self.unwell.send_if_modified(|now| {
+            let changed = *now != unwell;
+            *now = unwell;
+            changed
+        });
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(served_models(snapshot));
+        if is_servable(snapshot) {
+            self.servable.send_if_modified(|servable| !std::mem::replace(servable, true));
+        }
+        self.changes.send_replace(());
+    }
+
+    /// Ticks whenever the cluster looks different.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// The names that are served, or were.
+    #[must_use]
+    pub fn known_models(&self) -> BTreeSet<String> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a model could be served at some time since the start.
+    #[must_use]
+    pub fn was_servable(&self) -> bool {
+        *self.servable.borrow()
+    }
+
+    /// Returns when a model can be served for the first time.
+    pub async fn servable(&self) {
+        // Fails only when every sender is gone, and one is here.
+        let _ = self.servable.subscribe().wait_for(|servable| *servable).await;
+    }
+
+    /// Returns when an owner that was last heard then counts as hung.
+    pub async fn hung(&self, owner: &NodeId, heard: Instant) {
+        let mut unwell = self.unwell.subscribe();
+        loop {
+            let _ = unwell.wait_for(|unwell| unwell.contains(owner)).await;
+            if heard.elapsed() >= LATELY {
+                return;
+            }
+            tokio::time::sleep_until(heard + LATELY).await;
+        }
+    }
+}
+
+/// Whether some expert takes sessions: it answers alone where there is no drafter.
+fn is_servable(snapshot: &Snapshot) -> bool {
+    let mut experts = snapshot.nodes.values().filter(|node| node.role == Role::Expert);
+    experts.any(|expert| expert.state == NodeState::Ready && !expert.models.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use cascadia_core::placement::Load;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_is_hung_when_it_is_unwell_and_silent() {
+        let outlook = Outlook::default();
+        let owner = NodeId("d".into());
+        let heard = Instant::now();
+        let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
+        assert!(hung.await.is_err(), "silent and well");
+        let heard = Instant::now();
+        let loads = Loads::from([(owner.clone(), Load { quarantined: true, ..Load::default() })]);
+        outlook.observe(&Snapshot::default(), &loads);
+        outlook.hung(&owner, heard).await;
+        assert_eq!(heard.elapsed(), LATELY);
+        outlook.observe(&Snapshot::default(), &Loads::new());
+        let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
+        assert!(hung.await.is_err(), "well again");
+    }
+}

@@ -1,0 +1,110 @@
+//! One `Session/Run` stream: what the router opens, what the owner says.
+
+use cascadia_core::ids::Epoch;
+use cascadia_core::limits;
+use cascadia_node::telemetry::TraceContext;
+use cascadia_proto::convert;
+use cascadia_proto::v1::run_request::Message as Order;
+use cascadia_proto::v1::run_response::Message;
+use cascadia_proto::v1::session_client::SessionClient;
+use cascadia_proto::v1::{self, RunOpen, RunRequest, RunResponse};
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+use crate::admission::Terms;
+use crate::ending::{End, Loss, read_status};
+use crate::place::{Seat, for_expert};
+use crate::transcript::Transcript;
+
+/// A session at its owner. Dropping it cancels the session there.
+#[derive(Debug)]
+pub struct Run {
+    responses: Streaming<RunResponse>,
+    /// Open as long as the session: an owner takes the end of its orders for the router's leaving.
+    _orders: mpsc::Sender<RunRequest>,
+}
+
+impl Run {
+    /// Opens a session at an owner.
+    ///
+    /// # Errors
+    /// As the owner, or the way to it, says.
+    pub async fn open(channel: Channel, opening: Vec<RunRequest>, trace: &TraceContext) -> Result<Self, Status> {
+        let (orders, later) = mpsc::channel(1);
+        let mut request = Request::new(futures::stream::iter(opening).chain(ReceiverStream::new(later)));
+        trace.inject(request.metadata_mut());
+        let mut owner = SessionClient::new(channel).max_decoding_message_size(limits::REQUEST_BYTES);
+        let responses = owner.run(request).await?.into_inner();
+        Ok(Self { responses, _orders: orders })
+    }
+
+    /// The next thing the owner says.
+    ///
+    /// # Errors
+    /// How the stream ended.
+    pub async fn next(&mut self) -> Result<Message, End> {
+        loop {
+            match self.responses.message().await {
+                Ok(Some(RunResponse { message: Some(message) })) => return Ok(message),
+                // A kind of message that a later protocol adds.
+                Ok(Some(RunResponse { message: None })) => {}
+                Ok(None) => return Err(End::Lost(Loss::Stream)),
+                Err(status) => return Err(read_status(status)),
+            }
+        }
+    }
+}
+
+/// What a session is opened with.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    /// What was admitted.
+    pub terms: &'a Terms,
+    /// The parameters in force.
+    pub parameters: &'a v1::Parameters,
+    /// What is committed.
+    pub transcript: &'a Transcript,
+    /// The models it is pinned to.
+    pub pinned: &'a v1::Fingerprints,
+    /// How often it has been placed.
+    pub placement: u32,
+    /// `cascade_query` has handed over.
+    pub handed_over: bool,
+}
+
+impl Opening<'_> {
+    /// The messages that open it at a seat: a prompt as it came, or the ids that are known.
+    #[must_use]
+    pub fn messages(&self, seat: &Seat, now: Instant) -> Vec<RunRequest> {
+        let Self { terms, transcript, .. } = self;
+        let continues = transcript.is_known();
+        let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
+        let (min, max) = cascadia_proto::PROTOCOL;
+        let open = RunOpen {
+            protocol: Some(v1::ProtocolRange { min, max }),
+            key: Some(convert::to_session_key(terms.session, Epoch::of_placement(self.placement))),
+            model: terms.model.clone(),
+            resolved: Some(terms.resolved(parameters)),
+            tenant: terms.tenant.clone(),
+            priority: terms.priority,
+            cache_salt: terms.cache_salt.clone(),
+            remaining_ms: terms.deadline().saturating_duration_since(now).as_millis() as u64,
+            prompt: (!continues).then(|| terms.prompt.clone()),
+            continued: continues.then(|| v1::Continued {
+                prompt_tokens: transcript.prompt_tokens() as u32,
+                history_tokens: transcript.ids().len() as u32,
+                handed_over: self.handed_over,
+            }),
+            expert: seat.expert_ref(&terms.model, &self.pinned.expert),
+            pinned: Some(self.pinned.clone()),
+            request_id: terms.request_id.clone(),
+        };
+        let history = if continues { transcript.ids() } else { &[] };
+        let history = convert::histories(history).map(Order::History);
+        std::iter::once(Order::Open(open)).chain(history).map(|order| RunRequest { message: Some(order) }).collect()
+    }
+}

@@ -1,0 +1,351 @@
+//! One session's life at the router: placed, relayed, placed again where its owner is lost, until its text is whole.
+//!
+//! Everything here ends by being dropped: the caller drops it when the client leaves or the time is up, and the owner's
+//! stream with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::{PlacementError, Wish};
+use cascadia_proto::v1::generate_response::Event;
+use cascadia_proto::v1::run_response::Message;
+use cascadia_proto::v1::{self, FinishReason, Fingerprints, MoveReason, Parameters};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::admission::Terms;
+use crate::client::Client;
+use crate::ending::{End, Loss, Next, SoFar, after, read_status};
+use crate::error::GenerateError;
+use crate::generate::Router;
+use crate::place::{self, Need, NoSeat, Seat};
+use crate::run::{Opening, Run};
+use crate::tally::{self, Tally};
+use crate::transcript::{Breach, Transcript};
+
+/// A node that lost the session or had no room for it is not asked again for so long.
+const AVOID: Duration = Duration::from_secs(1);
+
+/// A session without a place looks again at least this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// One session.
+#[derive(Debug)]
+pub struct Session<'a> {
+    router: &'a Router,
+    terms: &'a Terms,
+    client: &'a Client,
+    /// What the client was told is in force.
+    parameters: Parameters,
+    transcript: Transcript,
+    tally: Tally,
+    pinned: Fingerprints,
+    placement: u32,
+    so_far: SoFar,
+    handed_over: bool,
+    /// Whether a retry would repeat everything so far.
+    exact: bool,
+    /// Nodes not to be asked, until when, and whether they were only busy.
+    avoid: BTreeMap<NodeId, (Instant, bool)>,
+    /// What the last owner without room said.
+    refusal: Option<Status>,
+    waiting_for: Option<PlacementError>,
+    /// How much was committed when the present owner opened the session.
+    opened_at: Option<usize>,
+    last_tokens: Option<Instant>,
+}
+
+impl<'a> Session<'a> {
+    /// An admitted session.
+    #[must_use]
+    pub fn new(router: &'a Router, terms: &'a Terms, client: &'a Client) -> Self {
+        Self {
+            router,
+            terms,
+            client,
+            parameters: terms.parameters.clone(),
+            transcript: Transcript::default(),
+            tally: Tally::default(),
+            pinned: Fingerprints::default(),
+            placement: 1,
+            so_far: SoFar::default(),
+            handed_over: false,
+            exact: true,
+            avoid: BTreeMap::new(),
+            refusal: None,
+            waiting_for: None,
+            opened_at: None,
+            last_tokens: None,
+        }
+    }
+
+    /// Places and relays until the text is whole.
+    ///
+    /// # Errors
+    /// Why it never will be.
+    pub async fn run(&mut self) -> Result<(), GenerateError> {
+        loop {
+            let seat = self.place().await?;
+            let end = self.relay(&seat).await;
+            if self.settle(&seat, end).await?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The error of a session whose time is up.
+    #[must_use]
+    pub fn out_of_time(&self) -> GenerateError {
+        let (doing, cure) = match &self.waiting_for {
+            Some(missing) => (format!("while it waited for a place ({missing})"), "start such a node"),
+            None => (format!("after {} tokens", self.transcript.committed()), "ask for fewer tokens"),
+        };
+        GenerateError::Deadline { allowed: self.terms.allowed, doing, cure }
+    }
+
+    /// Waits for a place.
+    async fn place(&mut self) -> Result<Seat, GenerateError> {
+        let mut changes = self.router.outlook.changes();
+        let mut waiting = None;
+        loop {
+            changes.mark_unchanged();
+            let now = Instant::now();
+            self.avoid.retain(|_, (until, _)| *until > now);
+            let loads = &self.router.loads;
+            match place::choose(&loads.snapshot(), &loads.loads(), &self.need()) {
+                Ok(seat) => {
+                    self.waiting_for = None;
+                    seat.nodes().for_each(|node| loads.placed(node, self.terms.tokens));
+                    return Ok(seat);
+                }
+                Err(NoSeat::Ever(error)) => return Err(GenerateError::Misconfigured(error)),
+                Err(NoSeat::Now(missing)) => {
+                    if let Some(refusal) = self.refusal.take().filter(|_| !self.so_far.begun) {
+                        return Err(GenerateError::Owner(refusal));
+                    }
+                    if self.waiting_for.replace(missing).is_none() {
+                        tracing::info!(missing = ?self.waiting_for, "waiting for a place");
+                    }
+                }
+            }
+            waiting.get_or_insert_with(|| self.router.metrics.waiting());
+            let _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
+        }
+    }
+
+    fn need(&self) -> Need<'_> {
+        let chance = (self.terms.session.0 as u64).wrapping_add(u64::from(self.placement));
+        let exclude: BTreeSet<NodeId> = self.avoid.keys().cloned().collect();
+        Need {
+            parameters: &self.parameters,
+            handed_over: self.handed_over,
+            begun: self.so_far.begun,
+            step_in: !self.avoid.values().any(|&(_, busy)| busy),
+            wish: Wish {
+                model: &self.terms.model,
+                key: self.terms.key,
+                chance,
+                session_tokens: self.terms.tokens,
+                expert_fingerprint: place::pin(&self.pinned.expert),
+                drafter_fingerprint: place::pin(&self.pinned.drafter),
+                exclude,
+            },
+        }
+    }
+
+    /// Runs the session at its owner until that ends.
+    async fn relay(&mut self, seat: &Seat) -> End {
+        let router = self.router;
+        let owner = &seat.owner;
+        let opening = Opening {
+            terms: self.terms,
+            parameters: &self.parameters,
+            transcript: &self.transcript,
+            pinned: &self.pinned,
+            placement: self.placement,
+            handed_over: self.handed_over,
+        };
+        let mut heard = Instant::now();
+        let opening = opening.messages(seat, heard);
+        self.opened_at = None;
+        let _running = router.metrics.running();
+        let mut run = tokio::select! {
+            run = Run::open(router.connector.channel(&owner.address), opening, &self.terms.trace) => match run {
+                Ok(run) => run,
+                Err(status) => return read_status(status),
+            },
+            () = router.outlook.hung(&owner.id, heard) => return End::Lost(Loss::Hung),
+        };
+        loop {
+            let message = tokio::select! {
+                message = run.next() => message,
+                () = router.outlook.hung(&owner.id, heard) => return End::Lost(Loss::Hung),
+            };
+            heard = Instant::now();
+            let taken = match message {
+                Ok(message) => self.take(seat, message).await,
+                Err(end) => return end,
+            };
+            match taken {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(end)) => return end,
+                Err(breach) => return End::Broke(breach),
+            }
+        }
+    }
+
+    async fn take(&mut self, seat: &Seat, message: Message) -> Result<ControlFlow<End>, Breach> {
+        match message {
+            Message::Opened(opened) => self.opened(seat, opened).await?,
+            Message::History(history) => self.transcript.prompt(&history.ids)?,
+            Message::Tokens(tokens) => {
+                if let Some(tokens) = self.transcript.commit(tokens)? {
+                    self.tokens(tokens).await;
+                }
+            }
+            Message::Moved(moved) => self.moved(&moved),
+            Message::Handover(handover) => {
+                if !self.transcript.is_known() {
+                    return Err(Breach::Early { what: "a handover" });
+                }
+                if self.transcript.committed() > 0 {
+                    return Err(Breach::Unexpected { what: "a handover after tokens" });
+                }
+                return Ok(ControlFlow::Break(End::HandedOver(handover)));
+            }
+            Message::Finished(finished) => {
+                if !self.transcript.is_known() {
+                    return Err(Breach::Early { what: "its end" });
+                }
+                return Ok(ControlFlow::Break(End::Finished(finished)));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    async fn opened(&mut self, seat: &Seat, opened: v1::Opened) -> Result<(), Breach> {
+        let theirs = opened.fingerprints.unwrap_or_default();
+        place::agree(&mut self.pinned, &theirs)?;
+        self.exact &= theirs.row_exact && place::keeps_promise(&self.parameters, self.handed_over, seat);
+        self.pinned.row_exact = theirs.row_exact;
+        self.transcript.announce(opened.prompt_tokens as usize);
+        self.opened_at = Some(self.transcript.committed());
+        self.refusal = None;
+        if self.so_far.begun {
+            return Ok(());
+        }
+        self.so_far.begun = true;
+        if seat.is_expert() {
+            // Where no drafter was alive, this is what is really used, from the first token to the last.
+            self.parameters = place::for_expert(&self.parameters);
+        }
+        self.router.metrics.began(u64::from(opened.prompt_tokens));
+        let started = v1::Started {
+            request_id: self.terms.request_id.clone(),
+            session: self.terms.session.to_string(),
+            model: self.terms.model.clone(),
+            seed: self.terms.seed,
+            parameters: Some(self.parameters.clone()),
+            prompt_tokens: opened.prompt_tokens,
+            fingerprints: Some(self.pinned.clone()),
+            drafter: seat.drafter_name().to_owned(),
+            expert: seat.expert_name().to_owned(),
+        };
+        self.client.send(Event::Started(started)).await;
+        Ok(())
+    }
+
+    async fn tokens(&mut self, tokens: v1::Tokens) {
+        let now = Instant::now();
+        match (tokens.ids.len(), self.last_tokens) {
+            (0, _) => {}
+            (count, None) => self.router.metrics.first_tokens(count, now - self.terms.arrived),
+            (count, Some(last)) => self.router.metrics.tokens(count, now - last),
+        }
+        self.last_tokens = Some(now);
+        self.so_far.barren = 0;
+        self.tally.committed(&tokens);
+        self.client.send(Event::Tokens(tokens)).await;
+    }
+
+    /// The owner uses another expert; without one it goes on alone, and a retry might not.
+    fn moved(&mut self, moved: &v1::Moved) {
+        let same = moved.expert.as_ref().is_some_and(|expert| {
+            self.pinned.expert.is_empty() || expert.fingerprint.is_empty() || expert.fingerprint == self.pinned.expert
+        });
+        self.exact &= same;
+        self.tally.moved();
+        let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
+        self.router.metrics.migrated(reason);
+        tracing::info!(reason, to = ?moved.expert.as_ref().map(|expert| &expert.id), "the owner moved to another expert");
+    }
+
+    /// What comes after an owner's end.
+    async fn settle(&mut self, seat: &Seat, end: End) -> Result<ControlFlow<()>, GenerateError> {
+        let owner = &seat.owner.id;
+        self.so_far.full += u32::from(matches!(end, End::Full(_)));
+        let barren = self.opened_at == Some(self.transcript.committed());
+        self.so_far.barren += u32::from(barren && matches!(end, End::Lost(Loss::Connection | Loss::Stream)));
+        match after(end, self.so_far) {
+            Next::Finish(last) => {
+                self.tally.accounted(&last.speculation.unwrap_or_default());
+                let (transcript, reason) = (&self.transcript, finish_label(&last));
+                let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
+                let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);
+                self.router.metrics.finished(reason, self.terms.arrived.elapsed());
+                self.client.send(Event::Finished(finished)).await;
+                return Ok(ControlFlow::Break(()));
+            }
+            Next::HandOver(handover) => {
+                let account = handover.speculation.unwrap_or_default();
+                self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });
+                self.handed_over = true;
+                self.router.metrics.migrated("handover");
+                self.placement += 1;
+            }
+            Next::Move(loss) => {
+                tracing::warn!(%owner, reason = loss.reason(), committed = self.transcript.committed(), "owner lost");
+                self.lose(seat, loss);
+            }
+            Next::TryElsewhere(refusal) => {
+                tracing::info!(%owner, "owner full");
+                self.avoid.insert(owner.clone(), (Instant::now() + AVOID, true));
+                self.refusal = Some(refusal);
+                self.leave();
+            }
+            Next::Answer(status) => return Err(GenerateError::Owner(status)),
+            Next::Break(breach) => return Err(GenerateError::Breach { owner: owner.clone(), breach }),
+            Next::Condemn => return Err(GenerateError::Condemned { owners: self.so_far.barren }),
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn lose(&mut self, seat: &Seat, loss: Loss) {
+        let owner = &seat.owner;
+        if loss == Loss::Connection {
+            self.router.loads.failed(&owner.id);
+            self.router.connector.forget(&owner.address);
+        }
+        self.avoid.insert(owner.id.clone(), (Instant::now() + AVOID, false));
+        if self.opened_at.is_some() {
+            self.tally.owner_gone();
+            self.router.metrics.migrated(loss.reason());
+        }
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        self.transcript.owner_gone();
+        self.placement += 1;
+    }
+}
+
+fn finish_label(finished: &v1::Finished) -> &'static str {
+    match finished.reason() {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Unspecified => "other",
+    }
+}

@@ -1,0 +1,213 @@
+//! The cluster as this router sees it, for clients and operators. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
+use cascadia_node::status::state_name;
+use cascadia_proto::v1::{self, ClusterStatusResponse, ListModelsResponse, Member, MemberLoad, NodeStatus, Pair};
+use serde_json::{Value, json};
+
+/// A node and one model of it.
+type Served<'a> = (&'a NodeRecord, &'a ServedModel);
+
+fn serving(snapshot: &Snapshot, role: Role) -> impl Iterator<Item = Served<'_>> {
+    let nodes = snapshot.nodes.values().filter(move |node| node.role == role);
+    nodes.flat_map(|node| node.models.iter().map(move |model| (node, model)))
+}
+
+/// Whether the drafter drafts for the expert's model.
+fn is_pair(drafter: &ServedModel, expert: &ServedModel) -> bool {
+    let named = drafter.name.is_empty() || drafter.name == expert.name;
+    named && drafter.tokenizer_fingerprint == expert.tokenizer_fingerprint
+}
+
+/// The served models, with the nodes that serve them.
+#[must_use]
+pub fn list_models(snapshot: &Snapshot) -> ListModelsResponse {
+    let models = served_models(snapshot).into_iter().map(|name| {
+        let experts: Vec<Served<'_>> = serving(snapshot, Role::Expert).filter(|(_, model)| model.name == name).collect();
+        let drafters = serving(snapshot, Role::Drafter)
+            .filter(|(_, drafter)| experts.iter().any(|(_, expert)| is_pair(drafter, expert)));
+        let ids = |served: &mut dyn Iterator<Item = Served<'_>>| {
+            let ids: BTreeSet<String> = served.map(|(node, _)| node.id.0.clone()).collect();
+            ids.into_iter().collect::<Vec<_>>()
+        };
+        v1::ServedModel {
+            drafters: ids(&mut { drafters }),
+            tokenizer_fingerprint: experts[0].1.tokenizer_fingerprint.clone(),
+            experts: ids(&mut experts.into_iter()),
+            name,
+        }
+    });
+    ListModelsResponse { models: models.collect() }
+}
+
+/// Members, loads and pairs.
+#[must_use]
+pub fn cluster_status(
+    router: &NodeId,
+    snapshot: &Snapshot,
+    statuses: &BTreeMap<NodeId, NodeStatus>,
+) -> ClusterStatusResponse {
+    ClusterStatusResponse {
+        revision: snapshot.revision,
+        members: snapshot.nodes.values().map(|node| member(node, statuses.get(&node.id))).collect(),
+        pairs: pairs(snapshot),
+        router: router.0.clone(),
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Router => "router",
+        Role::Drafter => "drafter",
+        Role::Expert => "expert",
+    }
+}
+
+fn member(node: &NodeRecord, status: Option<&NodeStatus>) -> Member {
+    Member {
+        id: node.id.0.clone(),
+        role: role_name(node.role).to_owned(),
+        state: state_name(node.state).to_owned(),
+        address: node.address.clone(),
+        admin_address: node.admin_address.clone(),
+        models: node.models.iter().map(|model| model.name.clone()).filter(|name| !name.is_empty()).collect(),
+        fingerprints: node.models.iter().map(|model| model.fingerprint.clone()).collect(),
+        instance: node.instance,
+        load: status.map(|status| MemberLoad {
+            sessions: status.sessions,
+            queued_tokens: status.queued_tokens,
+            running_tokens: status.running_tokens,
+            kv_pages_free: status.kv_pages_free,
+            kv_pages: status.kv_pages,
+            batch_occupancy: status.batch_occupancy,
+        }),
+    }
+}
+
+/// The pairs of fingerprints that can serve a model, with the nodes ready for each.
+fn pairs(snapshot: &Snapshot) -> Vec<Pair> {
+    let mut pairs: BTreeMap<(&str, &str, &str), (BTreeSet<&NodeId>, BTreeSet<&NodeId>)> = BTreeMap::new();
+    for (expert, served) in serving(snapshot, Role::Expert) {
+        for (drafter, drafts) in serving(snapshot, Role::Drafter).filter(|(_, drafts)| is_pair(drafts, served)) {
+            let (drafters, experts) =
+                pairs.entry((&served.name, &drafts.fingerprint, &served.fingerprint)).or_default();
+            drafters.extend((drafter.state == NodeState::Ready).then_some(&drafter.id));
+            experts.extend((expert.state == NodeState::Ready).then_some(&expert.id));
+        }
+    }
+    let pair = |((model, drafter, expert), (drafters, experts)): (_, (BTreeSet<_>, BTreeSet<_>))| {
+        let (model, drafter, expert): (&str, &str, &str) = (model, drafter, expert);
+        Pair {
+            model: model.to_owned(),
+            drafter_fingerprint: drafter.to_owned(),
+            expert_fingerprint: expert.to_owned(),
+            drafters: drafters.len() as u32,
+            experts: experts.len() as u32,
+        }
+    };
+    pairs.into_iter().map(pair).collect()
+}
+
+/// The same as a page of the admin listener.
+#[must_use]
+pub fn page(status: &ClusterStatusResponse, admitted: usize, ready: &Result<(), String>) -> Value {
+    let members = status.members.iter().map(|member| {
+        json!({
+            "id": member.id,
+            "role": member.role,
+            "state": member.state,
+            "address": member.address,
+            "admin_address": member.admin_address,
+            "models": member.models,
+            "fingerprints": member.fingerprints,
+            "load": member.load.as_ref().map(|load| json!({
+                "sessions": load.sessions,
+                "queued_tokens": load.queued_tokens,
+                "running_tokens": load.running_tokens,
+                "kv_pages": load.kv_pages,
+                "kv_pages_free": load.kv_pages_free,
+                "batch_occupancy": load.batch_occupancy,
+            })),
+        })
+    });
+    let pairs = status.pairs.iter().map(|pair| {
+        json!({
+            "model": pair.model,
+            "drafter_fingerprint": pair.drafter_fingerprint,
+            "expert_fingerprint": pair.expert_fingerprint,
+            "drafters": pair.drafters,
+            "experts": pair.experts,
+        })
+    });
+    json!({
+        "router": status.router,
+        "ready": ready.is_ok(),
+        "not_ready_because": ready.as_ref().err(),
+        "sessions": admitted,
+        "revision": status.revision,
+        "members": members.collect::<Vec<_>>(),
+        "pairs": pairs.collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, role: Role, name: &str, state: NodeState) -> NodeRecord {
+        let model = ServedModel {
+            name: name.into(),
+            fingerprint: format!("{role:?}"),
+            tokenizer_fingerprint: "t".into(),
+            row_exact: true,
+        };
+        NodeRecord {
+            id: NodeId(id.into()),
+            instance: 1,
+            role,
+            address: format!("{id}:1"),
+            admin_address: String::new(),
+            models: vec![model],
+            capacity: 8,
+            protocol: (1, 1),
+            state,
+        }
+    }
+
+    fn cluster() -> Snapshot {
+        let nodes = [
+            node("d1", Role::Drafter, "", NodeState::Ready),
+            node("d2", Role::Drafter, "m", NodeState::Draining),
+            node("e1", Role::Expert, "m", NodeState::Ready),
+            node("e2", Role::Expert, "m", NodeState::Ready),
+        ];
+        Snapshot { revision: 4, nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect() }
+    }
+
+    #[test]
+    fn models_name_their_nodes() {
+        let listed = list_models(&cluster());
+        assert_eq!(listed.models.len(), 1);
+        let model = &listed.models[0];
+        assert_eq!((model.name.as_str(), model.tokenizer_fingerprint.as_str()), ("m", "t"));
+        assert_eq!(model.drafters, ["d1", "d2"]);
+        assert_eq!(model.experts, ["e1", "e2"]);
+    }
+
+    #[test]
+    fn status_counts_ready_nodes_of_each_pair() {
+        let loads = BTreeMap::from([(NodeId("e1".into()), NodeStatus { sessions: 3, ..NodeStatus::default() })]);
+        let status = cluster_status(&NodeId("r".into()), &cluster(), &loads);
+        assert_eq!((status.revision, status.router.as_str(), status.members.len()), (4, "r", 4));
+        assert_eq!(status.members[2].load.as_ref().unwrap().sessions, 3);
+        assert!(status.members[3].load.is_none());
+        assert_eq!(status.pairs.len(), 1);
+        assert_eq!((status.pairs[0].drafters, status.pairs[0].experts), (1, 2));
+        let page = page(&status, 7, &Err("draining".into()));
+        assert_eq!(page["members"][2]["load"]["sessions"], 3);
+        assert_eq!((&page["ready"], &page["sessions"]), (&json!(false), &json!(7)));
+    }
+}
