@@ -95,7 +95,7 @@ pub enum ClusterError {
         reason: String,
     },
     /// The nodes run but do not serve.
-    #[error("the cluster was not ready after {} s: {0}", READY_TIMEOUT.as_secs())]
+    #[error("the cluster was not ready in time: {0}; see the log")]
     NotReady(String),
     /// The router cannot be asked.
     #[error(transparent)]
@@ -279,8 +279,9 @@ impl LocalCluster {
                 return Err(ClusterError::Node { node, reason });
             }
             if tokio::time::Instant::now() > deadline {
-                let sentence =
-                    format!("{have_drafters} of {drafters} drafters and {have_experts} of {experts} experts are");
+                let sentence = format!(
+                    "{have_drafters} of {drafters} drafters and {have_experts} of {experts} experts are after {READY_TIMEOUT:?}"
+                );
                 return Err(ClusterError::NotReady(sentence));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

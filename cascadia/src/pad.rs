@@ -49,10 +49,9 @@ pub fn run(args: &PadArgs) -> Outcome {
 pub fn pad(args: &PadArgs) -> Result<u64, crate::Failure> {
     let bar = load::bar(0, "{msg} {bar:30} {percent:>3}%");
     bar.set_message(format!("padding {} to {}", args.model.display(), millions(args.to)));
-    let parameters =
-        cascadia_model::pad::pad(&args.model, args.to, &args.out, &mut |progress| load::follow(&bar, progress))?;
+    let report = cascadia_model::pad(&args.model, args.to, &args.out, &mut |progress| load::follow(&bar, progress))?;
     bar.finish_and_clear();
-    Ok(parameters)
+    Ok(report.parameters)
 }
 
 /// 100M, 1.5G, 700k or a plain number of parameters.

@@ -45,7 +45,7 @@ pub struct Committed {
 }
 
 /// The text state of one choice: a pure function of the ids committed so far.
-pub trait Commit: Send {
+pub trait Commit: Send + Sync {
     /// Commits the longest prefix of `tokens` that the request still wants.
     fn commit(&mut self, tokens: &[TokenId]) -> Committed;
 }

@@ -157,9 +157,8 @@ impl Session {
             return None;
         }
         // Nothing follows a stop: the draft that ends the text waits for its verdict.
-        let last_is_draft_stop = live > 0
-            && self.history.len() > self.committed
-            && self.decoding.is_stop(self.history.ids()[position - 1]);
+        let last_is_draft_stop =
+            live > 0 && self.history.len() > self.committed && self.decoding.is_stop(self.history.ids()[position - 1]);
         if last_is_draft_stop {
             return None;
         }
@@ -281,11 +280,18 @@ impl Session {
         let scored_given = if block.score_given { block.given.len() } else { 0 };
         let emitted_count = verdict.accepted + usize::from(verdict.replacement.is_some());
         if verdict.accepted > drafted || verdict.replacement.is_some() != (verdict.accepted < drafted) {
-            return Err(format!("the verdict accepts {} of {drafted} drafts and {} a replacement", verdict.accepted,
-                if verdict.replacement.is_some() { "has" } else { "lacks" }));
+            return Err(format!(
+                "the verdict accepts {} of {drafted} drafts and {} a replacement",
+                verdict.accepted,
+                if verdict.replacement.is_some() { "has" } else { "lacks" }
+            ));
         }
         if verdict.scores.len() != scored_given + emitted_count {
-            return Err(format!("the verdict has {} scores for {} positions", verdict.scores.len(), scored_given + emitted_count));
+            return Err(format!(
+                "the verdict has {} scores for {} positions",
+                verdict.scores.len(),
+                scored_given + emitted_count
+            ));
         }
         let mut scores = verdict.scores;
         let emitted_scores = scores.split_off(scored_given);

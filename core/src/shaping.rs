@@ -372,7 +372,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_peak_is_the_first_largest(
-            values in proptest::collection::vec(prop_oneof![Just(f32::NAN), Just(f32::INFINITY), (0..50u8).prop_map(f32::from)], 0..1500),
+            values in proptest::collection::vec(prop_oneof![Just(f32::NAN), Just(f32::INFINITY), (0..50u8).prop_map(f32::from)], 0..700),
         ) {
             let mut best = (0, f32::NEG_INFINITY);
             for (id, &value) in values.iter().enumerate() {
@@ -405,7 +405,7 @@ mod tests {
             for cut in [row.row(), row.drafted_row(&[])] {
                 prop_assert!((cut.total() - 1.0).abs() < 1e-5);
                 // The argmax stays, or a token whose logit is larger by less than exp can tell.
-                prop_assert!(cut.iter().any(|(token, _)| row.prob(token) >= max));
+                prop_assert!(cut.iter().any(|(token, _)| row.prob(token) >= 0.999_999 * max));
                 prop_assert!(argmax == 0 || cut.prob(1) == 0.0);
             }
         }

@@ -206,7 +206,8 @@ impl VerifyTask {
             }
             let scored = if block.score_given { block.given.len() } else { 0 };
             self.rows += scored + block.drafts.len();
-            let tokens: Vec<TokenId> = block.given.iter().copied().chain(block.drafts.iter().map(|d| d.token)).collect();
+            let tokens: Vec<TokenId> =
+                block.given.iter().copied().chain(block.drafts.iter().map(|d| d.token)).collect();
             self.history.extend(tokens);
             self.merged += 1;
             if self.rows == 0 {

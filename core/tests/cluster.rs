@@ -132,7 +132,9 @@ impl Cluster {
             while self.drafter.stepper.has_work() {
                 self.drafter.step();
                 for lane in &mut self.lanes {
-                    let Some((ticket, drafts)) = self.drafter.stepper.get_mut(lane.key).expect("open").drain() else { continue };
+                    let Some((ticket, drafts)) = self.drafter.stepper.get_mut(lane.key).expect("open").drain() else {
+                        continue;
+                    };
                     let (emitted, block) = lane.session.drafted(ticket, drafts);
                     lane.emit(emitted.into_iter().map(|e| e.token));
                     if let Some(block) = block {
@@ -221,7 +223,10 @@ fn text_depends_neither_on_draft_length_nor_on_blocks_in_flight() {
                 for draft_length in [1, 2, 5, 8] {
                     for depth in [1, 3] {
                         let (text, _) = text_of(&Decoding { draft_length, ..base.clone() }, depth, 64);
-                        assert_eq!(text, expected, "{strategy:?} T={temperature} seed={seed} n={draft_length} depth={depth}");
+                        assert_eq!(
+                            text, expected,
+                            "{strategy:?} T={temperature} seed={seed} n={draft_length} depth={depth}"
+                        );
                     }
                 }
             }
@@ -304,7 +309,8 @@ fn rejection_at_the_last_draft_makes_the_next_block_stale() {
     let mut tails = 0;
     for seed in 0..60 {
         let mut cluster = Cluster::new(64);
-        let settings = Decoding { draft_length: 2, ..decoding(Strategy::Speculative { coupling: Coupling::Gumbel }, 1.0, seed) };
+        let settings =
+            Decoding { draft_length: 2, ..decoding(Strategy::Speculative { coupling: Coupling::Gumbel }, 1.0, seed) };
         cluster.open(1, settings.clone(), &prompt(seed), 3);
         let text = cluster.run().remove(0);
         assert_eq!(text, text_alone(expert_model(), &settings));

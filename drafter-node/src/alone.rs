@@ -22,7 +22,11 @@ pub async fn drafter(node: &DrafterNode, opening: &Opening, begun: Begun) -> Res
 }
 
 /// Streams what a session decodes alone until its text ends.
-pub async fn stream(mut session: OpenSession<DrafterWork>, mut output: Output, mut counters: Counters) -> Result<(), Status> {
+pub async fn stream(
+    mut session: OpenSession<DrafterWork>,
+    mut output: Output,
+    mut counters: Counters,
+) -> Result<(), Status> {
     loop {
         let (decoded, over) = next(&mut session).await?;
         counters.drafted += decoded.len() as u64;

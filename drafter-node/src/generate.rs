@@ -47,7 +47,13 @@ enum Found {
 
 impl<'n> Generation<'n> {
     /// A session with `ids` committed.
-    pub fn new(node: &'n DrafterNode, opening: &'n Opening, decoding: Arc<Decoding>, ids: Vec<TokenId>, prompt_tokens: usize) -> Self {
+    pub fn new(
+        node: &'n DrafterNode,
+        opening: &'n Opening,
+        decoding: Arc<Decoding>,
+        ids: Vec<TokenId>,
+        prompt_tokens: usize,
+    ) -> Self {
         let session = Session::new(decoding.clone(), &ids, opening.epoch, node.config.pipeline_depth);
         let pinned = opening.open.pinned.as_ref().map(|pinned| pinned.expert.clone()).unwrap_or_default();
         Self { node, opening, decoding, prompt_tokens, session, pinned, failed: BTreeSet::new(), unscored: Vec::new() }
@@ -131,7 +137,11 @@ impl<'n> Generation<'n> {
     }
 
     /// With nothing under way: the last scores are fetched, or the text has reached its length.
-    fn order_or_flush(&mut self, engine: &OpenSession<DrafterWork>, link: &ExpertLink) -> Result<Option<Conversation>, Status> {
+    fn order_or_flush(
+        &mut self,
+        engine: &OpenSession<DrafterWork>,
+        link: &ExpertLink,
+    ) -> Result<Option<Conversation>, Status> {
         self.order(engine)?;
         if !self.session.is_idle() {
             return Ok(None);
@@ -197,7 +207,12 @@ impl<'n> Generation<'n> {
     }
 
     /// The stream to the next expert.
-    async fn next_link(&mut self, lost: Box<ExpertLink>, reason: v1::MoveReason, output: &mut Output) -> Result<Found, Status> {
+    async fn next_link(
+        &mut self,
+        lost: Box<ExpertLink>,
+        reason: v1::MoveReason,
+        output: &mut Output,
+    ) -> Result<Found, Status> {
         self.failed.insert(lost.expert.id.clone());
         if reason == v1::MoveReason::Loss {
             self.node.experts.failed(&lost.expert.id);
@@ -214,7 +229,8 @@ impl<'n> Generation<'n> {
             if let Some(expert) = self.pick() {
                 let node_ref = expert.node_ref();
                 if let Some(link) = self.try_link(expert).await? {
-                    let moved = v1::Moved { expert: Some(node_ref), reason: reason.into(), epoch: self.session.epoch().0 };
+                    let moved =
+                        v1::Moved { expert: Some(node_ref), reason: reason.into(), epoch: self.session.epoch().0 };
                     output.send(Response::Moved(moved)).await?;
                     return Ok(self.hold(link, output));
                 }

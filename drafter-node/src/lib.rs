@@ -53,7 +53,14 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
     let facts = parts.engine.facts().clone();
     let process = Process::new(edge, parts.engine.progress());
     let metrics = metrics::Metrics::default();
-    let stepper = Stepper::new(&facts, StepperConfig { batch_tokens: config.batch_tokens, max_sessions: config.max_sessions });
+    let stepper = Stepper::new(
+        &facts,
+        StepperConfig {
+            batch_tokens: config.batch_tokens,
+            max_sessions: config.max_sessions,
+            ..StepperConfig::default()
+        },
+    );
     let observer = Box::new(metrics.clone());
     let drafter = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
     let capacity = config.max_sessions * COMMANDS_PER_SESSION;
@@ -74,7 +81,13 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
         grace: config.grace(),
     };
     let edge = process.edge();
-    let experts = LoadWatch::spawn(&edge.membership, &edge.connector, &format!("drafter {}", edge.id), &[Role::Expert], &edge.shutdown);
+    let experts = LoadWatch::spawn(
+        &edge.membership,
+        &edge.connector,
+        &format!("drafter {}", edge.id),
+        &[Role::Expert],
+        &edge.shutdown,
+    );
     let node = Arc::new(DrafterNode {
         facts,
         text: parts.text,
@@ -85,7 +98,8 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
         shutdown: edge.shutdown.clone(),
         config,
     });
-    let service = SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
+    let service =
+        SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
     let routes = tonic::service::Routes::new(service);
     process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
     Ok(())

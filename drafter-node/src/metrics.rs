@@ -47,7 +47,10 @@ impl Metrics {
         let c = &self.0;
         let mut text = String::new();
         let mut counter = |name: &str, help: &str, value: f64| {
-            let _ = writeln!(text, "# HELP cascadia_{name} {help}\n# TYPE cascadia_{name} counter\ncascadia_{name} {value}");
+            let _ = writeln!(
+                text,
+                "# HELP cascadia_{name} {help}\n# TYPE cascadia_{name} counter\ncascadia_{name} {value}"
+            );
         };
         let read = |counter: &AtomicU64| counter.load(Relaxed) as f64;
         counter("spec_decode_num_draft_tokens_total", "Tokens drafted.", read(&c.drafts));

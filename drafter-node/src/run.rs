@@ -60,7 +60,9 @@ async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &ow
     let strategy = begun.decoding.strategy;
     let work = async {
         match strategy {
-            Strategy::Expert => Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter")),
+            Strategy::Expert => {
+                Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter"))
+            }
             Strategy::Drafter => alone::drafter(node, &opening, begun).await,
             Strategy::CascadeQuery { alpha } => alone::cascade_query(node, &opening, begun, alpha).await,
             Strategy::CascadeToken { .. } | Strategy::Speculative { .. } | Strategy::SpeculativeCascade { .. } => {

@@ -46,7 +46,14 @@ pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Driv
     let facts = parts.engine.facts().clone();
     let process = Process::new(edge, parts.engine.progress());
     let metrics = metrics::Metrics::default();
-    let stepper = Stepper::new(&facts, StepperConfig { batch_tokens: config.batch_tokens, max_sessions: config.max_sessions });
+    let stepper = Stepper::new(
+        &facts,
+        StepperConfig {
+            batch_tokens: config.batch_tokens,
+            max_sessions: config.max_sessions,
+            ..StepperConfig::default()
+        },
+    );
     let observer = Box::new(metrics.clone());
     let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
     // A session has its opening, its close and its granted blocks in the mailbox at most.
@@ -77,8 +84,12 @@ pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Driv
         config,
     });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
-    let routes = tonic::service::Routes::new(VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes))
-        .add_service(SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES));
+    let routes = tonic::service::Routes::new(
+        VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),
+    )
+    .add_service(
+        SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
+    );
     process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
     Ok(())
 }

@@ -61,13 +61,24 @@ impl Metrics {
         let c = &self.0;
         let mut text = String::new();
         let mut counter = |name: &str, help: &str, value: f64| {
-            let _ = writeln!(text, "# HELP cascadia_{name} {help}\n# TYPE cascadia_{name} counter\ncascadia_{name} {value}");
+            let _ = writeln!(
+                text,
+                "# HELP cascadia_{name} {help}\n# TYPE cascadia_{name} counter\ncascadia_{name} {value}"
+            );
         };
         let read = |counter: &AtomicU64| counter.load(Relaxed) as f64;
         counter("spec_decode_num_drafts_total", "Draft blocks verified.", read(&c.blocks));
         counter("spec_decode_num_accepted_tokens_total", "Drafts accepted.", read(&c.accepted));
-        counter("spec_decode_num_deferred_tokens_total", "Tokens written by the expert in verified blocks.", read(&c.deferred));
-        counter("spec_decode_num_relaxed_accepted_tokens_total", "Drafts accepted only thanks to the rule.", read(&c.relaxed));
+        counter(
+            "spec_decode_num_deferred_tokens_total",
+            "Tokens written by the expert in verified blocks.",
+            read(&c.deferred),
+        );
+        counter(
+            "spec_decode_num_relaxed_accepted_tokens_total",
+            "Drafts accepted only thanks to the rule.",
+            read(&c.relaxed),
+        );
         counter("stale_blocks_total", "Blocks answered Stale.", read(&c.stale));
         counter("verify_batches_total", "Batches run.", read(&c.steps));
         counter("verify_batch_sessions_total", "Sessions in them.", read(&c.batch_sessions));

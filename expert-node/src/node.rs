@@ -46,7 +46,10 @@ impl ExpertNode {
         if self.models.iter().any(|name| name == model) {
             return Ok(());
         }
-        Err(Status::not_found(format!("model `{model}` is not served here; this expert serves {}", self.models.join(", "))))
+        Err(Status::not_found(format!(
+            "model `{model}` is not served here; this expert serves {}",
+            self.models.join(", ")
+        )))
     }
 
     /// Refuses what cannot be paired with this node, before any work.

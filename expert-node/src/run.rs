@@ -44,11 +44,7 @@ impl session_server::Session for SessionService {
     }
 }
 
-async fn decode(
-    node: &ExpertNode,
-    mut inbound: Streaming<RunRequest>,
-    sender: &owner::Sender,
-) -> Result<(), Status> {
+async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
     let opening = Opening::read(&mut inbound).await?;
     node.serves(&opening.open.model)?;
     let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;

@@ -120,7 +120,11 @@ fn check(node: &ExpertNode, decoding: &Decoding, block: &cascadia_core::block::D
         )));
     }
     if block.base.saturating_add(count) > facts.context {
-        return Err(Status::invalid_argument(format!("block: position {} is past the context of {}", block.base + count, facts.context)));
+        return Err(Status::invalid_argument(format!(
+            "block: position {} is past the context of {}",
+            block.base + count,
+            facts.context
+        )));
     }
     known_ids(&block.given, facts.vocabulary, "block.given")?;
     for (i, draft) in block.drafts.iter().enumerate() {

@@ -72,7 +72,8 @@ impl Opening {
         let (prompt_tokens, ids) = match &self.continued {
             Some((prompt_tokens, ids)) => (*prompt_tokens, ids.clone()),
             None => {
-                let prompt = convert::prompt(self.open.prompt.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
+                let prompt =
+                    convert::prompt(self.open.prompt.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
                 let max_tokens = parameters.max_tokens.unwrap_or(1) as usize;
                 let room = Room { context_length: facts.context, max_tokens };
                 let ids = text.resolve(&prompt, room).map_err(Status::invalid_argument)?;
@@ -81,7 +82,10 @@ impl Opening {
         };
         if prompt_tokens == 0 || ids.len() < prompt_tokens || ids.len() > facts.context {
             return Err(Status::invalid_argument(format!(
-                "a history of {} ids with a prompt of {prompt_tokens} does not fit the context of {}", ids.len(), facts.context)));
+                "a history of {} ids with a prompt of {prompt_tokens} does not fit the context of {}",
+                ids.len(),
+                facts.context
+            )));
         }
         known_ids(&ids, facts.vocabulary, "history")?;
         let mut decoding = parameters::decoding(&self.resolved, prompt_tokens, text.eos_ids())
@@ -92,7 +96,11 @@ impl Opening {
             stop_strings: parameters.stop,
             max_tokens: decoding.max_tokens,
         };
-        let mut output = Output::new(sender, text.clone().begin(&ids[..prompt_tokens], stop), Start { ids: &ids, prompt_tokens, decoding: &decoding });
+        let mut output = Output::new(
+            sender,
+            text.clone().begin(&ids[..prompt_tokens], stop),
+            Start { ids: &ids, prompt_tokens, decoding: &decoding },
+        );
         output.reproducible = facts.row_exact;
         Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
     }
@@ -125,7 +133,9 @@ async fn read_history(inbound: &mut Streaming<RunRequest>, count: usize) -> Resu
 pub fn known_ids(ids: &[TokenId], vocabulary: usize, field: &str) -> Result<(), Status> {
     match ids.iter().find(|&&id| id as usize >= vocabulary) {
         None => Ok(()),
-        Some(id) => Err(Status::invalid_argument(format!("{field}: token {id} is unknown, the vocabulary has {vocabulary}"))),
+        Some(id) => {
+            Err(Status::invalid_argument(format!("{field}: token {id} is unknown, the vocabulary has {vocabulary}")))
+        }
     }
 }
 

@@ -93,21 +93,16 @@ impl Process {
         let shutdown = edge.shutdown.clone();
         let admin = edge.admin.take().map(|listener| {
             let (ready, status) = (board.clone(), board.clone());
-            let pages = Admin {
-                ready: Arc::new(move || ready.ready()),
-                status: Arc::new(move || status.json()),
-                metrics,
-            };
+            let pages =
+                Admin { ready: Arc::new(move || ready.ready()), status: Arc::new(move || status.json()), metrics };
             tokio::spawn(admin::serve(listener, pages, shutdown.clone()))
         });
         // The health service answers on the serving port as well, where gRPC clients look for it.
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
         let routes = routes.add_service(board.service()).add_service(health_service);
-        let stopped = { let shutdown = shutdown.clone(); async move { shutdown.stopped().await } };
-        let mut server = tokio::spawn(
-            net::server().add_routes(routes).serve_with_incoming_shutdown(edge.listener.into_incoming(), stopped),
-        );
+        let serving = shutdown.clone();
+        let server = tokio::spawn(async move { net::serve(routes, edge.listener, &serving).await });
         board.set_state(NodeState::Ready);
         let registration = edge.membership.register(record.clone()).await?;
         tracing::info!(node = %edge.id, address = %record.address, role = ?record.role, "serving");
@@ -132,11 +127,7 @@ impl Process {
         }
         shutdown.stop();
         registration.withdraw().await;
-        // Status streams never end by themselves; whoever still watches finds the node gone.
-        match tokio::time::timeout(Duration::from_secs(2), &mut server).await {
-            Ok(served) => served.unwrap_or(Ok(()))?,
-            Err(_) => server.abort(),
-        }
+        server.await.unwrap_or(Ok(()))?;
         if let Some(admin) = admin {
             admin.abort();
         }

@@ -308,3 +308,6 @@ pub fn role_name(role: Role) -> &'static str {
         Role::Expert => "expert",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,16 +149,16 @@ impl Terms {
             }
         }
         let allowed = match request.timeout_ms {
-            None => config.deadline(),
+            None => config.timeout(),
             Some(0) => return Err(GenerateError::NoTime),
-            Some(ms) => Duration::from_millis(ms).min(config.max_deadline()),
+            Some(ms) => Duration::from_millis(ms).min(config.max_timeout()),
         };
         let prompt = request.prompt.filter(|prompt| !is_empty(prompt)).ok_or(GenerateError::EmptyPrompt)?;
         let bytes = prompt_bytes(&prompt);
         if bytes > PROMPT_BYTES {
             return Err(GenerateError::TooLong { field: "prompt", bytes, limit: PROMPT_BYTES });
         }
-        let parameters = parameters::resolve(&request.parameters.unwrap_or_default(), &config.defaults)?;
+        let parameters = parameters::resolve(&request.parameters.unwrap_or_default(), &config.defaults())?;
         let session = config.mint.session();
         let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
         let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request_id));
@@ -304,7 +304,7 @@ mod tests {
     fn a_deadline_is_the_clients_up_to_the_operators() {
         let timed = |ms| terms(GenerateRequest { timeout_ms: Some(ms), ..request(text("x")) }).unwrap().allowed;
         assert_eq!(timed(50), Duration::from_millis(50));
-        assert_eq!(timed(u64::MAX), RouterConfig::default().max_deadline());
+        assert_eq!(timed(u64::MAX), RouterConfig::default().max_timeout());
         assert_eq!(terms(request(text("x"))).unwrap().allowed, limits::DEFAULT_DEADLINE);
     }
 

@@ -87,7 +87,10 @@ pub fn channel(max_tokens: usize, streams: &OpenStreams) -> (Client, ClientStrea
     // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
     let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
     let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0) });
-    (Client { sender, reading: reading.clone() }, ClientStream { receiver, reading, first: None, _open: streams.open() })
+    (
+        Client { sender, reading: reading.clone() },
+        ClientStream { receiver, reading, first: None, _open: streams.open() },
+    )
 }
 
 /// No request waits with more; a longer text has been read in part by then, or its client is stalled.

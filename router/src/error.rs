@@ -103,7 +103,9 @@ pub enum GenerateError {
         breach: Breach,
     },
     /// The session seems to end its owners.
-    #[error("{owners} nodes in turn lost this session before they wrote a token: it is not placed again; see their logs")]
+    #[error(
+        "{owners} nodes in turn lost this session before they wrote a token: it is not placed again; see their logs"
+    )]
     Condemned {
         /// How many.
         owners: u32,
@@ -119,11 +121,9 @@ pub enum GenerateError {
 impl GenerateError {
     fn code(&self) -> Code {
         match self {
-            Self::Parameter(_)
-            | Self::EmptyPrompt
-            | Self::TooLong { .. }
-            | Self::NoTime
-            | Self::WhichModel { .. } => Code::InvalidArgument,
+            Self::Parameter(_) | Self::EmptyPrompt | Self::TooLong { .. } | Self::NoTime | Self::WhichModel { .. } => {
+                Code::InvalidArgument
+            }
             Self::UnknownModel { .. } => Code::NotFound,
             Self::Misconfigured(_) => Code::FailedPrecondition,
             Self::Full { .. } => Code::ResourceExhausted,

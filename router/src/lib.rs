@@ -156,7 +156,7 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
 
 /// Keeps the shared outlook fresh, and says on the board when the router is ready.
 async fn observe(router: Arc<Router>, board: StatusBoard) {
-    let mut changes = router.loads.changes();
+    let mut changes = router.loads.changed();
     loop {
         router.outlook.observe(&router.loads.snapshot(), &router.loads.loads());
         if router.outlook.was_servable() && board.state() == NodeState::Starting {

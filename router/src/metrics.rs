@@ -106,8 +106,20 @@ impl Metrics {
         let gauge = |value: &AtomicI64| value.load(Ordering::Relaxed).to_string();
         let counter = |value: &AtomicU64| value.load(Ordering::Relaxed).to_string();
         single(&mut page, "num_requests_running", "gauge", "Sessions that an owner decodes", &gauge(&self.running));
-        single(&mut page, "num_requests_waiting", "gauge", "Sessions that wait for a ready owner", &gauge(&self.waiting));
-        single(&mut page, "prompt_tokens_total", "counter", "Prompt tokens of sessions begun", &counter(&self.prompt_tokens));
+        single(
+            &mut page,
+            "num_requests_waiting",
+            "gauge",
+            "Sessions that wait for a ready owner",
+            &gauge(&self.waiting),
+        );
+        single(
+            &mut page,
+            "prompt_tokens_total",
+            "counter",
+            "Prompt tokens of sessions begun",
+            &counter(&self.prompt_tokens),
+        );
         single(&mut page, "generation_tokens_total", "counter", "Tokens relayed", &counter(&self.generation_tokens));
         let first = "From the request to the first token";
         self.time_to_first_token.render(&mut page, "time_to_first_token_seconds", first);

@@ -1,4 +1,4 @@
-//! What all sessions of this router watch together: which nodes are unwell, which models were ever served.
+//! What all sessions of this router watch together: which nodes are well, which models were ever served.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,8 @@ const LATELY: Duration = Duration::from_secs(1);
 /// The shared view; one task feeds it.
 #[derive(Debug)]
 pub struct Outlook {
-    unwell: watch::Sender<BTreeSet<NodeId>>,
+    /// Followed, and neither hung nor silent nor cut off.
+    well: watch::Sender<BTreeSet<NodeId>>,
     /// Ticks whenever the cluster looks different.
     changes: watch::Sender<()>,
     servable: watch::Sender<bool>,
@@ -26,7 +27,7 @@ pub struct Outlook {
 impl Default for Outlook {
     fn default() -> Self {
         Self {
-            unwell: watch::Sender::new(BTreeSet::new()),
+            well: watch::Sender::new(BTreeSet::new()),
             changes: watch::Sender::new(()),
             servable: watch::Sender::new(false),
             known: Mutex::default(),
@@ -37,11 +38,11 @@ impl Default for Outlook {
 impl Outlook {
     /// The cluster as it looks now.
     pub fn observe(&self, snapshot: &Snapshot, loads: &Loads) {
-        let quarantined = loads.iter().filter(|(_, load)| load.quarantined);
-        let unwell: BTreeSet<NodeId> = quarantined.map(|(node, _)| node.clone()).collect();
-        self.unwell.send_if_modified(|now| {
-            let changed = *now != unwell;
-            *now = unwell;
+        let well = loads.iter().filter(|(_, load)| !load.quarantined);
+        let well: BTreeSet<NodeId> = well.map(|(node, _)| node.clone()).collect();
+        self.well.send_if_modified(|now| {
+            let changed = *now != well;
+            *now = well;
             changed
         });
         self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(served_models(snapshot));
@@ -77,9 +78,9 @@ impl Outlook {
 
     /// Returns when an owner that was last heard then counts as hung.
     pub async fn hung(&self, owner: &NodeId, heard: Instant) {
-        let mut unwell = self.unwell.subscribe();
+        let mut well = self.well.subscribe();
         loop {
-            let _ = unwell.wait_for(|unwell| unwell.contains(owner)).await;
+            let _ = well.wait_for(|well| !well.contains(owner)).await;
             if heard.elapsed() >= LATELY {
                 return;
             }
@@ -104,16 +105,22 @@ mod tests {
     async fn an_owner_is_hung_when_it_is_unwell_and_silent() {
         let outlook = Outlook::default();
         let owner = NodeId("d".into());
+        let observe = |quarantined| {
+            let load = Load { quarantined, ..Load::default() };
+            outlook.observe(&Snapshot::default(), &Loads::from([(owner.clone(), load)]));
+        };
+        observe(false);
         let heard = Instant::now();
         let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
         assert!(hung.await.is_err(), "silent and well");
         let heard = Instant::now();
-        let loads = Loads::from([(owner.clone(), Load { quarantined: true, ..Load::default() })]);
-        outlook.observe(&Snapshot::default(), &loads);
+        observe(true);
         outlook.hung(&owner, heard).await;
         assert_eq!(heard.elapsed(), LATELY);
-        outlook.observe(&Snapshot::default(), &Loads::new());
+        observe(false);
         let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
         assert!(hung.await.is_err(), "well again");
+        outlook.observe(&Snapshot::default(), &Loads::new());
+        outlook.hung(&owner, heard).await;
     }
 }

@@ -83,10 +83,9 @@ impl Opening<'_> {
         let Self { terms, transcript, .. } = self;
         let continues = transcript.is_known();
         let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
-        let (min, max) = cascadia_proto::PROTOCOL;
         let open = RunOpen {
-            protocol: Some(v1::ProtocolRange { min, max }),
-            key: Some(convert::to_session_key(terms.session, Epoch::of_placement(self.placement))),
+            protocol: Some(cascadia_proto::range()),
+            key: Some(convert::session_key_message(terms.session, Epoch::of_placement(self.placement))),
             model: terms.model.clone(),
             resolved: Some(terms.resolved(parameters)),
             tenant: terms.tenant.clone(),
@@ -104,7 +103,7 @@ impl Opening<'_> {
             request_id: terms.request_id.clone(),
         };
         let history = if continues { transcript.ids() } else { &[] };
-        let history = convert::histories(history).map(Order::History);
+        let history = convert::histories(history).into_iter().map(Order::History);
         std::iter::once(Order::Open(open)).chain(history).map(|order| RunRequest { message: Some(order) }).collect()
     }
 }

@@ -11,7 +11,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{PlacementError, Wish};
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::run_response::Message;
-use cascadia_proto::v1::{self, FinishReason, Fingerprints, MoveReason, Parameters};
+use cascadia_proto::v1::{self, Fingerprints, FinishReason, MoveReason, Parameters};
 use tokio::time::Instant;
 use tonic::Status;
 

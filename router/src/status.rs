@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
-use cascadia_node::status::state_name;
+use cascadia_proto::convert::{role_name, state_name};
 use cascadia_proto::v1::{self, ClusterStatusResponse, ListModelsResponse, Member, MemberLoad, NodeStatus, Pair};
 use serde_json::{Value, json};
 
@@ -26,7 +26,8 @@ fn is_pair(drafter: &ServedModel, expert: &ServedModel) -> bool {
 #[must_use]
 pub fn list_models(snapshot: &Snapshot) -> ListModelsResponse {
     let models = served_models(snapshot).into_iter().map(|name| {
-        let experts: Vec<Served<'_>> = serving(snapshot, Role::Expert).filter(|(_, model)| model.name == name).collect();
+        let experts: Vec<Served<'_>> =
+            serving(snapshot, Role::Expert).filter(|(_, model)| model.name == name).collect();
         let drafters = serving(snapshot, Role::Drafter)
             .filter(|(_, drafter)| experts.iter().any(|(_, expert)| is_pair(drafter, expert)));
         let ids = |served: &mut dyn Iterator<Item = Served<'_>>| {
@@ -55,14 +56,6 @@ pub fn cluster_status(
         members: snapshot.nodes.values().map(|node| member(node, statuses.get(&node.id))).collect(),
         pairs: pairs(snapshot),
         router: router.0.clone(),
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Router => "router",
-        Role::Drafter => "drafter",
-        Role::Expert => "expert",
     }
 }
 

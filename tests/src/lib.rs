@@ -131,7 +131,8 @@ impl Running {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (id, shutdown, membership) = (NodeId(id.into()), Shutdown::new(), membership.clone());
         let (sender, receiver) = std::sync::mpsc::channel();
         let (own, stop) = (id.clone(), shutdown.clone());
@@ -314,7 +315,11 @@ impl Answer {
             Event::Tokens(tokens) => {
                 let started = self.started.as_ref().expect("started comes first");
                 let expected = u64::from(started.prompt_tokens) + self.ids.len() as u64;
-                assert!(tokens.ids.is_empty() || tokens.position == expected, "position {} is not {expected}", tokens.position);
+                assert!(
+                    tokens.ids.is_empty() || tokens.position == expected,
+                    "position {} is not {expected}",
+                    tokens.position
+                );
                 assert_eq!(tokens.provenance.len(), tokens.ids.len());
                 self.ids.extend(tokens.ids);
                 self.text.push_str(&tokens.text);

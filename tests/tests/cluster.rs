@@ -22,10 +22,19 @@ async fn every_strategy_answers_and_says_what_it_used() {
         v1::Parameters { coupling: "maximal".into(), ..parameters("speculative", 0.8, 1) },
         v1::Parameters { alpha: Some(0.5), ..parameters("cascade_token", 0.8, 1) },
         v1::Parameters { alpha: Some(-100.0), ..parameters("cascade_query", 0.8, 1) },
-        v1::Parameters { typical: Some(v1::TypicalParameters { epsilon: 0.09, delta: 0.3 }), ..cascade("typical", 0.0, 0.8, 1) },
-        v1::Parameters { bild: Some(v1::BildParameters { fallback: 0.3, rollback: 2.0 }), ..cascade("bild", 0.0, 0.8, 1) },
+        v1::Parameters {
+            typical: Some(v1::TypicalParameters { epsilon: 0.09, delta: 0.3 }),
+            ..cascade("typical", 0.0, 0.8, 1)
+        },
+        v1::Parameters {
+            bild: Some(v1::BildParameters { fallback: 0.3, rollback: 2.0 }),
+            ..cascade("bild", 0.0, 0.8, 1)
+        },
     ];
-    for rule in ["chow", "diff", "opt", "chow_log", "diff_log", "opt_log", "token_v1", "token_v2", "token_v3", "lenience", "mentored"] {
+    for rule in [
+        "chow", "diff", "opt", "chow_log", "diff_log", "opt_log", "token_v1", "token_v2", "token_v3", "lenience",
+        "mentored",
+    ] {
         asked.push(cascade(rule, 0.4, 0.8, 1));
     }
     for mut parameters in asked {
@@ -35,7 +44,10 @@ async fn every_strategy_answers_and_says_what_it_used() {
         let answer = cluster.generate(request(PROMPT, parameters.clone())).await.expect("an answer");
         let started = answer.started.as_ref().expect("started");
         let used = started.parameters.as_ref().expect("the parameters used");
-        assert_eq!((used.strategy.as_str(), used.rule.as_str()), (parameters.strategy.as_str(), parameters.rule.as_str()));
+        assert_eq!(
+            (used.strategy.as_str(), used.rule.as_str()),
+            (parameters.strategy.as_str(), parameters.rule.as_str())
+        );
         assert_eq!((started.seed, started.model.as_str()), (1, MODEL));
         assert!(!answer.ids.is_empty() && answer.ids.len() <= 60);
         let finished = answer.finished.as_ref().expect("finished");
@@ -44,7 +56,9 @@ async fn every_strategy_answers_and_says_what_it_used() {
         let speculation = finished.speculation.as_ref().expect("statistics");
         match parameters.strategy.as_str() {
             "expert" => assert_eq!((accepted, speculation.expert_passes), (0, answer.ids.len() as u64)),
-            "drafter" | "cascade_query" => assert_eq!((accepted, speculation.expert_passes), (answer.ids.len() as u64, 0)),
+            "drafter" | "cascade_query" => {
+                assert_eq!((accepted, speculation.expert_passes), (answer.ids.len() as u64, 0))
+            }
             _ => assert!(speculation.drafted > 0 && speculation.accepted >= accepted, "{speculation:?}"),
         }
     }
@@ -56,13 +70,18 @@ async fn the_same_seed_gives_the_same_text() {
     let cluster = ToyCluster::start(Plan::default()).await;
     for temperature in [0.0, 0.7, 1.0] {
         for seed in 0..6 {
-            let alone = cluster.generate(request(&prompt(seed), parameters("expert", temperature, seed))).await.expect("expert");
+            let alone = cluster
+                .generate(request(&prompt(seed), parameters("expert", temperature, seed)))
+                .await
+                .expect("expert");
             for draft_length in [1, 2, 5, 8] {
-                let parameters = v1::Parameters { draft_length: Some(draft_length), ..parameters("speculative", temperature, seed) };
+                let parameters =
+                    v1::Parameters { draft_length: Some(draft_length), ..parameters("speculative", temperature, seed) };
                 let answer = cluster.generate(request(&prompt(seed), parameters)).await.expect("speculative");
                 assert_eq!((answer.ids, &answer.text), (alone.ids.clone(), &alone.text), "T={temperature} seed={seed}");
             }
-            let chow = cluster.generate(request(&prompt(seed), cascade("chow", 0.5, temperature, seed))).await.expect("chow");
+            let chow =
+                cluster.generate(request(&prompt(seed), cascade("chow", 0.5, temperature, seed))).await.expect("chow");
             let token = v1::Parameters { alpha: Some(0.5), ..parameters("cascade_token", temperature, seed) };
             let token = cluster.generate(request(&prompt(seed), token)).await.expect("cascade_token");
             assert_eq!(chow.ids, token.ids);
@@ -95,10 +114,13 @@ async fn many_sessions_share_batches_and_get_their_own_text() {
     let cluster = ToyCluster::start(Plan::default()).await;
     let mut alone = Vec::new();
     for seed in 0..48 {
-        alone.push(cluster.generate(request(&prompt(seed), cascade("token_v3", 0.5, 0.8, seed))).await.expect("alone").ids);
+        alone.push(
+            cluster.generate(request(&prompt(seed), cascade("token_v3", 0.5, 0.8, seed))).await.expect("alone").ids,
+        );
     }
     let client = cluster.client().await;
-    let together = (0..48).map(|seed| collect(client.clone(), request(&prompt(seed), cascade("token_v3", 0.5, 0.8, seed))));
+    let together =
+        (0..48).map(|seed| collect(client.clone(), request(&prompt(seed), cascade("token_v3", 0.5, 0.8, seed))));
     let together = futures::future::join_all(together).await;
     for (alone, together) in alone.iter().zip(together) {
         assert_eq!(alone, &together.expect("together").ids);
@@ -112,7 +134,8 @@ async fn a_low_score_hands_the_query_over_to_the_expert() {
     for seed in 0..4 {
         let query = |alpha| v1::Parameters { alpha: Some(alpha), ..parameters("cascade_query", 0.7, seed) };
         let kept = cluster.generate(request(&prompt(seed), query(-1e6))).await.expect("kept");
-        let drafter = cluster.generate(request(&prompt(seed), parameters("drafter", 0.7, seed))).await.expect("drafter");
+        let drafter =
+            cluster.generate(request(&prompt(seed), parameters("drafter", 0.7, seed))).await.expect("drafter");
         assert_eq!(kept.ids, drafter.ids);
         let handed = cluster.generate(request(&prompt(seed), query(0.0))).await.expect("handed over");
         let expert = cluster.generate(request(&prompt(seed), parameters("expert", 0.7, seed))).await.expect("expert");
@@ -127,10 +150,18 @@ async fn stops_trim_tokens_text_and_usage_together() {
     let cluster = ToyCluster::start(Plan::default()).await;
     for seed in 0..8 {
         let whole = parameters("expert", 0.8, seed);
-        let whole = cluster.generate(request(&prompt(seed), v1::Parameters { ignore_eos: true, ..whole })).await.expect("whole");
+        let whole = cluster
+            .generate(request(&prompt(seed), v1::Parameters { ignore_eos: true, ..whole }))
+            .await
+            .expect("whole");
         assert_eq!((whole.ids.len(), whole.reason()), (60, FinishReason::Length));
         for strategy in ["expert", "speculative"] {
-            let base = v1::Parameters { ignore_eos: true, draft_length: Some(7), logprobs: Some(1), ..parameters(strategy, 0.8, seed) };
+            let base = v1::Parameters {
+                ignore_eos: true,
+                draft_length: Some(7),
+                logprobs: Some(1),
+                ..parameters(strategy, 0.8, seed)
+            };
             // A stop id in the middle of the text.
             let stop_at = 20;
             let stop_id = whole.ids[stop_at];
@@ -167,7 +198,10 @@ async fn logprobs_come_with_every_token_of_every_strategy() {
     ] {
         let drafter = asked.strategy == "drafter";
         let silent = cluster.generate(request(PROMPT, asked.clone())).await.expect("an answer");
-        let answer = cluster.generate(request(PROMPT, v1::Parameters { logprobs: Some(3), ..asked.clone() })).await.expect("an answer");
+        let answer = cluster
+            .generate(request(PROMPT, v1::Parameters { logprobs: Some(3), ..asked.clone() }))
+            .await
+            .expect("an answer");
         assert_eq!(answer.ids, silent.ids, "asking does not change the text: {asked:?}");
         assert_eq!(answer.logprobs.len(), answer.ids.len());
         for logprobs in &answer.logprobs {
@@ -179,7 +213,8 @@ async fn logprobs_come_with_every_token_of_every_strategy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelling_stops_the_work_in_all_three_tiers() {
-    let plan = Plan { expert_step: Duration::from_millis(20), drafter_step: Duration::from_millis(5), ..Plan::default() };
+    let plan =
+        Plan { expert_step: Duration::from_millis(20), drafter_step: Duration::from_millis(5), ..Plan::default() };
     let cluster = ToyCluster::start(plan).await;
     for strategy in ["speculative", "expert", "drafter", "cascade_token"] {
         let asked = v1::Parameters { max_tokens: Some(1_000), ignore_eos: true, ..parameters(strategy, 1.0, 9) };
@@ -203,8 +238,10 @@ async fn a_stalled_client_delays_nobody() {
     // One client that never reads, on the connection of all the others.
     let mut stalled = client.clone();
     let unread = stalled.generate(request(PROMPT, endless)).await.expect("a stream").into_inner();
-    let others = (0..100).map(|seed| collect(client.clone(), request(&prompt(seed), parameters("speculative", 0.8, seed))));
-    let answers = tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(others)).await.expect("nobody waits");
+    let others =
+        (0..100).map(|seed| collect(client.clone(), request(&prompt(seed), parameters("speculative", 0.8, seed))));
+    let answers =
+        tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(others)).await.expect("nobody waits");
     assert!(answers.iter().all(Result::is_ok));
     drop(unread);
     cluster.quiesce().await;

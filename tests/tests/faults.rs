@@ -97,7 +97,8 @@ async fn an_expert_that_decodes_alone_dies_and_another_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_drafter_the_expert_goes_on_alone() {
-    for (parameters, exact) in [(parameters("speculative", 0.9, 14), true), (cascade("token_v3", 0.6, 0.9, 14), false)] {
+    for (parameters, exact) in [(parameters("speculative", 0.9, 14), true), (cascade("token_v3", 0.6, 0.9, 14), false)]
+    {
         let mut cluster = ToyCluster::start(Plan { drafters: 1, ..slow() }).await;
         let calm = cluster.generate(asked(parameters.clone())).await.expect("calm");
         let answer = with_fault(&mut cluster, asked(parameters), 25, |cluster, _| cluster.drafters[0].kill()).await;
@@ -116,10 +117,8 @@ async fn without_a_drafter_the_expert_goes_on_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_expert_the_drafter_goes_on_where_the_request_says_so() {
     let mut cluster = ToyCluster::start(Plan { experts: 1, ..slow() }).await;
-    let asking = v1::Parameters {
-        on_expert_loss: v1::OnExpertLoss::Drafter.into(),
-        ..cascade("token_v3", 0.6, 0.9, 15)
-    };
+    let asking =
+        v1::Parameters { on_expert_loss: v1::OnExpertLoss::Drafter.into(), ..cascade("token_v3", 0.6, 0.9, 15) };
     let answer = with_fault(&mut cluster, asked(asking), 25, |cluster, _| cluster.experts[0].kill()).await;
     assert_eq!(answer.ids.len(), 120);
     assert!(!answer.finished.expect("finished").reproducible);

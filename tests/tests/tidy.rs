@@ -13,10 +13,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cascadia-model", &["cascadia-core"]),
     ("cascadia-node", &["cascadia-core", "cascadia-proto"]),
     ("cascadia-router", &["cascadia-core", "cascadia-proto", "cascadia-node"]),
-    (
-        "cascadia-drafter-node",
-        &["cascadia-core", "cascadia-proto", "cascadia-node", "cascadia-text", "cascadia-model"],
-    ),
+    ("cascadia-drafter-node", &["cascadia-core", "cascadia-proto", "cascadia-node", "cascadia-text", "cascadia-model"]),
     ("cascadia-expert-node", &["cascadia-core", "cascadia-proto", "cascadia-node", "cascadia-text", "cascadia-model"]),
 ];
 

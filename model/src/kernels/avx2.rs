@@ -17,6 +17,7 @@ impl Lanes for Avx2 {
     type F = Pair;
     type I = (__m256i, __m256i);
     type W = (__m256i, __m256i);
+    type X = Pair16;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -165,9 +166,12 @@ impl Lanes for Avx2 {
         (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()))
     }
     #[inline(always)]
-    unsafe fn dot4(sum: Self::I, weights: Self::W, x: *const i8) -> Self::I {
-        let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
-        let x = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)), _mm256_srai_epi16::<8>(x));
+    unsafe fn bytes(from: *const i8) -> Self::X {
+        let x = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
+        (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)), _mm256_srai_epi16::<8>(x))
+    }
+    #[inline(always)]
+    unsafe fn dot4(sum: Self::I, weights: Self::W, x: Self::X) -> Self::I {
         (
             _mm256_add_epi32(sum.0, dot(weights.0, x)),
             _mm256_add_epi32(sum.1, dot(weights.1, x)),

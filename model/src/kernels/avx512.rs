@@ -13,6 +13,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type W = __m512i;
+    type X = __m512i;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -125,8 +126,11 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         _mm512_loadu_si512(from.cast())
     }
     #[inline(always)]
-    unsafe fn dot4(sum: Self::I, weights: Self::W, x: *const i8) -> Self::I {
-        let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+    unsafe fn bytes(from: *const i8) -> Self::X {
+        _mm512_set1_epi32(from.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn dot4(sum: Self::I, weights: Self::W, x: Self::X) -> Self::I {
         if VNNI {
             return _mm512_dpbusd_epi32(sum, weights, x);
         }

@@ -17,6 +17,8 @@ pub(crate) trait Lanes: Copy {
     type I: Copy;
     /// Sixteen groups of four unsigned weights.
     type W: Copy;
+    /// Four signed bytes, for every lane.
+    type X: Copy;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
@@ -55,8 +57,10 @@ pub(crate) trait Lanes: Copy {
     unsafe fn int_to_float(x: Self::I) -> Self::F;
     /// Loads 64 unsigned weights, four for each lane.
     unsafe fn weights(from: *const u8) -> Self::W;
-    /// Adds to each lane the exact sum of its four weights times the four signed bytes at `x`.
-    unsafe fn dot4(sum: Self::I, weights: Self::W, x: *const i8) -> Self::I;
+    /// Loads four signed bytes.
+    unsafe fn bytes(from: *const i8) -> Self::X;
+    /// Adds to each lane the exact sum of its four weights times the four bytes of `x`.
+    unsafe fn dot4(sum: Self::I, weights: Self::W, x: Self::X) -> Self::I;
     /// Hints that the line at `from` is wanted soon.
     unsafe fn prefetch(from: *const u8);
 }

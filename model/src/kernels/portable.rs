@@ -29,6 +29,7 @@ impl Lanes for Portable {
     type F = [f32; 16];
     type I = [i32; 16];
     type W = [u8; 64];
+    type X = [i8; 4];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -135,8 +136,11 @@ impl Lanes for Portable {
         from.cast::<[u8; 64]>().read_unaligned()
     }
     #[inline(always)]
-    unsafe fn dot4(mut sum: Self::I, weights: Self::W, x: *const i8) -> Self::I {
-        let x = x.cast::<[i8; 4]>().read_unaligned();
+    unsafe fn bytes(from: *const i8) -> Self::X {
+        from.cast::<[i8; 4]>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn dot4(mut sum: Self::I, weights: Self::W, x: Self::X) -> Self::I {
         for i in 0..16 {
             for j in 0..4 {
                 sum[i] += i32::from(weights[4 * i + j]) * i32::from(x[j]);

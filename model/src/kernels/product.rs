@@ -85,13 +85,7 @@ unsafe fn some_rows<L: Lanes, const T: usize, const M: usize>(p: &Product<'_>, t
     let mut sums = [[L::splat(0.0); M]; T];
     match &p.matrix.store {
         Store::F32(weights) => sums = f32_tiles::<L, T, M>(p, weights.as_ptr(), tile, row),
-        Store::Q8 { bytes, scales } => {
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let first = (tile + t) * p.matrix.blocks;
-                let bytes = bytes.as_ptr().add(first * BLOCK * TILE);
-                *sums = q8_tile::<L, M>(p, bytes, scales.as_ptr().add(first * TILE), row);
-            }
-        }
+        Store::Q8 { bytes, scales } => sums = q8_tiles::<L, T, M>(p, (bytes.as_ptr(), scales.as_ptr()), tile, row),
     }
     finish::<L, T, M>(p, &sums, tile, row);
 }
@@ -121,38 +115,48 @@ unsafe fn f32_tiles<L: Lanes, const T: usize, const M: usize>(
 
 /// Each block of 32 sums exactly in `i32`, is scaled by one `f32` product and added by one fused add.
 #[inline(always)]
-unsafe fn q8_tile<L: Lanes, const M: usize>(
+unsafe fn q8_tiles<L: Lanes, const T: usize, const M: usize>(
     p: &Product<'_>,
-    mut weights: *const u8,
-    mut scales: *const u16,
+    (bytes, scales): (*const u8, *const u16),
+    tile: usize,
     row: usize,
-) -> [L::F; M] {
+) -> [[L::F; M]; T] {
     /// How far ahead of its use a block is asked for: the hardware's own prefetch stops at page ends.
-    const AHEAD: usize = 8 * BLOCK * TILE;
+    const AHEAD: usize = 64 * BLOCK * TILE;
     let blocks = p.matrix.blocks;
-    let mut sums = [L::splat(0.0); M];
+    let mut sums = [[L::splat(0.0); M]; T];
     let x = p.x.bytes.add(row * blocks * BLOCK);
     let x_scales = p.x.scales.add(row * blocks);
     let offsets = p.x.offsets.add(row * blocks);
     for block in 0..blocks {
-        let mut dots = [L::int_splat(0); M];
-        for (r, dot) in dots.iter_mut().enumerate() {
-            *dot = L::int_splat(*offsets.add(r * blocks + block));
-        }
-        for group in 0..BLOCK / 4 {
-            let w = L::weights(weights.add(group * 4 * TILE));
-            L::prefetch(weights.wrapping_add(group * 4 * TILE + AHEAD));
-            for (r, dot) in dots.iter_mut().enumerate() {
-                *dot = L::dot4(*dot, w, x.add((r * blocks + block) * BLOCK + group * 4));
+        let mut dots = [[L::int_splat(0); M]; T];
+        for r in 0..M {
+            let offset = L::int_splat(*offsets.add(r * blocks + block));
+            for dots in &mut dots {
+                dots[r] = offset;
             }
         }
-        let w_scale = L::load_half(scales);
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let scale = L::mul(w_scale, L::splat(*x_scales.add(r * blocks + block)));
-            *sum = L::fma(L::int_to_float(dots[r]), scale, *sum);
+        for group in 0..BLOCK / 4 {
+            let mut weights = [L::weights(bytes); T];
+            for (t, weights) in weights.iter_mut().enumerate() {
+                let at = bytes.add((((tile + t) * blocks + block) * BLOCK + group * 4) * TILE);
+                *weights = L::weights(at);
+                L::prefetch(at.wrapping_add(AHEAD));
+            }
+            for r in 0..M {
+                let x = L::bytes(x.add((r * blocks + block) * BLOCK + group * 4));
+                for (t, dots) in dots.iter_mut().enumerate() {
+                    dots[r] = L::dot4(dots[r], weights[t], x);
+                }
+            }
         }
-        weights = weights.add(BLOCK * TILE);
-        scales = scales.add(TILE);
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let w_scale = L::load_half(scales.add(((tile + t) * blocks + block) * TILE));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let scale = L::mul(w_scale, L::splat(*x_scales.add(r * blocks + block)));
+                *sum = L::fma(L::int_to_float(dots[t][r]), scale, *sum);
+            }
+        }
     }
     sums
 }

@@ -65,6 +65,10 @@ impl Watched {
 
     /// It said something.
     pub(super) fn heard(&mut self, status: NodeStatus, now: Instant) {
+        if self.record.instance != 0 && status.instance != self.record.instance {
+            // A last word of its former self, from a stream that is about to be dropped.
+            return;
+        }
         let idle = status.queued_tokens == 0;
         let progressed = self.status.is_none_or(|(last, _)| {
             last.progress != status.progress || last.instance != status.instance || last.queued_tokens == 0
@@ -143,7 +147,8 @@ mod tests {
     use cascadia_core::placement::Role;
 
     fn busy(progress: u64, queued_tokens: u64) -> NodeStatus {
-        NodeStatus { progress, queued_tokens, longest_layer_us: 500_000, ..NodeStatus::default() }
+        let instance = record("e", Role::Expert).instance;
+        NodeStatus { instance, progress, queued_tokens, longest_layer_us: 500_000, ..NodeStatus::default() }
     }
 
     fn seconds(seconds: f64) -> Duration {

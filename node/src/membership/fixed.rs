@@ -11,7 +11,9 @@ pub(super) struct List(Arc<watch::Sender<Arc<Snapshot>>>);
 
 impl List {
     pub(super) fn new(records: Vec<NodeRecord>) -> Self {
-        let nodes = records.into_iter().map(|record| (record.id.clone(), record)).collect();
+        // A list knows nothing of starts: whoever answers at the address is the node.
+        let records = records.into_iter().map(|record| NodeRecord { instance: 0, ..record });
+        let nodes = records.map(|record| (record.id.clone(), record)).collect();
         Self(Arc::new(watch::Sender::new(Arc::new(Snapshot { revision: 1, nodes }))))
     }
 

@@ -1,0 +1,201 @@
+//! The cluster as separate processes with a real etcd: what the README's block shows.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that ends with the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+struct Etcd {
+    _process: Process,
+    address: String,
+    folder: PathBuf,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn etcd() -> Etcd {
+    let (client, peer) = (format!("http://{}", free_address()), format!("http://{}", free_address()));
+    let folder = std::env::temp_dir().join(format!("cascadia-etcd-{}", std::process::id()));
+    let process = Command::new("etcd")
+        .args(["--name", "one", "--data-dir"])
+        .arg(&folder)
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("one={peer}")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("these tests need etcd on the PATH: `tools/test` installs it");
+    Etcd { _process: Process(process), address: client, folder }
+}
+
+fn cascadia() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cascadia"));
+    command.stdin(Stdio::null());
+    command
+}
+
+fn node(role: &str, id: &str, listen: &str, etcd: &Etcd, model: Option<&str>) -> Process {
+    let mut command = cascadia();
+    command.args([role, "--id", id, "--listen", listen, "--etcd", &etcd.address, "--lease-ttl", "2"]);
+    if let Some(model) = model {
+        command.arg("--model").arg(pair().join(model));
+    }
+    if role == "expert" {
+        command.args(["--served-model", "demo"]);
+    }
+    Process(command.stdout(Stdio::null()).spawn().expect("the binary runs"))
+}
+
+fn pair() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pair")
+}
+
+fn status(server: &str) -> Option<Value> {
+    let output = cascadia().args(["status", "--json", "--server", server]).output().expect("the binary runs");
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("one JSON object"))
+}
+
+fn wait_for(server: &str, what: impl Fn(&Value) -> bool) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match status(server) {
+            Some(status) if what(&status) => return status,
+            last if Instant::now() > until => panic!("not within {PATIENCE:?}; last: {last:?}"),
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+fn ready(status: &Value, role: &str) -> usize {
+    let members = status["members"].as_array().expect("members");
+    let heard = members.iter().filter(|m| m["role"] == role && m["state"] == "ready" && !m["load"].is_null());
+    heard.count()
+}
+
+fn generate(server: &str, more: &[&str]) -> Output {
+    let question = "Mia has 7 apples. She buys 5 more. How many apples does Mia have now?";
+    cascadia()
+        .args(["generate", "--json", "--server", server, "--seed", "7", "--max-tokens", "60"])
+        .args(more)
+        .arg(question)
+        .output()
+        .expect("the binary runs")
+}
+
+fn answer(server: &str, more: &[&str]) -> Value {
+    let output = generate(server, more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+#[test]
+fn processes_meet_in_etcd_and_survive_each_other() {
+    let etcd = etcd();
+    let server = free_address();
+    let _router = node("router", "router-1", &server, &etcd, None);
+    let first = node("expert", "expert-1", &free_address(), &etcd, Some("expert"));
+    let _second = node("expert", "expert-2", &free_address(), &etcd, Some("expert"));
+    let drafter = node("drafter", "drafter-1", &free_address(), &etcd, Some("drafter"));
+    let _other = node("drafter", "drafter-2", &free_address(), &etcd, Some("drafter"));
+    let status = wait_for(&server, |status| ready(status, "expert") == 2 && ready(status, "drafter") == 2);
+    assert_eq!(status["pairs"].as_array().expect("pairs").len(), 1);
+
+    let greedy = ["--temperature", "0"];
+    let expert = answer(&server, &[&greedy[..], &["--strategy", "expert"]].concat());
+    let exact = answer(&server, &[&greedy[..], &["--strategy", "speculative"]].concat());
+    assert_eq!(expert["text"], exact["text"]);
+    assert_eq!(expert["token_ids"], exact["token_ids"]);
+    assert!(exact["speculation"]["accepted"].as_u64().expect("a count") > 0);
+    assert_eq!(
+        exact["provenance"].as_array().expect("one a token").len(),
+        exact["token_ids"].as_array().expect("ids").len()
+    );
+    let drawn = ["--temperature", "0.8"];
+    assert_eq!(
+        answer(&server, &[&drawn[..], &["--strategy", "expert"]].concat())["token_ids"],
+        answer(&server, &[&drawn[..], &["--strategy", "speculative"]].concat())["token_ids"],
+    );
+    let lossy = ["--strategy", "speculative_cascade", "--rule", "token_v3", "--alpha", "0.7", "--temperature", "0"];
+    let before = answer(&server, &lossy);
+
+    // One of each dies without a word; what is left gives the same text, and etcd forgets the dead.
+    drop(first);
+    drop(drafter);
+    assert_eq!(answer(&server, &lossy)["token_ids"], before["token_ids"]);
+    wait_for(&server, |status| ready(status, "expert") == 1 && ready(status, "drafter") == 1);
+    assert_eq!(answer(&server, &lossy)["token_ids"], before["token_ids"]);
+}
+
+fn refusal(command: &mut Command) -> String {
+    let output = command.output().expect("the binary runs");
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).expect("UTF-8");
+    let line =
+        text.lines().find(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error line in: {text}"));
+    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+    line.to_owned()
+}
+
+#[test]
+fn what_cannot_work_is_said_in_one_sentence() {
+    let nobody = free_address();
+    assert!(refusal(cascadia().args(["generate", "--server", &nobody, "hello"])).contains(&nobody));
+    assert!(refusal(cascadia().args(["status", "--server", &nobody])).contains(&nobody));
+    let router = ["router", "--listen", "127.0.0.1:0", "--etcd"];
+    assert!(refusal(cascadia().args(router).arg(format!("http://{nobody}"))).contains("etcd"));
+    let listening = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let busy = listening.local_addr().expect("bound").to_string();
+    assert!(refusal(cascadia().args(["up", "--listen", &busy])).contains(&busy));
+
+    let folder = std::env::temp_dir().join(format!("cascadia-broken-{}", std::process::id()));
+    let up = |expert: &Path| {
+        let mut command = cascadia();
+        command.args(["up", "--listen", "127.0.0.1:0", "--drafter-model"]).arg(pair().join("drafter"));
+        command.arg("--expert-model").arg(expert);
+        command
+    };
+    assert!(refusal(&mut up(&folder.join("nowhere"))).contains("nowhere"));
+    // Truncated weights.
+    std::fs::create_dir_all(&folder).expect("a folder");
+    for entry in std::fs::read_dir(pair().join("expert")).expect("the shipped expert") {
+        let entry = entry.expect("an entry");
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).expect("copied");
+    }
+    let weights = folder.join("model.safetensors");
+    let whole = std::fs::read(&weights).expect("weights");
+    std::fs::write(&weights, &whole[..whole.len() / 2]).expect("truncated");
+    assert!(refusal(&mut up(&folder)).contains("model.safetensors"));
+    std::fs::remove_file(&weights).expect("removed");
+    assert!(refusal(&mut up(&folder)).contains("safetensors"));
+    // Another tokenizer.
+    std::fs::write(&weights, &whole).expect("whole again");
+    let tokenizer = folder.join("tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).expect("a tokenizer");
+    std::fs::write(&tokenizer, text.replacen("<|user|>", "<|wser|>", 2)).expect("changed");
+    assert!(refusal(&mut up(&folder)).contains("tokenizer"));
+    let _ = std::fs::remove_dir_all(&folder);
+}

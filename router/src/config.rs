@@ -1,0 +1,212 @@
+//! What the operator sets: each field a flag, a `CASCADIA_*` variable, and its help.
+
+use std::time::Duration;
+
+use cascadia_core::limits;
+use cascadia_proto::parameters::{self, Defaults, STRATEGIES};
+use cascadia_proto::v1::Parameters;
+
+use crate::mint::Mint;
+
+/// A router's configuration.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Router")]
+pub struct RouterConfig {
+    /// Sessions admitted at once; more are refused with a retry delay.
+    #[arg(long, env = "CASCADIA_MAX_SESSIONS", default_value_t = limits::MAX_ADMITTED)]
+    pub max_sessions: usize,
+
+    /// Time of a request that names none, milliseconds.
+    #[arg(long, env = "CASCADIA_DEFAULT_TIMEOUT_MS", default_value_t = millis(limits::DEFAULT_DEADLINE))]
+    pub default_timeout_ms: u64,
+
+    /// The most time a request may take, milliseconds; a longer one gets this.
+    #[arg(long, env = "CASCADIA_MAX_TIMEOUT_MS", default_value_t = millis(limits::DEFAULT_DEADLINE))]
+    pub max_timeout_ms: u64,
+
+    /// After SIGTERM, how long new requests are still accepted while load balancers learn that this router is not
+    /// ready, milliseconds.
+    #[arg(long, env = "CASCADIA_LAME_DUCK_MS", default_value_t = 5_000)]
+    pub lame_duck_ms: u64,
+
+    /// Strategies that requests may choose.
+    #[arg(long, env = "CASCADIA_STRATEGIES", value_delimiter = ',', default_values_t = STRATEGIES.map(String::from))]
+    pub strategies: Vec<String>,
+
+    /// Strategy of a request that names none.
+    #[arg(long, env = "CASCADIA_DEFAULT_STRATEGY", default_value_t = Defaults::default().strategy)]
+    pub default_strategy: String,
+
+    /// Deferral rule of `speculative_cascade` where a request names none.
+    #[arg(long, env = "CASCADIA_DEFAULT_RULE", default_value_t = Defaults::default().rule)]
+    pub default_rule: String,
+
+    /// That rule's alpha where a request gives none; the rule's own default if this is not set.
+    #[arg(long, env = "CASCADIA_DEFAULT_ALPHA")]
+    pub default_alpha: Option<f64>,
+
+    /// Temperature where a request gives none.
+    #[arg(long, env = "CASCADIA_DEFAULT_TEMPERATURE", default_value_t = Defaults::default().temperature)]
+    pub default_temperature: f64,
+
+    /// Draft length where a request gives none.
+    #[arg(long, env = "CASCADIA_DEFAULT_DRAFT_LENGTH", default_value_t = Defaults::default().draft_length)]
+    pub default_draft_length: u32,
+
+    /// Output tokens at most where a request does not say.
+    #[arg(long, env = "CASCADIA_DEFAULT_MAX_TOKENS", default_value_t = Defaults::default().max_tokens)]
+    pub default_max_tokens: u32,
+
+    /// The most output tokens a request may ask for.
+    #[arg(long, env = "CASCADIA_MOST_TOKENS", default_value_t = Defaults::default().most_tokens)]
+    pub most_tokens: u32,
+
+    /// Where session ids and the router's own chance come from; a simulation gives a seed.
+    #[arg(skip)]
+    pub mint: Mint,
+}
+
+impl Default for RouterConfig {
+    fn default() -> Self {
+        let Defaults { strategy, rule, alpha, temperature, max_tokens, most_tokens, draft_length, strategies } =
+            Defaults::default();
+        Self {
+            max_sessions: limits::MAX_ADMITTED,
+            default_timeout_ms: millis(limits::DEFAULT_DEADLINE),
+            max_timeout_ms: millis(limits::DEFAULT_DEADLINE),
+            lame_duck_ms: 5_000,
+            strategies,
+            default_strategy: strategy,
+            default_rule: rule,
+            default_alpha: alpha,
+            default_temperature: temperature,
+            default_draft_length: draft_length,
+            default_max_tokens: max_tokens,
+            most_tokens,
+            mint: Mint::default(),
+        }
+    }
+}
+
+impl RouterConfig {
+    /// What requests leave open, and what they may ask.
+    #[must_use]
+    pub fn defaults(&self) -> Defaults {
+        Defaults {
+            strategy: self.default_strategy.clone(),
+            rule: self.default_rule.clone(),
+            alpha: self.default_alpha,
+            temperature: self.default_temperature,
+            max_tokens: self.default_max_tokens,
+            most_tokens: self.most_tokens,
+            draft_length: self.default_draft_length,
+            strategies: self.strategies.clone(),
+        }
+    }
+
+    /// Time of a request that names none.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.default_timeout_ms)
+    }
+
+    /// The most time a request may take.
+    #[must_use]
+    pub fn max_timeout(&self) -> Duration {
+        Duration::from_millis(self.max_timeout_ms)
+    }
+
+    /// How long a draining router still accepts.
+    #[must_use]
+    pub fn lame_duck(&self) -> Duration {
+        Duration::from_millis(self.lame_duck_ms)
+    }
+
+    /// How long a draining router lives at most: what it accepted last has its time, and a little to be read.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.lame_duck() + self.max_timeout() + Duration::from_secs(15)
+    }
+
+    /// Checks what the types do not say.
+    ///
+    /// # Errors
+    /// One sentence with the cure.
+    pub fn check(&self) -> Result<(), String> {
+        if self.max_sessions == 0 {
+            return Err("max-sessions is 0: nothing would be admitted; set at least 1".to_owned());
+        }
+        if self.max_sessions > tokio::sync::Semaphore::MAX_PERMITS {
+            return Err(format!("max-sessions is too large: set at most {}", tokio::sync::Semaphore::MAX_PERMITS));
+        }
+        if self.default_timeout_ms == 0 || self.default_timeout_ms > self.max_timeout_ms {
+            let (default, max) = (self.default_timeout_ms, self.max_timeout_ms);
+            return Err(format!(
+                "default-timeout-ms is {default}: set it to at least 1 and at most max-timeout-ms ({max})"
+            ));
+        }
+        if self.max_timeout() > LONGEST {
+            return Err(format!("max-timeout-ms is too large: set at most {} (30 days)", millis(LONGEST)));
+        }
+        if let Some(unknown) = self.strategies.iter().find(|strategy| !STRATEGIES.contains(&strategy.as_str())) {
+            return Err(format!("strategy {unknown:?} is unknown: allow some of {}", STRATEGIES.join(", ")));
+        }
+        let check = |asked: Parameters| parameters::resolve(&asked, &self.defaults()).map_err(|e| e.to_string());
+        check(Parameters::default())?;
+        if self.strategies.iter().any(|strategy| strategy == "speculative_cascade") {
+            check(Parameters { strategy: "speculative_cascade".into(), ..Parameters::default() })?;
+        }
+        Ok(())
+    }
+}
+
+/// Longer deadlines are mistakes, and overflow clocks.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+const fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> RouterConfig {
+        let command = RouterConfig::augment_args(Command::new("router"));
+        RouterConfig::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+    }
+
+    #[test]
+    fn flags_and_defaults_agree() {
+        let (typed, default) = (parse(&["router"]), RouterConfig::default());
+        assert_eq!(typed.defaults(), default.defaults());
+        assert_eq!(typed.defaults(), Defaults::default());
+        assert_eq!((typed.max_sessions, typed.grace()), (default.max_sessions, default.grace()));
+        assert_eq!(default.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_typed_is_meant() {
+        let typed = parse(&["router", "--strategies", "expert,speculative", "--default-alpha", "0.5"]);
+        assert_eq!(typed.defaults().strategies, ["expert", "speculative"]);
+        assert_eq!(typed.defaults().alpha, Some(0.5));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_cure() {
+        let default = RouterConfig::default;
+        for (config, says) in [
+            (RouterConfig { max_sessions: 0, ..default() }, "max-sessions"),
+            (RouterConfig { default_timeout_ms: 0, ..default() }, "default-timeout-ms"),
+            (RouterConfig { max_timeout_ms: u64::MAX, ..default() }, "max-timeout-ms"),
+            (RouterConfig { strategies: vec!["fast".into()], ..default() }, "\"fast\""),
+            (RouterConfig { default_rule: "best".into(), ..default() }, "best"),
+            (RouterConfig { default_temperature: f64::NAN, ..default() }, "temperature"),
+        ] {
+            let error = config.check().unwrap_err();
+            assert!(error.contains(says), "{says}: {error}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A simulated cluster under turmoil: simulated network and time, one seed, one log.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cascadia_core::commit::Text;
+use cascadia_core::ids::NodeId;
+use cascadia_core::toy::ToyEngine;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+use cascadia_node::Edge;
+use cascadia_node::drive::Drive;
+use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::membership::Membership;
+use cascadia_node::net::{BoxIo, Connector, Listener};
+use cascadia_proto::v1;
+use cascadia_proto::v1::generate_response::Event;
+use cascadia_proto::v1::inference_client::InferenceClient;
+use cascadia_router::{Mint, RouterConfig};
+use cascadia_tests::{MODEL, cascade, drafter_model, expert_model, parameters, request, text};
+
+const PORT: u16 = 50_051;
+
+fn connector() -> Connector {
+    Connector::from_fn(|uri| {
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().to_owned();
+            let stream = turmoil::net::TcpStream::connect((host, uri.port_u16().unwrap_or(PORT))).await?;
+            Ok(BoxIo::new(stream))
+        })
+    })
+}
+
+async fn listener(name: &str) -> Listener {
+    let listener = turmoil::net::TcpListener::bind(("0.0.0.0", PORT)).await.expect("a simulated port");
+    let incoming = futures::stream::unfold(listener, |listener| async move {
+        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        Some((accepted, listener))
+    });
+    Listener::from_stream(format!("{name}:{PORT}"), incoming)
+}
+
+async fn edge(name: &str, membership: Membership) -> Edge {
+    Edge {
+        id: NodeId(name.into()),
+        listener: listener(name).await,
+        admin: None,
+        connector: connector(),
+        membership,
+        shutdown: Shutdown::new(),
+    }
+}
+
+fn toy_text() -> Arc<dyn Text> {
+    Arc::new(text())
+}
+
+/// Everything a client saw, with simulated times; and the ids of each answer.
+struct Seen {
+    log: Vec<String>,
+    answers: Vec<Vec<u32>>,
+}
+
+/// One run: three requests; `lost` takes the expert of the second one away while it streams.
+fn run(seed: u64, lost: bool) -> Seen {
+    let mut sim = turmoil::Builder::new()
+        .simulation_duration(Duration::from_secs(120))
+        .tick_duration(Duration::from_millis(1))
+        .rng_seed(seed)
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(5))
+        .tcp_capacity(4_096)
+        .build();
+    let membership = Membership::embedded();
+    for name in ["expert-1", "expert-2"] {
+        let membership = membership.clone();
+        sim.host(name, move || {
+            let membership = membership.clone();
+            async move {
+                let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
+                let config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
+                let parts = cascadia_expert_node::Parts { engine, text: toy_text() };
+                Ok(cascadia_expert_node::run(config, edge(name, membership).await, parts, Drive::Task).await?)
+            }
+        });
+    }
+    for name in ["drafter-1", "drafter-2"] {
+        let membership = membership.clone();
+        sim.host(name, move || {
+            let membership = membership.clone();
+            async move {
+                let engine = Box::new(ToyEngine::new(drafter_model(), 2_048, 512));
+                let parts = cascadia_drafter_node::Parts { engine, text: toy_text() };
+                let edge = edge(name, membership).await;
+                Ok(cascadia_drafter_node::run(DrafterConfig::default(), edge, parts, Drive::Task).await?)
+            }
+        });
+    }
+    let shared = membership.clone();
+    sim.host("router", move || {
+        let membership = shared.clone();
+        async move {
+            let config = RouterConfig { mint: Mint::seeded(seed), ..RouterConfig::default() };
+            Ok(cascadia_router::run(config, edge("router", membership).await).await?)
+        }
+    });
+    let seen = Arc::new(Mutex::new(Seen { log: Vec::new(), answers: Vec::new() }));
+    let victim: Arc<Mutex<Option<String>>> = Arc::default();
+    let (client_seen, client_victim) = (seen.clone(), victim.clone());
+    sim.client("client", async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let channel = connector().channel(&format!("router:{PORT}"));
+        let mut client = InferenceClient::new(channel);
+        let long = |p: v1::Parameters| v1::Parameters { max_tokens: Some(60), ignore_eos: true, ..p };
+        for (number, asked) in
+            [parameters("speculative", 0.8, 5), cascade("token_v3", 0.5, 0.8, 6), parameters("expert", 0.8, 7)]
+                .into_iter()
+                .enumerate()
+        {
+            let mut stream = client.generate(request("Hello world. the", long(asked))).await?.into_inner();
+            let (mut ids, mut expert) = (Vec::new(), String::new());
+            while let Some(response) = stream.message().await? {
+                let event = response.event.expect("an event");
+                let line = format!("{:?} {event:?}", turmoil::elapsed());
+                client_seen.lock().expect("one thread").log.push(line);
+                match event {
+                    Event::Started(started) => expert = started.expert,
+                    Event::Tokens(tokens) => ids.extend(tokens.ids),
+                    Event::Finished(_) => {}
+                }
+                if lost && number == 1 && ids.len() > 15 {
+                    *client_victim.lock().expect("one thread") = Some(expert.clone());
+                }
+            }
+            client_seen.lock().expect("one thread").answers.push(ids);
+        }
+        Ok(())
+    });
+    let mut crashed = false;
+    while !sim.step().expect("the simulation goes on") {
+        let fall = victim.lock().expect("one thread").take();
+        if let (Some(expert), false) = (fall, crashed) {
+            sim.crash(expert.as_str());
+            crashed = true;
+        }
+    }
+    assert_eq!(crashed, lost, "the expert fell while its session ran");
+    drop(sim);
+    Arc::into_inner(seen).expect("the simulation is over").into_inner().expect("one thread")
+}
+
+#[test]
+fn a_seed_repeats_itself_and_a_lost_expert_changes_no_text() {
+    let calm = run(1, false);
+    assert_eq!(calm.log, run(1, false).log, "one seed, one log");
+    assert!(calm.answers.iter().all(|ids| ids.len() == 60));
+    let faulty = run(1, true);
+    assert_eq!(faulty.log, run(1, true).log, "one seed, one log, also with a fault");
+    assert_eq!(faulty.answers, calm.answers);
+    assert_ne!(faulty.log, calm.log);
+}
