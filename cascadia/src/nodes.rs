@@ -13,6 +13,7 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdConfig, Membership, probe};
 use cascadia_node::net::{Connector, Listener};
+use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use clap::Args;
 
@@ -180,7 +181,7 @@ impl NodeArgs {
     fn name(&self, role: Role) -> NodeId {
         NodeId(self.id.clone().unwrap_or_else(|| {
             let chance = RandomState::new().hash_one(std::process::id());
-            format!("{}-{:08x}", static_list::role_name(role), chance as u32)
+            format!("{}-{:08x}", role_name(role), chance as u32)
         }))
     }
 
@@ -192,7 +193,7 @@ impl NodeArgs {
         if role != Role::Router && unspecified {
             return Err(format!(
                 "other nodes cannot reach a {} at {address}; listen on the machine's own address instead",
-                static_list::role_name(role)
+                role_name(role)
             )
             .into());
         }

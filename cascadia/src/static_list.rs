@@ -58,16 +58,6 @@ fn protocol() -> (u32, u32) {
     cascadia_proto::PROTOCOL
 }
 
-/// A role in lower case.
-#[must_use]
-pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Router => "router",
-        Role::Drafter => "drafter",
-        Role::Expert => "expert",
-    }
-}
-
 impl Entry {
     /// A node as it describes itself.
     #[must_use]

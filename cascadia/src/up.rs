@@ -18,6 +18,8 @@ pub async fn run(args: &UpArgs) -> Outcome {
         experts: args.experts as usize,
         ..ClusterConfig::default()
     };
+    // No load balancer has to learn that this router goes.
+    config.router.lame_duck_ms = 0;
     let pair = pair(args, &mut config)?;
     let models = pair.models(&config.drafter, &config.expert);
     let mut cluster = LocalCluster::start(config, models).await?;

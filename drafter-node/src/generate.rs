@@ -99,6 +99,7 @@ impl<'n> Generation<'n> {
             }
             self.order(engine)?;
             let emitted = tokio::select! {
+                biased;
                 heard = engine.next() => match heard? {
                     Heard::Reply(DrafterReply::Drafted(ticket, drafts)) => {
                         let (kept, block) = self.session.drafted(ticket, drafts);
@@ -274,6 +275,7 @@ impl<'n> Generation<'n> {
         let id = expert.id.clone();
         let channel = self.node.connector.channel(&expert.address);
         let opened = tokio::select! {
+                biased;
             opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.committed()) => opened,
             () = self.node.hung(&id) => Err(Status::unavailable("the expert is hung")),
         };
@@ -318,6 +320,9 @@ impl<'n> Generation<'n> {
     /// `on_expert_loss: drafter`: the drafter writes the rest, and the response says that a retry may differ.
     async fn alone(mut self, engine: OpenSession<DrafterWork>, mut output: Output) -> Result<(), Status> {
         output.reproducible = false;
+        // The router notes it: should this drafter die too, what follows is no better for it.
+        let moved = v1::Moved { expert: None, reason: v1::MoveReason::Loss.into(), epoch: self.session.epoch().0 };
+        output.send(Response::Moved(moved)).await?;
         let committed = self.session.committed().to_vec();
         // Committed already, but held for a score that no expert will give.
         let held = std::mem::take(&mut self.unscored);

@@ -95,7 +95,6 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
         experts,
         connector: edge.connector.clone(),
         id: edge.id.clone(),
-        shutdown: edge.shutdown.clone(),
         config,
     });
     let service =

@@ -7,7 +7,6 @@ use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Wish};
-use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
 use cascadia_node::sessions::EngineHandle;
@@ -33,8 +32,6 @@ pub struct DrafterNode {
     pub connector: Connector,
     /// This node's own name in membership.
     pub id: NodeId,
-    /// When to go.
-    pub shutdown: Shutdown,
 }
 
 impl std::fmt::Debug for DrafterNode {

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use cascadia_core::decoding::Strategy;
+use cascadia_core::session::Counters;
 use cascadia_node::owner::{self, Begun, Opening};
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
@@ -42,7 +43,14 @@ impl session_server::Session for SessionService {
 
 async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
     let opening = Opening::read(&mut inbound).await?;
-    let begun = opening.begin(&node.text, &node.facts, sender.clone())?;
+    let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.drafter);
+    if !pinned.is_empty() && pinned != node.facts.fingerprint {
+        return Err(Status::failed_precondition(format!(
+            "the session is pinned to the drafter model {pinned}, this node runs {}",
+            node.facts.fingerprint
+        )));
+    }
+    let mut begun = opening.begin(&node.text, &node.facts, sender.clone())?;
     let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
     begun
         .output
@@ -52,6 +60,9 @@ async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &ow
             prompt_tokens: begun.prompt_tokens as u32,
         }))
         .await?;
+    if let Some(finish) = begun.output.over.take() {
+        return begun.output.finish(finish, owner::speculation(Counters::default())).await;
+    }
     if opening.continued.is_none() {
         begun.output.prompt(&begun.ids).await?;
     }
@@ -72,6 +83,7 @@ async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &ow
         }
     };
     tokio::select! {
+        biased;
         ended = work => ended,
         // Dropping the work closes the session at the engine and the stream to the expert.
         cancelled = cancelled(&mut inbound) => cancelled,

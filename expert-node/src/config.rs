@@ -54,6 +54,25 @@ impl Default for ExpertConfig {
 }
 
 impl ExpertConfig {
+    /// Refuses what cannot be meant.
+    ///
+    /// # Errors
+    /// One sentence naming the setting and the cure.
+    pub fn check(&self) -> Result<(), String> {
+        // All granted blocks of a session may be one chunk, each with as many scored tokens as drafts.
+        let least = self.slots as usize * 2 * limits::MAX_DRAFT_LENGTH;
+        if self.slots == 0 {
+            return Err("slots is 0: a session needs at least one; the default is 2".into());
+        }
+        if self.batch_tokens < least {
+            return Err(format!(
+                "batch_tokens is {} and {} slots need {least}: raise --batch-tokens or lower --slots",
+                self.batch_tokens, self.slots
+            ));
+        }
+        Ok(())
+    }
+
     /// How long open sessions have to finish.
     #[must_use]
     pub fn grace(&self) -> Duration {

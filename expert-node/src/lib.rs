@@ -42,6 +42,7 @@ pub struct Parts {
 /// # Errors
 /// When the model fails its first pass, the node cannot register, or its listener fails.
 pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), ExpertError> {
+    config.check().map_err(ExpertError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
     let facts = parts.engine.facts().clone();
     let process = Process::new(edge, parts.engine.progress());

@@ -62,13 +62,18 @@ impl ExpertNode {
                 self.text.fingerprint()
             )));
         }
-        if !open.pinned_fingerprint.is_empty() && open.pinned_fingerprint != self.facts.fingerprint {
-            return Err(Status::failed_precondition(format!(
-                "the session is pinned to the expert model {}, this node runs {}",
-                open.pinned_fingerprint, self.facts.fingerprint
-            )));
+        self.matches(&open.pinned_fingerprint)
+    }
+
+    /// Refuses a session that another model began; an empty fingerprint is of a session that is new.
+    pub(crate) fn matches(&self, pinned: &str) -> Result<(), Status> {
+        if pinned.is_empty() || pinned == self.facts.fingerprint {
+            return Ok(());
         }
-        Ok(())
+        Err(Status::failed_precondition(format!(
+            "the session is pinned to the expert model {pinned}, this node runs {}",
+            self.facts.fingerprint
+        )))
     }
 
     /// The answer to an opening, and to lost pages.

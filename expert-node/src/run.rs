@@ -47,6 +47,7 @@ impl session_server::Session for SessionService {
 async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
     let opening = Opening::read(&mut inbound).await?;
     node.serves(&opening.open.model)?;
+    node.matches(opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert))?;
     let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
     output
         .send(Response::Opened(v1::Opened {
@@ -55,6 +56,9 @@ async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &
             prompt_tokens: prompt_tokens as u32,
         }))
         .await?;
+    if let Some(finish) = output.over.take() {
+        return output.finish(finish, owner::speculation(Counters::default())).await;
+    }
     if opening.continued.is_none() {
         output.prompt(&ids).await?;
     }
@@ -71,6 +75,7 @@ async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &
     let mut listening = true;
     loop {
         tokio::select! {
+            biased;
             heard = session.next() => {
                 let Heard::Reply(ExpertReply::Decoded(decoded, over)) = heard? else { continue };
                 counters.deferred += decoded.len() as u64;

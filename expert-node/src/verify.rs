@@ -60,6 +60,7 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
     let mut told_to_move = false;
     loop {
         tokio::select! {
+            biased;
             heard = session.next() => match heard? {
                 Heard::Reply(ExpertReply::Answer(answer, hint)) => {
                     unanswered -= 1;
@@ -116,6 +117,13 @@ fn check(node: &ExpertNode, decoding: &Decoding, block: &cascadia_core::block::D
     if count > cascadia_core::limits::MAX_DRAFT_LENGTH {
         return Err(Status::invalid_argument(format!(
             "block.drafts has {count} drafts; at most {} are verified at once",
+            cascadia_core::limits::MAX_DRAFT_LENGTH
+        )));
+    }
+    let scored = if block.score_given { block.given.len() } else { 0 };
+    if scored > cascadia_core::limits::MAX_DRAFT_LENGTH {
+        return Err(Status::invalid_argument(format!(
+            "block.given has {scored} tokens to score; at most {} are scored at once",
             cascadia_core::limits::MAX_DRAFT_LENGTH
         )));
     }

@@ -82,8 +82,7 @@ impl Checkpoint {
         // folder that changes under a running server is beyond what any reader could answer for.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
         let damaged = |problem: String| LoadError::Damaged { path: path.clone(), problem };
-        let (header, meta): (usize, Metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
+        let (header, meta): (usize, Metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
         for (name, info) in meta.tensors() {
             let bytes = 8 + header + info.data_offsets.0..8 + header + info.data_offsets.1;
             if bytes.end > map.len() {

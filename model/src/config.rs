@@ -205,7 +205,9 @@ impl Json {
                 };
                 let positive = scaling.factor > 0.0 && scaling.low_freq_factor > 0.0 && scaling.original_context > 0;
                 if !positive || scaling.high_freq_factor <= scaling.low_freq_factor {
-                    return Err(self.wrong(key, "has factors that are no llama3 scaling; take them from the model".into()));
+                    return Err(
+                        self.wrong(key, "has factors that are no llama3 scaling; take them from the model".into())
+                    );
                 }
                 Ok((theta, Some(scaling)))
             }

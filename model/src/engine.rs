@@ -61,8 +61,7 @@ impl CpuEngine {
             .ok_or_else(|| EngineError(format!("this CPU has no {path:?}; leave the SIMD path to be detected")))?;
         let config = weights.config();
         let room = |what: &str, e: std::io::Error| EngineError(format!("no room for {what} ({e}); ask for fewer"));
-        let kv = Kv::new(config, options.pages)
-            .map_err(|e| room(&format!("{} KV pages", options.pages), e))?;
+        let kv = Kv::new(config, options.pages).map_err(|e| room(&format!("{} KV pages", options.pages), e))?;
         let scratch = Scratch::new(config, options.threads, 8, 256.min(config.context.next_multiple_of(PAGE)))
             .map_err(|e| room("a pass", e))?;
         let team = if options.threads > 1 {

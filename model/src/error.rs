@@ -70,7 +70,9 @@ pub enum LoadError {
         tensor: String,
     },
     /// A tensor that would change the result, and that this crate does not know.
-    #[error("{path} holds the tensor `{tensor}`, which a plain Llama does not have; this model variant is not supported")]
+    #[error(
+        "{path} holds the tensor `{tensor}`, which a plain Llama does not have; this model variant is not supported"
+    )]
     Unknown {
         /// The folder.
         path: PathBuf,
@@ -78,7 +80,9 @@ pub enum LoadError {
         tensor: String,
     },
     /// A tensor of the wrong shape.
-    #[error("{path}: tensor `{tensor}` has the shape {found:?}, and config.json asks for {wanted:?}; use the pair as exported")]
+    #[error(
+        "{path}: tensor `{tensor}` has the shape {found:?}, and config.json asks for {wanted:?}; use the pair as exported"
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -90,7 +94,9 @@ pub enum LoadError {
         wanted: Vec<usize>,
     },
     /// A tensor of a type that is not read.
-    #[error("{path}: tensor `{tensor}` is of type {found}; only F32, F16 and BF16 are read, so export it in one of them")]
+    #[error(
+        "{path}: tensor `{tensor}` is of type {found}; only F32, F16 and BF16 are read, so export it in one of them"
+    )]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -100,7 +106,9 @@ pub enum LoadError {
         found: String,
     },
     /// A weight that is infinite, not a number, or beyond what Q8_0 can scale.
-    #[error("tensor `{tensor}` holds a weight that is not finite or too large for the dtype; the checkpoint is damaged")]
+    #[error(
+        "tensor `{tensor}` holds a weight that is not finite or too large for the dtype; the checkpoint is damaged"
+    )]
     NotFinite {
         /// The tensor.
         tensor: String,

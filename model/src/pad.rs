@@ -95,11 +95,15 @@ pub fn pad(
 
 /// The padded model's numbers.
 fn padded(small: &Config, parameters: u64) -> Result<Config, LoadError> {
-    for (what, size) in
-        [("hidden_size", small.hidden), ("intermediate_size", small.inner), ("heads x head_dim", small.heads * small.head_dim)]
-    {
+    for (what, size) in [
+        ("hidden_size", small.hidden),
+        ("intermediate_size", small.inner),
+        ("heads x head_dim", small.heads * small.head_dim),
+    ] {
         if !size.is_multiple_of(BLOCK) {
-            return Err(LoadError::Pad(format!("{what} is {size}, and only multiples of {BLOCK} keep Q8_0 blocks in place")));
+            return Err(LoadError::Pad(format!(
+                "{what} is {size}, and only multiples of {BLOCK} keep Q8_0 blocks in place"
+            )));
         }
     }
     let hidden = small.hidden * FACTOR;
@@ -153,7 +157,8 @@ fn plan<'a>(small: &Config, large: &Config, checkpoint: &'a Checkpoint) -> Resul
     let mut at = 0;
     let mut plan = Vec::new();
     for name in tensor_names(large) {
-        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok());
+        let layer =
+            name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok());
         let original = layer.is_none_or(|layer: usize| layer < small.layers);
         // Blocks beyond the original's take their types from its first.
         let like = match layer {

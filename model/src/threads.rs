@@ -196,3 +196,39 @@ impl Wait {
         self.0 > SPINS + YIELDS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_ranks_run_every_job_and_see_each_others_writes() {
+        let mut team = Team::new(3).unwrap();
+        for round in 0..300 {
+            let cells: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
+            team.run(&|rank, barrier| {
+                cells[rank].store(round + rank + 1, Ordering::Relaxed);
+                barrier.meet();
+                for (other, cell) in cells.iter().enumerate() {
+                    assert_eq!(cell.load(Ordering::Relaxed), round + other + 1);
+                }
+                barrier.meet();
+            })
+            .unwrap();
+            if round % 100 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(5)); // Long enough to fall asleep.
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_breaks_the_team_and_hangs_no_one() {
+        let mut team = Team::new(3).unwrap();
+        let failed = team.run(&|rank, barrier| {
+            assert!(rank != 1, "a panic on purpose");
+            barrier.meet();
+        });
+        assert!(failed.is_err());
+        assert!(team.run(&|_, _| {}).is_err());
+    }
+}

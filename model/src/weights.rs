@@ -72,7 +72,8 @@ impl Weights {
         let shapes = Shapes::of(&config);
         let expected = tensor_names(&config);
         let known = |name: &str| expected.iter().any(|e| e == name) || name.ends_with("rotary_emb.inv_freq");
-        if let Some(name) = checkpoint.names().find(|name| !known(name) && !(config.tied && *name == "lm_head.weight")) {
+        if let Some(name) = checkpoint.names().find(|name| !known(name) && !(config.tied && *name == "lm_head.weight"))
+        {
             return Err(checkpoint.unknown(name));
         }
         let mut hash = Fingerprint::new();

@@ -47,7 +47,8 @@ fn half_precision_survives() {
     for dtype in [safetensors::Dtype::F16, safetensors::Dtype::BF16] {
         let narrow = |b: &[u8]| {
             let x = f32::from_le_bytes(b.try_into().unwrap());
-            let bits = if dtype == safetensors::Dtype::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
+            let bits =
+                if dtype == safetensors::Dtype::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
             bits.to_le_bytes()
         };
         let data: Vec<_> = wide

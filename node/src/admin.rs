@@ -10,8 +10,8 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use futures::stream::BoxStream;
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -42,9 +42,10 @@ impl fmt::Debug for Admin {
 pub async fn serve(listener: Listener, admin: Admin, shutdown: Shutdown) {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reports = report(reporter, admin.ready.clone());
-    let router = pages(admin).merge(tonic::service::Routes::new(health).into_axum_router());
+    let router = pages(admin).route_service("/grpc.health.v1.Health/{method}", health);
     let address = listener.address().to_owned();
-    let incoming = Incoming { address: address.clone(), stream: listener.into_incoming().boxed() };
+    let (stream, _cut) = listener.into_owned();
+    let incoming = Incoming { address: address.clone(), stream };
     let serving = axum::serve(incoming, router).with_graceful_shutdown(shutdown.stopped());
     // A scraper that keeps its connection open does not keep the node alive.
     let late = async {
@@ -52,6 +53,7 @@ pub async fn serve(listener: Listener, admin: Admin, shutdown: Shutdown) {
         tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
+        biased;
         served = serving.into_future() => {
             if let Err(error) = served {
                 tracing::warn!(%address, %error, "the admin listener ended");

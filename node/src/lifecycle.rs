@@ -39,6 +39,7 @@ impl Shutdown {
             let mut signals = Signals::new();
             loop {
                 tokio::select! {
+                    biased;
                     name = signals.next() => {
                         if told.is_draining() {
                             tracing::warn!("{name} again: stopping at once");
@@ -131,6 +132,7 @@ impl Signals {
             }
         };
         tokio::select! {
+            biased;
             _ = terminated => "SIGTERM",
             _ = tokio::signal::ctrl_c() => "Ctrl-C",
         }

@@ -17,6 +17,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -41,12 +42,26 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// One end of a connection.
-pub struct BoxIo(Pin<Box<dyn Io>>);
+pub struct BoxIo {
+    io: Pin<Box<dyn Io>>,
+    /// Ready when the connection is to break.
+    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
 
 impl BoxIo {
     /// Wraps a byte stream.
     pub fn new(io: impl Io + 'static) -> Self {
-        Self(Box::pin(io))
+        Self { io: Box::pin(io), cut: None }
+    }
+
+    fn cut_by(mut self, token: &CancellationToken) -> Self {
+        self.cut = Some(Box::pin(token.clone().cancelled_owned()));
+        self
+    }
+
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let is_cut = self.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(cx).is_ready());
+        if is_cut { Err(io::Error::new(io::ErrorKind::ConnectionReset, "the server has ended")) } else { Ok(()) }
     }
 }
 
@@ -58,21 +73,24 @@ impl fmt::Debug for BoxIo {
 
 impl AsyncRead for BoxIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(cx, buf)
+        self.poll_cut(cx)?;
+        self.io.as_mut().poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for BoxIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write(cx, buf)
+        self.poll_cut(cx)?;
+        self.io.as_mut().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(cx)
+        self.poll_cut(cx)?;
+        self.io.as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_shutdown(cx)
+        self.io.as_mut().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -80,11 +98,12 @@ impl AsyncWrite for BoxIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write_vectored(cx, bufs)
+        self.poll_cut(cx)?;
+        self.io.as_mut().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.io.is_write_vectored()
     }
 }
 
@@ -98,19 +117,25 @@ impl Connected for BoxIo {
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// It is not `host:port`.
-    #[error("cannot listen on \"{address}\": it is not of the form host:port; write for example 127.0.0.1:8080, or port 0 for any free one")]
+    #[error(
+        "cannot listen on \"{address}\": it is not of the form host:port; write for example 127.0.0.1:8080, or port 0 for any free one"
+    )]
     Syntax {
         /// What was asked.
         address: String,
     },
     /// Somebody listens there.
-    #[error("cannot listen on {address}: the port is in use; stop the other process or choose another port (0 takes a free one)")]
+    #[error(
+        "cannot listen on {address}: the port is in use; stop the other process or choose another port (0 takes a free one)"
+    )]
     InUse {
         /// What was asked.
         address: String,
     },
     /// The host is another machine's.
-    #[error("cannot listen on {address}: this machine does not have that address; use 127.0.0.1, 0.0.0.0 or an address of this machine")]
+    #[error(
+        "cannot listen on {address}: this machine does not have that address; use 127.0.0.1, 0.0.0.0 or an address of this machine"
+    )]
     NotOurs {
         /// What was asked.
         address: String,
@@ -194,8 +219,19 @@ impl Listener {
     }
 
     /// The connections, as `serve_with_incoming_shutdown` takes them.
+    ///
+    /// They outlive whoever served them; [`serve`] cuts them.
     pub fn into_incoming(self) -> impl Stream<Item = io::Result<BoxIo>> + Send + Unpin + 'static {
         self.incoming
+    }
+}
+
+impl Listener {
+    /// The connections, which break when the guard is dropped.
+    pub(crate) fn into_owned(self) -> (BoxStream<'static, io::Result<BoxIo>>, DropGuard) {
+        let token = CancellationToken::new();
+        let guard = token.clone().drop_guard();
+        (self.incoming.map(move |io| io.map(|io| io.cut_by(&token))).boxed(), guard)
     }
 }
 
@@ -310,18 +346,22 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
-/// Serves until stopped: then GOAWAY, and what still runs after [`STOP_GRACE`] is cut. Dropping it cuts at once.
+/// Serves until stopped: then GOAWAY, and what still runs after [`STOP_GRACE`] is cut.
+///
+/// Dropping the future cuts at once, as the end of a process would: connections are tasks of their own, and without that
+/// they would outlive whoever served them.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(routes: Routes, listener: Listener, shutdown: &Shutdown) -> Result<(), tonic::transport::Error> {
-    let incoming = listener.into_incoming();
+    let (incoming, _cut) = listener.into_owned();
     let serving = server().add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.stopped());
     let late = async {
         shutdown.stopped().await;
         tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
+        biased;
         served = serving => served,
         () = late => Ok(()),
     }

@@ -165,6 +165,8 @@ pub struct Output {
     logprobs: bool,
     /// False from the first position that a retry might not repeat.
     pub reproducible: bool,
+    /// The committed ids end the text already: their owner died between its last tokens and saying so.
+    pub over: Option<Finish>,
 }
 
 impl std::fmt::Debug for Output {
@@ -188,9 +190,7 @@ impl Output {
     /// An output that goes on after the committed ids; their text has been relayed already.
     pub fn new(sender: Sender, mut commit: Box<dyn Commit>, start: Start<'_>) -> Self {
         let committed = &start.ids[start.prompt_tokens..];
-        if !committed.is_empty() {
-            commit.commit(committed);
-        }
+        let over = if committed.is_empty() { None } else { commit.commit(committed).finish };
         Self {
             sender,
             commit,
@@ -199,6 +199,7 @@ impl Output {
             prompt_tokens: start.prompt_tokens,
             logprobs: start.decoding.logprobs.is_some(),
             reproducible: true,
+            over,
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cascadia_core::engine::{Chunk, Engine, EngineError, Rows};
 use cascadia_core::ids::PageId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
+use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::Edge;
@@ -91,23 +92,40 @@ impl Process {
             state: NodeState::Ready,
         };
         let shutdown = edge.shutdown.clone();
-        let admin = edge.admin.take().map(|listener| {
+        // Dropped with this future: a node that is aborted takes its connections with it.
+        let mut serving = JoinSet::new();
+        if let Some(listener) = edge.admin.take() {
             let (ready, status) = (board.clone(), board.clone());
             let pages =
                 Admin { ready: Arc::new(move || ready.ready()), status: Arc::new(move || status.json()), metrics };
-            tokio::spawn(admin::serve(listener, pages, shutdown.clone()))
-        });
+            let shutdown = shutdown.clone();
+            serving.spawn(async move {
+                admin::serve(listener, pages, shutdown).await;
+                Ok(())
+            });
+        }
         // The health service answers on the serving port as well, where gRPC clients look for it.
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         let routes = routes.add_service(board.service()).add_service(health_service);
-        let serving = shutdown.clone();
-        let server = tokio::spawn(async move { net::serve(routes, edge.listener, &serving).await });
+        let stop = shutdown.clone();
+        serving.spawn(async move { net::serve(routes, edge.listener, &stop).await });
+        let registration = tokio::select! {
+            registered = edge.membership.register(record.clone()) => registered?,
+            // Told to go before it was there: nothing is open.
+            () = shutdown.draining() => return Ok(()),
+        };
         board.set_state(NodeState::Ready);
-        let registration = edge.membership.register(record.clone()).await?;
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
         tracing::info!(node = %edge.id, address = %record.address, role = ?record.role, "serving");
 
-        shutdown.draining().await;
+        tokio::select! {
+            () = shutdown.draining() => {}
+            Some(ended) = serving.join_next() => {
+                registration.withdraw().await;
+                return ended.unwrap_or(Ok(())).map_err(ProcessError::from);
+            }
+        }
         tracing::info!(node = %edge.id, "draining: no new sessions, open ones finish or move");
         board.set_state(NodeState::Draining);
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
@@ -127,9 +145,9 @@ impl Process {
         }
         shutdown.stop();
         registration.withdraw().await;
-        server.await.unwrap_or(Ok(()))?;
-        if let Some(admin) = admin {
-            admin.abort();
+        board.close();
+        while let Some(ended) = serving.join_next().await {
+            ended.unwrap_or(Ok(()))?;
         }
         Ok(())
     }

@@ -332,6 +332,8 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
             self.report(0);
             return;
         }
+        // Said before the pass, so that a pass that never ends is seen to have had work.
+        self.report(0);
         let layers = self.engine.progress();
         let before = layers.load(Relaxed);
         let started = Instant::now();

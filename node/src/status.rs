@@ -161,6 +161,7 @@ impl StatusBoard {
         let stage = self.0.stage.subscribe();
         futures::stream::unfold((self, ticks, stage), |(board, mut ticks, mut stage)| async move {
             tokio::select! {
+                biased;
                 _ = ticks.tick() => {}
                 // The board owns the sender, so this is always a change.
                 _ = stage.changed() => {}
@@ -170,7 +171,6 @@ impl StatusBoard {
         })
     }
 }
-
 
 struct Watched(StatusBoard);
 
@@ -192,7 +192,7 @@ mod tests {
     use cascadia_proto::v1::node_server::Node;
     use futures::StreamExt;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_watcher_hears_at_once_then_every_period_and_at_every_change() {
         let board = StatusBoard::new(7, Arc::new(AtomicU64::new(3)));
         assert!(board.ready().unwrap_err().starts_with("starting"));

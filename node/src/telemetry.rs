@@ -10,7 +10,9 @@ use tracing_subscriber::filter::ParseError;
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter is none.
-    #[error("the log filter \"{filter}\" cannot be read: {source}; write a level (error, warn, info, debug, trace) or target=level, separated by commas")]
+    #[error(
+        "the log filter \"{filter}\" cannot be read: {source}; write a level (error, warn, info, debug, trace) or target=level, separated by commas"
+    )]
     Filter {
         /// What was given.
         filter: String,
@@ -27,7 +29,8 @@ pub enum TelemetryError {
 /// # Errors
 /// When the filter cannot be read, or logs were set up before.
 pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
-    let parsed = EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
+    let parsed =
+        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
     let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
     let set = if json {
         builder.json().flatten_event(true).try_init()

@@ -245,7 +245,10 @@ fn resolve_sampling(resolved: &mut v1::Parameters, defaults: &Defaults) -> Resul
     resolved.top_k.get_or_insert(0);
     let top_p = between("top_p", resolved.top_p.unwrap_or(1.0), 0.0, 1.0)?;
     if top_p == 0.0 {
-        return refuse("top_p", "top_p must be greater than 0 and at most 1; set temperature to 0 for the likeliest token");
+        return refuse(
+            "top_p",
+            "top_p must be greater than 0 and at most 1; set temperature to 0 for the likeliest token",
+        );
     }
     resolved.top_p = Some(top_p);
     resolved.min_p = Some(between("min_p", resolved.min_p.unwrap_or(0.0), 0.0, 1.0)?);

@@ -37,7 +37,10 @@ mod tests {
         assert_eq!(negotiate(&range()), Ok(1));
         assert_eq!(negotiate(&ProtocolRange { min: 0, max: 9 }), Ok(1));
         let error = negotiate(&ProtocolRange { min: 2, max: 3 }).unwrap_err();
-        assert!(error.contains("2 to 3") && error.contains("1 to 1") && error.ends_with("upgrade this node"), "{error}");
+        assert!(
+            error.contains("2 to 3") && error.contains("1 to 1") && error.ends_with("upgrade this node"),
+            "{error}"
+        );
         assert!(negotiate(&ProtocolRange::default()).unwrap_err().ends_with("upgrade the caller"));
         assert!(negotiate(&ProtocolRange { min: 3, max: 1 }).is_err());
     }

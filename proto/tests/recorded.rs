@@ -6,15 +6,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use cascadia_proto::v1::*;
 use prost::Message as ProstMessage;
+
+type Reads = dyn Fn(&[u8]) -> Result<(), String>;
 
 /// A message by name: its bytes now, and whether bytes of old mean the same.
 struct Sample {
     name: &'static str,
     bytes: Vec<u8>,
-    reads: Box<dyn Fn(&[u8]) -> Result<(), String>>,
+    reads: Box<Reads>,
 }
 
 fn sample<M: ProstMessage + Default + PartialEq + Debug + 'static>(name: &'static str, message: M) -> Sample {
@@ -176,7 +179,13 @@ fn member() -> Member {
 }
 
 fn pair() -> Pair {
-    Pair { model: "m".into(), drafter_fingerprint: "d0".into(), expert_fingerprint: "e0".into(), drafters: 2, experts: 1 }
+    Pair {
+        model: "m".into(),
+        drafter_fingerprint: "d0".into(),
+        expert_fingerprint: "e0".into(),
+        drafters: 2,
+        experts: 1,
+    }
 }
 
 fn range() -> ProtocolRange {
@@ -243,7 +252,15 @@ fn draft() -> Draft {
 }
 
 fn block() -> Block {
-    Block { epoch: 2, given_from: 18, given: vec![1, 2], base: 20, tail: u64::MAX / 3, drafts: vec![draft()], score_given: true }
+    Block {
+        epoch: 2,
+        given_from: 18,
+        given: vec![1, 2],
+        base: 20,
+        tail: u64::MAX / 3,
+        drafts: vec![draft()],
+        score_given: true,
+    }
 }
 
 fn score() -> Score {
@@ -344,30 +361,31 @@ fn file() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/recorded/protocol_{protocol}.hex"))
 }
 
-fn recorded() -> BTreeMap<String, Vec<u8>> {
+/// What is recorded, written first where that was asked for.
+static RECORDED: LazyLock<BTreeMap<String, Vec<u8>>> = LazyLock::new(|| {
+    if std::env::var_os("CASCADIA_RECORD").is_some() {
+        let lines: BTreeMap<_, _> = samples().into_iter().map(|sample| (sample.name, sample.bytes)).collect();
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let text: String = lines.into_iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
+        std::fs::write(file(), text).expect("the recording can be written");
+    }
     let text = std::fs::read_to_string(file()).expect("the recording is there; CASCADIA_RECORD=1 writes it");
     let bytes = |hex: &str| {
         let digits = (0..hex.len()).step_by(2);
         digits.map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex")).collect()
     };
-    text.lines().map(|line| line.split_once(' ').expect("name hex")).map(|(name, hex)| (name.to_owned(), bytes(hex))).collect()
-}
+    let lines = text.lines().map(|line| line.split_once(' ').expect("name hex"));
+    lines.map(|(name, hex)| (name.to_owned(), bytes(hex))).collect()
+});
 
 #[test]
 fn recorded_bytes_mean_what_they_meant() {
     let samples = samples();
-    if std::env::var_os("CASCADIA_RECORD").is_some() {
-        let lines: BTreeMap<_, _> = samples.iter().map(|sample| (sample.name, &sample.bytes)).collect();
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let text: String = lines.into_iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
-        std::fs::write(file(), text).expect("the recording can be written");
-    }
-    let recorded = recorded();
     for sample in &samples {
-        let bytes = recorded.get(sample.name).unwrap_or_else(|| panic!("{} is not recorded", sample.name));
+        let bytes = RECORDED.get(sample.name).unwrap_or_else(|| panic!("{} is not recorded", sample.name));
         (sample.reads)(bytes).unwrap_or_else(|problem| panic!("{problem}"));
     }
-    assert_eq!(recorded.len(), samples.len(), "a message that was recorded is gone");
+    assert_eq!(RECORDED.len(), samples.len(), "a message that was recorded is gone");
 }
 
 /// As much of `google.protobuf.FileDescriptorSet` as names the messages.
@@ -394,8 +412,7 @@ fn every_message_is_recorded() {
     let set = DescriptorSet::decode(cascadia_proto::DESCRIPTORS).unwrap();
     let names: Vec<String> = set.files.into_iter().flat_map(|file| file.messages).map(|message| message.name).collect();
     assert!(names.len() > 40);
-    let recorded = recorded();
     for name in names {
-        assert!(recorded.contains_key(&name), "{name} is not recorded: add a sample with every field set");
+        assert!(RECORDED.contains_key(&name), "{name} is not recorded: add a sample with every field set");
     }
 }

@@ -4,8 +4,8 @@
 //! alone another session; one that leaves its stream unread for too long loses its own session and nothing else.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,22 +16,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
-/// What the client is sent: events, and an error at most at the end.
-type Message = Result<GenerateResponse, Status>;
-
 /// The session's handle to its client.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Client {
-    sender: mpsc::Sender<Message>,
+    sender: mpsc::Sender<GenerateResponse>,
     reading: Arc<Reading>,
 }
 
 /// What the client reads.
 #[derive(Debug)]
 pub struct ClientStream {
-    receiver: mpsc::Receiver<Message>,
+    receiver: mpsc::Receiver<GenerateResponse>,
     reading: Arc<Reading>,
-    first: Option<Message>,
+    first: Option<GenerateResponse>,
     _open: OpenStream,
 }
 
@@ -68,16 +65,23 @@ impl Drop for OpenStream {
     }
 }
 
-/// When a message was last taken, or put where none waited; milliseconds since the session began.
+/// What both ends know beside the queue.
 #[derive(Debug)]
 struct Reading {
     born: Instant,
+    /// When a message was last taken, or put where none waited; milliseconds since the session began.
     since: AtomicU64,
+    /// How the stream ends after the last message, if not well; it needs no room in the queue.
+    ending: Mutex<Option<Status>>,
 }
 
 impl Reading {
     fn stamp(&self) {
         self.since.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn ending(&self) -> Option<Status> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -86,7 +90,7 @@ impl Reading {
 pub fn channel(max_tokens: usize, streams: &OpenStreams) -> (Client, ClientStream) {
     // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
     let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
-    let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0) });
+    let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0), ending: Mutex::default() });
     (
         Client { sender, reading: reading.clone() },
         ClientStream { receiver, reading, first: None, _open: streams.open() },
@@ -103,12 +107,12 @@ impl Client {
             self.reading.stamp();
         }
         // A client that is gone is noticed by `closed`.
-        let _ = self.sender.send(Ok(GenerateResponse { event: Some(event) })).await;
+        let _ = self.sender.send(GenerateResponse { event: Some(event) }).await;
     }
 
-    /// Ends the stream with an error, as far as the client still reads.
-    pub fn fail(&self, status: Status) {
-        let _ = self.sender.try_send(Err(status));
+    /// Ends the stream with an error, after the messages that wait.
+    pub fn fail(self, status: Status) {
+        *self.reading.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
     /// Returns when the client has gone.
@@ -139,29 +143,30 @@ impl ClientStream {
     /// # Errors
     /// The session's, if it failed before it began.
     pub async fn begin(mut self) -> Result<Self, Status> {
-        match self.receiver.recv().await {
-            Some(Err(status)) => Err(status),
-            first => {
-                self.reading.stamp();
-                self.first = first;
-                Ok(self)
-            }
+        self.first = self.receiver.recv().await;
+        if self.first.is_none()
+            && let Some(status) = self.reading.ending()
+        {
+            return Err(status);
         }
+        self.reading.stamp();
+        Ok(self)
     }
 }
 
 impl Stream for ClientStream {
-    type Item = Message;
+    type Item = Result<GenerateResponse, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(first));
+            return Poll::Ready(Some(Ok(first)));
         }
-        let polled = self.receiver.poll_recv(context);
-        if let Poll::Ready(Some(_)) = polled {
-            self.reading.stamp();
-        }
-        polled
+        let polled = std::task::ready!(self.receiver.poll_recv(context));
+        self.reading.stamp();
+        Poll::Ready(match polled {
+            Some(response) => Some(Ok(response)),
+            None => self.reading.ending().map(Err),
+        })
     }
 }
 
@@ -211,5 +216,17 @@ mod tests {
         client.fail(Status::not_found("no such model"));
         assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
         streams.none().await;
+    }
+
+    #[tokio::test]
+    async fn an_error_comes_after_what_was_sent_however_full_the_queue() {
+        let (client, stream) = channel(0, &OpenStreams::default());
+        while client.sender.capacity() > 0 {
+            client.send(Event::Tokens(Tokens::default())).await;
+        }
+        client.fail(Status::cancelled("unread"));
+        let told: Vec<_> = stream.begin().await.unwrap().collect().await;
+        assert_eq!(told.len(), 9);
+        assert!(told[..8].iter().all(Result::is_ok) && told[8].is_err());
     }
 }

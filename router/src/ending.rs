@@ -35,6 +35,8 @@ pub enum Loss {
     Hung,
     /// It answered that it takes or keeps no sessions.
     Leaving,
+    /// It cannot continue what another began: another model, another protocol.
+    Unfit,
 }
 
 impl Loss {
@@ -46,6 +48,7 @@ impl Loss {
             Self::Stream => "owner_stream_lost",
             Self::Hung => "owner_hung",
             Self::Leaving => "owner_drain",
+            Self::Unfit => "owner_unfit",
         }
     }
 }
@@ -69,13 +72,28 @@ pub fn read_status(status: Status) -> End {
 /// What is known of a session when an owner's stream ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SoFar {
-    /// Some owner has opened the session: it is admitted, from here on it may be delayed but not refused.
+    /// Work is done that the client counts on: from here on the session may be delayed but not refused.
     pub begun: bool,
+    /// The present owner had opened the session.
+    pub opened: bool,
     /// Owners that had no room.
     pub full: u32,
+    /// Owners that could not continue it.
+    pub unfit: u32,
     /// Owners in turn whose streams ended after they opened the session and before they committed anything.
     pub barren: u32,
 }
+
+impl SoFar {
+    /// Whether an owner's no says something of that owner, not of the request, which others have accepted.
+    fn is_unfit(self, code: Code) -> bool {
+        let of_the_owner = matches!(code, Code::FailedPrecondition | Code::NotFound | Code::Unimplemented);
+        of_the_owner && self.begun && !self.opened && self.unfit < MOST_UNFIT
+    }
+}
+
+/// Owners that may be unable to continue a session before the last one's answer is the client's.
+pub const MOST_UNFIT: u32 = 4;
 
 /// Owners in turn that may die of a session before it counts as the cause. Nodes lost otherwise are never counted.
 pub const MOST_BARREN: u32 = 8;
@@ -106,7 +124,9 @@ pub fn after(end: End, so_far: SoFar) -> Next {
         End::Finished(finished) => Next::Finish(finished),
         End::HandedOver(handover) => Next::HandOver(handover),
         End::Full(status) if so_far.begun || so_far.full <= 1 => Next::TryElsewhere(status),
+        End::Refused(status) if so_far.is_unfit(status.code()) => Next::Move(Loss::Unfit),
         End::Full(status) | End::Refused(status) => Next::Answer(status),
+        End::Broke(Breach::Fingerprint { .. }) if so_far.is_unfit(Code::FailedPrecondition) => Next::Move(Loss::Unfit),
         End::Broke(breach) => Next::Break(breach),
         End::Lost(_) if so_far.barren >= MOST_BARREN => Next::Condemn,
         End::Lost(loss) => Next::Move(loss),
@@ -132,6 +152,15 @@ mod tests {
         ] {
             assert!(matches!(after(read_status(status), SoFar::default()), Next::Answer(_)));
         }
+    }
+
+    #[test]
+    fn an_owner_that_cannot_continue_is_left_for_one_that_can() {
+        let refused = |so_far| after(read_status(Status::failed_precondition("another model")), so_far);
+        assert!(matches!(refused(begun()), Next::Move(Loss::Unfit)));
+        assert!(matches!(refused(SoFar { unfit: MOST_UNFIT, ..begun() }), Next::Answer(_)));
+        assert!(matches!(refused(SoFar { opened: true, ..begun() }), Next::Answer(_)));
+        assert!(matches!(after(read_status(Status::invalid_argument("ids")), begun()), Next::Answer(_)));
     }
 
     #[test]

@@ -70,6 +70,7 @@ impl Router {
         tracing::info!(strategy = terms.parameters.strategy, model = terms.model, "admitted");
         let mut session = Session::new(&self, &terms, &client);
         let outcome = tokio::select! {
+            biased;
             outcome = session.run() => outcome,
             () = client.closed() => {
                 self.metrics.failed(CLIENT_LEFT);
@@ -82,13 +83,10 @@ impl Router {
             () = tokio::time::sleep_until(terms.deadline()) => Err(GenerateError::OutOfTime),
             () = self.shutdown.stopped() => Err(GenerateError::Stopping),
         };
-        let outcome = outcome.map_err(|error| match error {
-            GenerateError::OutOfTime => session.out_of_time(),
-            error => error,
-        });
         match outcome {
             Ok(()) => tracing::info!(seconds = terms.arrived.elapsed().as_secs_f64(), "finished"),
             Err(error) => {
+                let error = if matches!(error, GenerateError::OutOfTime) { session.out_of_time() } else { error };
                 self.metrics.failed(error.label());
                 tracing::warn!(%error, "ended");
                 client.fail(error.into());

@@ -1,7 +1,7 @@
 //! Client-facing: a request is admitted, placed and relayed; its session outlives the nodes that work for it.
 //!
 //! [`generate`] is the verb. A request passes [`admission`] (bounds, validation, terms), its [`session`] finds a
-//! [`place`] and opens a [`run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
+//! [`place`] and opens a [`mod@run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
 //! owners did. [`outlook`] is what all sessions watch together, [`status`] what operators see, [`mint`] the only chance,
 //! [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses, [`config`] what is set.
@@ -38,6 +38,7 @@ use cascadia_node::net;
 use cascadia_node::status::StatusBoard;
 use cascadia_proto::v1::inference_server::InferenceServer;
 use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 pub use config::RouterConfig;
 pub use error::RouterError;
@@ -58,7 +59,7 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
     let Edge { id, listener, admin, connector, membership, shutdown } = edge;
     let watcher = format!("router:{id}");
     let loads = LoadWatch::spawn(&membership, &connector, &watcher, &[Role::Drafter, Role::Expert], &shutdown);
-    let (lame_duck, grace) = (config.lame_duck(), config.grace());
+    let lame_duck = config.lame_duck();
     let router = Arc::new(Router {
         admission: Arc::new(admission::Admission::new(config.max_sessions)),
         config,
@@ -88,9 +89,7 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
     let registering = tokio::spawn(register(membership, record, shutdown.clone()));
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    for service in ["", SERVICE] {
-        health.set_service_status(service, ServingStatus::NotServing).await;
-    }
+    report(&health, ServingStatus::NotServing).await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(cascadia_proto::DESCRIPTORS)
         .build_v1()?;
@@ -105,41 +104,16 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
         let shutdown = shutdown.clone();
         async move {
             shutdown.draining().await;
-            tokio::select! { () = tokio::time::sleep(lame_duck) => {}, () = shutdown.stopped() => {} }
+            tokio::select! { biased; () = shutdown.stopped() => {}, () = tokio::time::sleep(lame_duck) => {} }
         }
     };
     let mut serving = tokio::spawn(routes.serve_with_incoming_shutdown(listener.into_incoming(), lame));
     tracing::info!(router = %router.id, %address, "serving");
 
-    let life = async {
-        let ready = async {
-            router.outlook.servable().await;
-            for service in ["", SERVICE] {
-                health.set_service_status(service, ServingStatus::Serving).await;
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! { () = ready => {}, () = shutdown.draining() => {} }
-        for service in ["", SERVICE] {
-            health.set_service_status(service, ServingStatus::NotServing).await;
-        }
-        board.set_state(NodeState::Draining);
-        tracing::info!(router = %router.id, open = router.admission.admitted(), "draining");
-        tokio::select! {
-            () = shutdown.stopped() => {}
-            () = tokio::time::sleep(grace) => tracing::warn!("grace is over, open streams are cut"),
-            () = async {
-                tokio::time::sleep(lame_duck).await;
-                board.close();
-                router.streams.none().await;
-            } => {}
-        }
-        // Whoever only watches is cut; what was written is flushed.
-        tokio::time::sleep(net::STOP_GRACE).await;
-    };
     let served = tokio::select! {
+        biased;
         served = &mut serving => served.unwrap_or(Ok(())),
-        () = life => {
+        () = live(&router, &board, &health) => {
             serving.abort();
             Ok(())
         }
@@ -152,6 +126,40 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
     }
     tracing::info!(router = %router.id, "stopped");
     Ok(served?)
+}
+
+/// From the first servable model to the last open stream.
+async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
+    let (shutdown, lame_duck) = (&router.shutdown, router.config.lame_duck());
+    let ready = async {
+        router.outlook.servable().await;
+        report(health, ServingStatus::Serving).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! { biased; () = shutdown.draining() => {}, () = ready => {} }
+    report(health, ServingStatus::NotServing).await;
+    board.set_state(NodeState::Draining);
+    tracing::info!(router = %router.id, open = router.admission.admitted(), "draining");
+    let finished = async {
+        tokio::time::sleep(lame_duck).await;
+        // Status streams never end by themselves.
+        board.close();
+        router.streams.none().await;
+    };
+    tokio::select! {
+        biased;
+        () = shutdown.stopped() => {}
+        () = tokio::time::sleep(router.config.grace()) => tracing::warn!("grace is over, open streams are cut"),
+        () = finished => {}
+    }
+    // What was written is flushed; whoever only watches is cut.
+    tokio::time::sleep(net::STOP_GRACE).await;
+}
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", SERVICE] {
+        health.set_service_status(service, status).await;
+    }
 }
 
 /// Keeps the shared outlook fresh, and says on the board when the router is ready.
@@ -171,6 +179,7 @@ async fn observe(router: Arc<Router>, board: StatusBoard) {
 /// Registers, says when the router drains, and withdraws when it stops.
 async fn register(membership: Membership, mut record: NodeRecord, shutdown: cascadia_node::lifecycle::Shutdown) {
     let registration = tokio::select! {
+        biased;
         registered = membership.register(record.clone()) => match registered {
             Ok(registration) => registration,
             Err(error) => return tracing::warn!(%error, "the router is not in the member list; clients are served"),

@@ -44,6 +44,8 @@ pub struct Session<'a> {
     pinned: Fingerprints,
     placement: u32,
     so_far: SoFar,
+    /// The client was told that it started.
+    started: bool,
     handed_over: bool,
     /// Whether a retry would repeat everything so far.
     exact: bool,
@@ -71,6 +73,7 @@ impl<'a> Session<'a> {
             pinned: Fingerprints::default(),
             placement: 1,
             so_far: SoFar::default(),
+            started: false,
             handed_over: false,
             exact: true,
             avoid: BTreeMap::new(),
@@ -122,7 +125,7 @@ impl<'a> Session<'a> {
                 }
                 Err(NoSeat::Ever(error)) => return Err(GenerateError::Misconfigured(error)),
                 Err(NoSeat::Now(missing)) => {
-                    if let Some(refusal) = self.refusal.take().filter(|_| !self.so_far.begun) {
+                    if let Some(refusal) = self.refusal.take().filter(|_| !self.begun()) {
                         return Err(GenerateError::Owner(refusal));
                     }
                     if self.waiting_for.replace(missing).is_none() {
@@ -135,13 +138,18 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Whether work is done that the client counts on.
+    fn begun(&self) -> bool {
+        self.handed_over || self.transcript.committed() > 0
+    }
+
     fn need(&self) -> Need<'_> {
         let chance = (self.terms.session.0 as u64).wrapping_add(u64::from(self.placement));
         let exclude: BTreeSet<NodeId> = self.avoid.keys().cloned().collect();
         Need {
             parameters: &self.parameters,
             handed_over: self.handed_over,
-            begun: self.so_far.begun,
+            begun: self.started,
             step_in: !self.avoid.values().any(|&(_, busy)| busy),
             wish: Wish {
                 model: &self.terms.model,
@@ -172,6 +180,7 @@ impl<'a> Session<'a> {
         self.opened_at = None;
         let _running = router.metrics.running();
         let mut run = tokio::select! {
+            biased;
             run = Run::open(router.connector.channel(&owner.address), opening, &self.terms.trace) => match run {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
@@ -180,6 +189,7 @@ impl<'a> Session<'a> {
         };
         loop {
             let message = tokio::select! {
+                biased;
                 message = run.next() => message,
                 () = router.outlook.hung(&owner.id, heard) => return End::Lost(Loss::Hung),
             };
@@ -232,11 +242,9 @@ impl<'a> Session<'a> {
         self.pinned.row_exact = theirs.row_exact;
         self.transcript.announce(opened.prompt_tokens as usize);
         self.opened_at = Some(self.transcript.committed());
-        self.refusal = None;
-        if self.so_far.begun {
+        if std::mem::replace(&mut self.started, true) {
             return Ok(());
         }
-        self.so_far.begun = true;
         if seat.is_expert() {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
             self.parameters = place::for_expert(&self.parameters);
@@ -266,6 +274,7 @@ impl<'a> Session<'a> {
         }
         self.last_tokens = Some(now);
         self.so_far.barren = 0;
+        self.refusal = None;
         self.tally.committed(&tokens);
         self.client.send(Event::Tokens(tokens)).await;
     }
@@ -285,6 +294,8 @@ impl<'a> Session<'a> {
     /// What comes after an owner's end.
     async fn settle(&mut self, seat: &Seat, end: End) -> Result<ControlFlow<()>, GenerateError> {
         let owner = &seat.owner.id;
+        self.so_far.begun = self.begun();
+        self.so_far.opened = self.opened_at.is_some();
         self.so_far.full += u32::from(matches!(end, End::Full(_)));
         let barren = self.opened_at == Some(self.transcript.committed());
         self.so_far.barren += u32::from(barren && matches!(end, End::Lost(Loss::Connection | Loss::Stream)));
@@ -324,6 +335,7 @@ impl<'a> Session<'a> {
 
     fn lose(&mut self, seat: &Seat, loss: Loss) {
         let owner = &seat.owner;
+        self.so_far.unfit += u32::from(loss == Loss::Unfit);
         if loss == Loss::Connection {
             self.router.loads.failed(&owner.id);
             self.router.connector.forget(&owner.address);

@@ -80,26 +80,29 @@ fn member(node: &NodeRecord, status: Option<&NodeStatus>) -> Member {
     }
 }
 
-/// The pairs of fingerprints that can serve a model, with the nodes ready for each.
+/// The ready nodes of a pair of fingerprints.
+#[derive(Default)]
+struct Ready<'a> {
+    drafters: BTreeSet<&'a NodeId>,
+    experts: BTreeSet<&'a NodeId>,
+}
+
+/// The pairs of fingerprints that can serve a model, with how many nodes are ready for each.
 fn pairs(snapshot: &Snapshot) -> Vec<Pair> {
-    let mut pairs: BTreeMap<(&str, &str, &str), (BTreeSet<&NodeId>, BTreeSet<&NodeId>)> = BTreeMap::new();
+    let mut pairs: BTreeMap<(&str, &str, &str), Ready<'_>> = BTreeMap::new();
     for (expert, served) in serving(snapshot, Role::Expert) {
         for (drafter, drafts) in serving(snapshot, Role::Drafter).filter(|(_, drafts)| is_pair(drafts, served)) {
-            let (drafters, experts) =
-                pairs.entry((&served.name, &drafts.fingerprint, &served.fingerprint)).or_default();
-            drafters.extend((drafter.state == NodeState::Ready).then_some(&drafter.id));
-            experts.extend((expert.state == NodeState::Ready).then_some(&expert.id));
+            let pair = pairs.entry((&served.name, &drafts.fingerprint, &served.fingerprint)).or_default();
+            pair.drafters.extend((drafter.state == NodeState::Ready).then_some(&drafter.id));
+            pair.experts.extend((expert.state == NodeState::Ready).then_some(&expert.id));
         }
     }
-    let pair = |((model, drafter, expert), (drafters, experts)): (_, (BTreeSet<_>, BTreeSet<_>))| {
-        let (model, drafter, expert): (&str, &str, &str) = (model, drafter, expert);
-        Pair {
-            model: model.to_owned(),
-            drafter_fingerprint: drafter.to_owned(),
-            expert_fingerprint: expert.to_owned(),
-            drafters: drafters.len() as u32,
-            experts: experts.len() as u32,
-        }
+    let pair = |((model, drafter, expert), ready): ((&str, &str, &str), Ready<'_>)| Pair {
+        model: model.to_owned(),
+        drafter_fingerprint: drafter.to_owned(),
+        expert_fingerprint: expert.to_owned(),
+        drafters: ready.drafters.len() as u32,
+        experts: ready.experts.len() as u32,
     };
     pairs.into_iter().map(pair).collect()
 }

@@ -212,3 +212,18 @@ async fn an_owner_that_goes_on_without_its_expert_marks_the_text() {
     call.finish(Speculation::default()).await;
     assert!(!soon(told).await.unwrap().finished.unwrap().reproducible);
 }
+
+#[tokio::test]
+async fn an_owner_that_cannot_continue_is_left_for_one_that_can() {
+    let (_cluster, told, [mut first, mut second], mut expert, call) = started(parameters("speculative")).await;
+    call.opened(&[1]).await;
+    call.tokens(1, &[2]).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    first.kill();
+    second.call().await.fail(Status::failed_precondition("the session is pinned to another model")).await;
+    let again = expert.call().await;
+    assert_eq!((again.placement(), again.history.as_slice()), (3, [1, 2].as_slice()));
+    again.continued().await;
+    again.finish(Speculation::default()).await;
+    assert!(soon(told).await.unwrap().finished.is_some());
+}

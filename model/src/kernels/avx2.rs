@@ -46,10 +46,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self::F {
-        (
-            _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
-            _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
-        )
+        (_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())))
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -89,10 +86,7 @@ impl Lanes for Avx2 {
         let bias = _mm256_set1_epi32(127);
         let low = _mm256_add_epi32(_mm256_cvtps_epi32(n.0), bias);
         let high = _mm256_add_epi32(_mm256_cvtps_epi32(n.1), bias);
-        (
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
-        )
+        (_mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)))
     }
     #[inline(always)]
     unsafe fn zero_below(x: Self::F, limit: f32, v: Self::F) -> Self::F {
@@ -136,12 +130,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_bytes(to: *mut i8, a: Self::F, b: Self::F) -> i32 {
-        let ints = [
-            _mm256_cvtps_epi32(a.0),
-            _mm256_cvtps_epi32(a.1),
-            _mm256_cvtps_epi32(b.0),
-            _mm256_cvtps_epi32(b.1),
-        ];
+        let ints = [_mm256_cvtps_epi32(a.0), _mm256_cvtps_epi32(a.1), _mm256_cvtps_epi32(b.0), _mm256_cvtps_epi32(b.1)];
         // Packing works within 128-bit halves; the permutation restores the order.
         let words = (_mm256_packs_epi32(ints[0], ints[1]), _mm256_packs_epi32(ints[2], ints[3]));
         let bytes = _mm256_packs_epi16(words.0, words.1);
@@ -172,10 +161,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot4(sum: Self::I, weights: Self::W, x: Self::X) -> Self::I {
-        (
-            _mm256_add_epi32(sum.0, dot(weights.0, x)),
-            _mm256_add_epi32(sum.1, dot(weights.1, x)),
-        )
+        (_mm256_add_epi32(sum.0, dot(weights.0, x)), _mm256_add_epi32(sum.1, dot(weights.1, x)))
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {

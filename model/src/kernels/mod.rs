@@ -12,6 +12,8 @@ mod lanes;
 mod portable;
 pub(crate) mod product;
 pub(crate) mod rowwise;
+#[cfg(test)]
+mod tests;
 
 use attention::Attend;
 use product::Product;
@@ -74,7 +76,8 @@ impl Isa {
     /// The instructions of a path, if this CPU has them.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn of(path: SimdPath) -> Option<Self> {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         let avx512 = avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")

@@ -122,7 +122,7 @@ unsafe fn q8_tiles<L: Lanes, const T: usize, const M: usize>(
     row: usize,
 ) -> [[L::F; M]; T] {
     /// How far ahead of its use a block is asked for: the hardware's own prefetch stops at page ends.
-    const AHEAD: usize = 64 * BLOCK * TILE;
+    const AHEAD: usize = 16 * BLOCK * TILE;
     let blocks = p.matrix.blocks;
     let mut sums = [[L::splat(0.0); M]; T];
     let x = p.x.bytes.add(row * blocks * BLOCK);

@@ -67,9 +67,10 @@ impl LoadWatch {
         let dropped = stop.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = supervising => {}
+                biased;
                 () = stopped => {}
                 () = dropped.cancelled() => {}
+                () = supervising => {}
             }
         });
         Self { shared, _stop: Arc::new(stop.drop_guard()) }
@@ -93,7 +94,7 @@ impl LoadWatch {
 
     /// Quarantines a node that failed a call: for a second, and until its status stream speaks again.
     pub fn failed(&self, node: &NodeId) {
-        self.shared.change(Some(node), |watched, now| watched.failed(now));
+        self.shared.change(Some(node), Watched::failed);
     }
 
     /// Who is there: membership, with the nodes it lost but whose streams live, in the state they say they are in.
@@ -243,6 +244,7 @@ async fn supervise(follower: Follower, membership: Membership, roles: &'static [
             }
         }
         tokio::select! {
+            biased;
             changed = snapshots.changed() => if changed.is_err() {
                 // The source is gone for good; those that live are followed on.
                 while tasks.join_next().await.is_some() {}

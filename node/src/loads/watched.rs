@@ -155,8 +155,8 @@ mod tests {
         Duration::from_secs_f64(seconds)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn hung_is_no_layer_with_work_queued_and_slow_is_not() {
+    #[test]
+    fn hung_is_no_layer_with_work_queued_and_slow_is_not() {
         let start = Instant::now();
         let mut node = Watched::new(record("e", Role::Expert), start);
         for quarter in 0..=20 {
@@ -176,8 +176,8 @@ mod tests {
         assert!(!node.is_quarantined(now), "a finished layer is progress");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn silence_and_a_lost_stream_quarantine() {
+    #[test]
+    fn silence_and_a_lost_stream_quarantine() {
         let start = Instant::now();
         let mut node = Watched::new(record("e", Role::Expert), start);
         assert!(!node.is_quarantined(start), "a new node has the time of an attempt");
@@ -190,8 +190,8 @@ mod tests {
         assert!(node.is_quarantined(start + seconds(4.0)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_failed_node_must_speak_again_and_wait_a_second() {
+    #[test]
+    fn a_failed_node_must_speak_again_and_wait_a_second() {
         let start = Instant::now();
         let mut node = Watched::new(record("e", Role::Expert), start);
         node.heard(busy(1, 0), start);
@@ -202,8 +202,8 @@ mod tests {
         assert!(!node.is_quarantined(start + seconds(1.0)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_placement_counts_until_the_second_report() {
+    #[test]
+    fn a_placement_counts_until_the_second_report() {
         let now = Instant::now();
         let mut node = Watched::new(record("e", Role::Expert), now);
         node.placed(5);

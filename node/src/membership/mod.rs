@@ -23,7 +23,9 @@ pub enum MembershipError {
     #[error("etcd: {0}")]
     Config(String),
     /// Nothing answers at the endpoints.
-    #[error("etcd does not answer at {endpoints} within {seconds} s ({reason}); start etcd, or give its address with --etcd")]
+    #[error(
+        "etcd does not answer at {endpoints} within {seconds} s ({reason}); start etcd, or give its address with --etcd"
+    )]
     Unreachable {
         /// Where it was looked for.
         endpoints: String,

@@ -108,9 +108,11 @@ mod tests {
 
     #[test]
     fn records_come_back() {
-        for (role, state) in
-            [(Role::Router, NodeState::Starting), (Role::Drafter, NodeState::Ready), (Role::Expert, NodeState::Draining)]
-        {
+        for (role, state) in [
+            (Role::Router, NodeState::Starting),
+            (Role::Drafter, NodeState::Ready),
+            (Role::Expert, NodeState::Draining),
+        ] {
             let record = NodeRecord { state, ..record("a/b c", role) };
             assert_eq!(decode(&record.id.0, encode(&record).as_bytes()).unwrap(), record);
         }

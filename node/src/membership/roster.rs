@@ -100,8 +100,8 @@ mod tests {
         range.map(|i| NodeId(i.to_string())).collect()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn half_may_vanish_at_once_and_no_more() {
+    #[test]
+    fn half_may_vanish_at_once_and_no_more() {
         let now = Instant::now();
         let mut few = roster(4);
         few.remove(&ids(0..2), now);
@@ -118,8 +118,8 @@ mod tests {
         assert_eq!(many.nodes().into_keys().collect::<Vec<_>>(), [NodeId("1".into()), NodeId("3".into())]);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_empty_list_is_believed_after_the_grace_only() {
+    #[test]
+    fn an_empty_list_is_believed_after_the_grace_only() {
         let now = Instant::now();
         let mut roster = roster(3);
         roster.replace(Vec::new(), true, now);
@@ -132,16 +132,16 @@ mod tests {
         assert!(roster.nodes().is_empty());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn one_missing_after_data_loss_is_kept_too() {
+    #[test]
+    fn one_missing_after_data_loss_is_kept_too() {
         let now = Instant::now();
         let mut roster = roster(3);
         roster.replace(vec![record("0", Role::Expert), record("1", Role::Expert)], true, now);
         assert_eq!(roster.nodes().len(), 3);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_drained_is_gone_at_once() {
+    #[test]
+    fn who_drained_is_gone_at_once() {
         let mut roster = roster(1);
         roster.put(NodeRecord { state: NodeState::Draining, ..record("0", Role::Expert) });
         roster.remove(&ids(0..1), Instant::now());

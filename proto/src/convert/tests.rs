@@ -38,8 +38,11 @@ fn a_block() -> impl Strategy<Value = DraftBlock> {
 
 fn a_score() -> impl Strategy<Value = Score> {
     let top = prop::collection::vec((any::<TokenId>(), -30.0_f32..0.0), 0..4);
-    (any::<bool>(), prop::option::of(-30.0_f32..0.0), top)
-        .prop_map(|(relaxed, logprob, top)| Score { relaxed, logprob, top })
+    (any::<bool>(), prop::option::of(-30.0_f32..0.0), top).prop_map(|(relaxed, logprob, top)| Score {
+        relaxed,
+        logprob,
+        top,
+    })
 }
 
 fn a_verdict() -> impl Strategy<Value = Verdict> {
@@ -106,14 +109,22 @@ proptest! {
 }
 
 fn good() -> v1::Block {
-    let draft = v1::Draft { token: 3, q: 0.5, support_ids: vec![1, 3], support_q: vec![0.5, 0.5], ..v1::Draft::default() };
-    v1::Block { given_from: 7, given: vec![4], base: 8, drafts: vec![v1::Draft::default(), draft], ..v1::Block::default() }
+    let draft =
+        v1::Draft { token: 3, q: 0.5, support_ids: vec![1, 3], support_q: vec![0.5, 0.5], ..v1::Draft::default() };
+    v1::Block {
+        given_from: 7,
+        given: vec![4],
+        base: 8,
+        drafts: vec![v1::Draft::default(), draft],
+        ..v1::Block::default()
+    }
 }
 
 #[test]
 fn a_bad_block_is_refused_by_field() {
     assert!(block(good()).is_ok());
-    let cases: [(&str, fn(&mut v1::Block)); 9] = [
+    type Case = (&'static str, fn(&mut v1::Block));
+    let cases: [Case; 9] = [
         ("block.base", |b| b.base = 9),
         ("block.base", |b| b.given_from = 8),
         ("block.given_from", |b| (b.given_from, b.base) = (u64::MAX, 0)),

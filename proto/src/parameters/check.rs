@@ -40,7 +40,8 @@ pub(super) fn biases(biases: &mut [v1::LogitBias]) -> Result<(), ParameterError>
     }
     if let Some(bias) = biases.iter().find(|bias| !(-100.0..=100.0).contains(&bias.bias)) {
         let (token, bias) = (bias.token, bias.bias);
-        let sentence = format!("logit_bias of token {token} must be between -100 and 100, not {bias}; ban a token with banned");
+        let sentence =
+            format!("logit_bias of token {token} must be between -100 and 100, not {bias}; ban a token with banned");
         return refuse(FIELD, sentence);
     }
     biases.sort_unstable_by_key(|bias| bias.token);

@@ -71,16 +71,7 @@ struct Keeper {
 
 impl Keeper {
     async fn run(mut self) {
-        let leave = self.leave.clone();
-        loop {
-            let reason = tokio::select! {
-                held = self.hold() => match held {
-                    Ok(()) => return,
-                    Err(reason) => reason,
-                },
-                // Nothing is registered that could be withdrawn.
-                () = leave.cancelled(), if self.registered.is_some() => return,
-            };
+        while let Err(reason) = self.hold().await {
             let (id, endpoints) = (self.records.borrow().id.clone(), self.config.endpoints.join(", "));
             if self.registered.is_some() {
                 tracing::warn!(node = %id, %endpoints, %reason, "etcd is away: the node is not registered and not ready, trying again");
@@ -89,7 +80,7 @@ impl Keeper {
             }
             tokio::select! {
                 () = sleep(self.pauses.pause()) => {}
-                () = leave.cancelled() => return,
+                () = self.leave.cancelled() => return,
             }
         }
     }

@@ -95,10 +95,7 @@ impl EtcdConfig {
     }
 }
 
-async fn timed<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, String> {
+async fn timed<T>(limit: Duration, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, String> {
     match tokio::time::timeout(limit, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(etcd_client::Error::GRpcStatus(status))) => Err(status.message().to_owned()),

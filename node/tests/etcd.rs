@@ -1,0 +1,260 @@
+//! Membership against a real etcd: these tests need its binary (Debian: `apt install etcd-server`) and say so without it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot};
+use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+const TTL: Duration = Duration::from_secs(2);
+
+/// An etcd of one member on loopback; killed and wiped when dropped.
+struct Etcd {
+    ports: [u16; 2],
+    folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Free ports and an empty folder; nothing runs yet.
+    fn prepared() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = [free[0].local_addr().unwrap().port(), free[1].local_addr().unwrap().port()];
+        let name = format!("cascadia-etcd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self { ports, folder: std::env::temp_dir().join(name), child: None }
+    }
+
+    async fn started() -> Self {
+        let mut etcd = Self::prepared();
+        etcd.start().await;
+        etcd
+    }
+
+    async fn start(&mut self) {
+        let [client, peer] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        std::fs::create_dir_all(&self.folder).unwrap();
+        let mut command = Command::new("etcd");
+        command
+            .args(["--name", "test", "--data-dir"])
+            .arg(&self.folder)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("test={peer}"), "--unsafe-no-fsync"])
+            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let spawned = command.spawn();
+        self.child = Some(spawned.unwrap_or_else(|error| {
+            panic!("these tests run a real etcd and cannot start one ({error}); install it, on Debian: apt install etcd-server")
+        }));
+        let patience = Instant::now() + Duration::from_secs(20);
+        while probe(&self.config(), Duration::from_millis(500)).await.is_err() {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "etcd ended at once: {ended:?}");
+            assert!(Instant::now() < patience, "etcd does not answer at {:?}", self.ports);
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn lose_data(&self) {
+        std::fs::remove_dir_all(&self.folder).unwrap();
+    }
+
+    fn config(&self) -> EtcdConfig {
+        EtcdConfig { endpoints: vec![format!("127.0.0.1:{}", self.ports[0])], lease_ttl: TTL, ..EtcdConfig::default() }
+    }
+
+    async fn membership(&self) -> Membership {
+        Membership::etcd(self.config()).await.unwrap()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn record(id: &str) -> NodeRecord {
+    let model = ServedModel {
+        name: "demo".into(),
+        fingerprint: "e0".into(),
+        tokenizer_fingerprint: "t0".into(),
+        row_exact: true,
+    };
+    NodeRecord {
+        id: NodeId(id.into()),
+        instance: u64::MAX,
+        role: Role::Expert,
+        address: "127.0.0.1:1".into(),
+        admin_address: "127.0.0.1:2".into(),
+        models: vec![model],
+        capacity: 4,
+        protocol: (1, 1),
+        state: NodeState::Ready,
+    }
+}
+
+type Snapshots = watch::Receiver<Arc<Snapshot>>;
+
+fn names(snapshots: &Snapshots) -> BTreeSet<String> {
+    snapshots.borrow().nodes.keys().map(|id| id.0.clone()).collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+async fn sees(snapshots: &mut Snapshots, wanted: &[&str]) -> Duration {
+    let (since, wanted) = (Instant::now(), set(wanted));
+    let seen = timeout(Duration::from_secs(15), async {
+        while names(snapshots) != wanted {
+            snapshots.changed().await.unwrap();
+        }
+    });
+    assert!(seen.await.is_ok(), "{wanted:?} not seen, but {:?}", names(snapshots));
+    since.elapsed()
+}
+
+#[tokio::test]
+async fn nodes_come_change_and_go() {
+    let etcd = Etcd::started().await;
+    let (ours, theirs) = (etcd.membership().await, etcd.membership().await);
+    let mut snapshots = theirs.snapshots();
+    let a = ours.register(record("a")).await.unwrap();
+    let b = ours.register(record("b")).await.unwrap();
+    sees(&mut snapshots, &["a", "b"]).await;
+    assert_eq!(snapshots.borrow().nodes[&NodeId("a".into())], record("a"));
+
+    let revision = snapshots.borrow().revision;
+    let draining = NodeRecord { state: NodeState::Draining, ..record("a") };
+    a.update(draining.clone()).await;
+    snapshots.wait_for(|snapshot| snapshot.nodes[&draining.id] == draining).await.unwrap();
+    assert!(snapshots.borrow().revision > revision);
+    // Long past the lease: it is renewed.
+    sleep(TTL * 2).await;
+    assert_eq!(names(&snapshots), set(&["a", "b"]));
+
+    a.withdraw().await;
+    let took = sees(&mut snapshots, &["b"]).await;
+    assert!(took < Duration::from_secs(1), "a withdrawal took {took:?}");
+    // A membership that starts later lists what it has not watched.
+    sees(&mut etcd.membership().await.snapshots(), &["b"]).await;
+    drop(b);
+}
+
+#[tokio::test]
+async fn a_crashed_nodes_lease_ends_and_a_restart_outlives_it() {
+    let etcd = Etcd::started().await;
+    let membership = etcd.membership().await;
+    let mut snapshots = membership.snapshots();
+    let a = membership.register(record("a")).await.unwrap();
+    let _b = membership.register(record("b")).await.unwrap();
+    let c = membership.register(record("c")).await.unwrap();
+    sees(&mut snapshots, &["a", "b", "c"]).await;
+    drop((a, c));
+    let again = NodeRecord { instance: 2, ..record("c") };
+    let _c = membership.register(again.clone()).await.unwrap();
+    let took = sees(&mut snapshots, &["b", "c"]).await;
+    assert!(took > TTL / 4 && took < TTL * 3, "the lease ended after {took:?}");
+    assert_eq!(snapshots.borrow().nodes[&again.id], again);
+}
+
+#[tokio::test]
+async fn when_etcd_loses_its_data_nobody_vanishes_and_all_register_again() {
+    let mut etcd = Etcd::started().await;
+    let membership = etcd.membership().await;
+    let mut snapshots = membership.snapshots();
+    let mut registrations = Vec::new();
+    for id in ["a", "b", "c"] {
+        registrations.push(membership.register(record(id)).await.unwrap());
+    }
+    sees(&mut snapshots, &["a", "b", "c"]).await;
+    let mut watched = snapshots.clone();
+    let least = tokio::spawn(async move {
+        let mut least = usize::MAX;
+        while watched.changed().await.is_ok() {
+            least = least.min(watched.borrow_and_update().nodes.len());
+        }
+        least
+    });
+
+    etcd.kill();
+    etcd.lose_data();
+    sleep(TTL * 2).await;
+    assert_eq!(names(&snapshots), set(&["a", "b", "c"]), "etcd is away, the nodes are not");
+    etcd.start().await;
+    let fresh = etcd.membership().await;
+    sees(&mut fresh.snapshots(), &["a", "b", "c"]).await;
+    // Past every grace, so that what stays is what is registered.
+    sleep(TTL * 3).await;
+    assert_eq!(names(&snapshots), set(&["a", "b", "c"]));
+    drop(registrations);
+    drop(membership);
+    drop(snapshots);
+    assert!(timeout(Duration::from_secs(5), least).await.unwrap().unwrap() >= 3, "a snapshot had lost nodes");
+}
+
+#[tokio::test]
+async fn a_node_that_starts_while_etcd_is_away_waits() {
+    let mut etcd = Etcd::prepared();
+    let refused = probe(&etcd.config(), Duration::from_millis(300)).await.unwrap_err();
+    assert!(matches!(refused, MembershipError::Unreachable { .. }), "{refused}");
+    let membership = etcd.membership().await;
+    let mut snapshots = membership.snapshots();
+    let registering = {
+        let membership = membership.clone();
+        tokio::spawn(async move { membership.register(record("a")).await })
+    };
+    sleep(Duration::from_millis(700)).await;
+    assert!(!registering.is_finished() && snapshots.borrow().nodes.is_empty());
+    etcd.start().await;
+    let _a = timeout(Duration::from_secs(15), registering).await.unwrap().unwrap().unwrap();
+    sees(&mut snapshots, &["a"]).await;
+}
+
+#[tokio::test]
+async fn keys_that_are_no_records_are_passed_over() {
+    let etcd = Etcd::started().await;
+    let membership = etcd.membership().await;
+    let mut client = etcd_client::Client::connect(etcd.config().endpoints, None).await.unwrap();
+    client.put("/cascadia/nodes/junk", "{", None).await.unwrap();
+    client.put("/cascadia/other", "{}", None).await.unwrap();
+    let _a = membership.register(record("a")).await.unwrap();
+    sees(&mut membership.snapshots(), &["a"]).await;
+    // A list has to pass over them as well.
+    sees(&mut etcd.membership().await.snapshots(), &["a"]).await;
+}
+
+#[tokio::test]
+async fn when_all_leases_lapse_half_of_the_nodes_stay_until_the_grace_ends() {
+    let etcd = Etcd::started().await;
+    let membership = etcd.membership().await;
+    let mut snapshots = membership.snapshots();
+    let mut registrations = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        registrations.push(membership.register(record(id)).await.unwrap());
+    }
+    sees(&mut snapshots, &["a", "b", "c", "d"]).await;
+    drop(registrations);
+    // Every lease has ended by then, and the grace of the last has not.
+    sleep(TTL * 2).await;
+    assert!(snapshots.borrow().nodes.len() >= 2, "{:?}", names(&snapshots));
+    sees(&mut snapshots, &[]).await;
+}
