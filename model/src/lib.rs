@@ -5,7 +5,7 @@
 //! written, depend on nothing but the tokens before it: not on the batch, the chunking, page boundaries, the number of
 //! threads or the SIMD path. How each part keeps it:
 //!
-//! * a product has one chain of fused adds for each output, in the order of the inputs ([`kernels`]);
+//! * a product has one chain of fused adds for each output, in the order of the inputs (`kernels/product.rs`);
 //! * Q8_0 blocks sum exactly in `i32`, are scaled by one `f32` product and added by one fused add;
 //! * sums along a row (norm, softmax) have 16 lanes chosen by absolute index, and one tree at the end;
 //! * `exp` is an own polynomial, sine and cosine are `libm`'s, the rest is IEEE;

@@ -71,9 +71,9 @@ impl Weights {
         let checkpoint = Checkpoint::open(folder)?;
         let shapes = Shapes::of(&config);
         let expected = tensor_names(&config);
-        let known = |name: &str| expected.iter().any(|e| e == name) || name.ends_with("rotary_emb.inv_freq");
-        if let Some(name) = checkpoint.names().find(|name| !known(name) && !(config.tied && *name == "lm_head.weight"))
-        {
+        let ignored = |name: &str| name.ends_with("rotary_emb.inv_freq") || config.tied && name == "lm_head.weight";
+        let known = |name: &str| expected.iter().any(|e| e == name) || ignored(name);
+        if let Some(name) = checkpoint.names().find(|name| !known(name)) {
             return Err(checkpoint.unknown(name));
         }
         let mut hash = Fingerprint::new();

@@ -57,7 +57,7 @@ async fn every_strategy_answers_and_says_what_it_used() {
         match parameters.strategy.as_str() {
             "expert" => assert_eq!((accepted, speculation.expert_passes), (0, answer.ids.len() as u64)),
             "drafter" | "cascade_query" => {
-                assert_eq!((accepted, speculation.expert_passes), (answer.ids.len() as u64, 0))
+                assert_eq!((accepted, speculation.expert_passes), (answer.ids.len() as u64, 0));
             }
             _ => assert!(speculation.drafted > 0 && speculation.accepted >= accepted, "{speculation:?}"),
         }

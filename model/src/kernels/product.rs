@@ -82,11 +82,10 @@ unsafe fn all_rows<L: Lanes, const T: usize>(p: &Product<'_>, tile: usize) {
 
 #[inline(always)]
 unsafe fn some_rows<L: Lanes, const T: usize, const M: usize>(p: &Product<'_>, tile: usize, row: usize) {
-    let mut sums = [[L::splat(0.0); M]; T];
-    match &p.matrix.store {
-        Store::F32(weights) => sums = f32_tiles::<L, T, M>(p, weights.as_ptr(), tile, row),
-        Store::Q8 { bytes, scales } => sums = q8_tiles::<L, T, M>(p, (bytes.as_ptr(), scales.as_ptr()), tile, row),
-    }
+    let sums = match &p.matrix.store {
+        Store::F32(weights) => f32_tiles::<L, T, M>(p, weights.as_ptr(), tile, row),
+        Store::Q8 { bytes, scales } => q8_tiles::<L, T, M>(p, (bytes.as_ptr(), scales.as_ptr()), tile, row),
+    };
     finish::<L, T, M>(p, &sums, tile, row);
 }
 
@@ -171,9 +170,10 @@ unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
     // Adding zero makes a negative zero positive: else zeros appended to the inputs could show in the sign.
     let zero = L::splat(0.0);
     if p.then == Then::Gate {
-        for r in 0..M {
+        for (r, &gate) in sums[0].iter().enumerate() {
             let out = p.out.add((row + r) * p.out_stride + tile / 2 * TILE);
-            L::store(out, gated::<L>(L::add(sums[0][r], zero), L::add(sums[T - 1][r], zero)));
+            let up = L::add(sums[T - 1][r], zero);
+            L::store(out, gated::<L>(L::add(gate, zero), up));
         }
         return;
     }

@@ -10,7 +10,7 @@ pub(super) unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
     let y = L::max(L::splat(LEAST), L::min(L::splat(88.37), x));
     let n = L::round(L::mul(y, L::splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few enough bits that n times it is exact.
-    let r = L::fma(n, L::splat(-0.693_359_375), y);
+    let r = L::fma(n, L::splat(-0.693_359_4), y);
     let r = L::fma(n, L::splat(2.121_944_4e-4), r);
     let mut p = L::splat(1.987_569_1e-4);
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
@@ -76,7 +76,7 @@ pub(crate) unsafe fn quantise<L: Lanes>(q: &Quantise) {
         let largest = f32::from_bits(L::magnitude_bits(a, b));
         let bytes = q.bytes.add(block * BLOCK);
         let (scale, offset);
-        if largest >= 1e-30 && largest <= f32::MAX {
+        if (1e-30..=f32::MAX).contains(&largest) {
             let inverse = L::splat(127.0 / largest);
             scale = largest / 127.0;
             offset = -128 * L::store_bytes(bytes, L::mul(a, inverse), L::mul(b, inverse));

@@ -177,7 +177,7 @@ fn quantised_blocks_are_the_definition() {
     x[0] = 127.0;
     x[BLOCK..2 * BLOCK].fill(-0.0);
     x[2 * BLOCK..3 * BLOCK].fill(1e-31);
-    x[3 * BLOCK..4 * BLOCK].iter_mut().for_each(|x| *x *= 1e37);
+    x[3 * BLOCK..4 * BLOCK].iter_mut().for_each(|x| *x *= 1e36);
     x[4 * BLOCK] = f32::INFINITY;
     x[5 * BLOCK + 31] = f32::NAN;
     for isa in isas() {

@@ -73,16 +73,32 @@ pub fn cache(engine: &CpuEngine, n: usize, session: u32) -> Vec<Vec<u32>> {
     (0..n).map(|p| engine.keys_and_values(&table, p).iter().map(|x| x.to_bits()).collect()).collect()
 }
 
-/// A folder of the test's own, empty.
-pub fn empty_folder(name: &str) -> PathBuf {
+/// A folder of the test's own, empty at first, gone at the end.
+pub struct Folder(PathBuf);
+
+impl std::ops::Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn empty_folder(name: &str) -> Folder {
     let folder = std::env::temp_dir().join(format!("cascadia-model-{name}-{}", std::process::id()));
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).unwrap();
-    folder
+    Folder(folder)
 }
 
 /// A copy of a fixture that a test may damage.
-pub fn copy_of(fixture_name: &str, name: &str) -> PathBuf {
+pub fn copy_of(fixture_name: &str, name: &str) -> Folder {
     let folder = empty_folder(name);
     for entry in std::fs::read_dir(fixture(fixture_name)).unwrap() {
         let path = entry.unwrap().path();
