@@ -34,15 +34,7 @@ def speculate(expert, drafter, prompts, alpha, block=6, new=96):
     live = list(range(len(prompts)))
     passes = emitted = relaxed = 0
     while live:
-        drafts = {i: [] for i in live}
-        going = list(live)
-        for _ in range(block):
-            rows = m.last_rows(drafter, [texts[i] + drafts[i] for i in going])
-            for i, row in zip(going, rows):
-                drafts[i].append(int(row.argmax()))
-            going = [i for i in going if drafts[i][-1] != m.EOS]
-            if not going:
-                break
+        drafts = dict(zip(live, m.greedy(drafter, [texts[i] for i in live], block)))
         verified = {}
         for count in {len(drafts[i]) for i in live}:
             part = [i for i in live if len(drafts[i]) == count]

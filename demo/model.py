@@ -229,7 +229,7 @@ def greedy_batch(model, prompts, new):
             if not done[r]:
                 out[r].append(t)
                 done[r] = t == EOS
-        if all(done) or start >= room:
+        if all(done) or start >= room - 1:
             return out
         ids = token[:, None]
 

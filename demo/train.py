@@ -27,7 +27,7 @@ import tokenizer as tk  # noqa: E402
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECIPE = {
     "expert": dict(tokens=8.5e6, decay=0.435, batch=4096, muon=0.02, adam=3e-3, seed=11),
-    "drafter": dict(tokens=4e6, decay=0.35, batch=4096, muon=0.02, adam=6e-3, seed=12),
+    "drafter": dict(tokens=2.2e6, decay=0.35, batch=4096, muon=0.02, adam=6e-3, seed=12),
 }
 WARMUP, AVERAGE = 60, 0.99
 

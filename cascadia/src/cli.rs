@@ -53,7 +53,7 @@ pub enum Command {
 /// Arguments of `demo`.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
-    /// Held-out problems a strategy has to solve [default: 60, and 10 with a padded expert].
+    /// Held-out problems a strategy has to solve [default: 200, and 12 with a padded expert].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub problems: Option<u32>,
 

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
@@ -11,7 +11,7 @@ use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::membership::{EtcdConfig, Membership, probe};
+use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener};
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
@@ -21,8 +21,11 @@ use crate::load::Model;
 use crate::static_list::{self, Entry, EntryModel};
 use crate::{Failure, Outcome};
 
-/// How long to look for etcd before saying that it is not there.
+/// How long one look for etcd may take.
 const PROBE: Duration = Duration::from_secs(3);
+
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What every node is told about its place.
 #[derive(Args, Clone, Debug)]
@@ -48,10 +51,14 @@ pub struct NodeArgs {
         long,
         value_name = "PREFIX",
         env = "CASCADIA_ETCD_PREFIX",
-        default_value = "/cascadia/",
+        default_value = "/cascadia/nodes/",
         help_heading = "Membership"
     )]
     pub etcd_prefix: String,
+
+    /// Give up if etcd does not answer within so many seconds at the start [default: wait as long as it takes, not ready].
+    #[arg(long, value_name = "SECONDS", env = "CASCADIA_ETCD_WAIT", help_heading = "Membership")]
+    pub etcd_wait: Option<u32>,
 
     /// Seconds after which etcd forgets a node that died.
     #[arg(long, value_name = "SECONDS", env = "CASCADIA_LEASE_TTL", default_value_t = 15, value_parser = clap::value_parser!(u32).range(2..=3600), help_heading = "Membership")]
@@ -172,8 +179,19 @@ impl NodeArgs {
             prefix: self.etcd_prefix.clone(),
             lease_ttl: Duration::from_secs(self.lease_ttl.into()),
         };
-        if let Err(error) = probe(&config, PROBE).await {
-            tracing::warn!("{error}; waiting for it");
+        let patience = self.etcd_wait.map(|seconds| Duration::from_secs(seconds.into()));
+        let began = Instant::now();
+        while let Err(error) = probe(&config, PROBE.min(patience.unwrap_or(PROBE)).max(PAUSE)).await {
+            match patience {
+                _ if matches!(error, MembershipError::Config(_)) => return Err(error.into()),
+                None => {
+                    // Membership itself goes on trying.
+                    tracing::warn!("{error}; waiting for it");
+                    break;
+                }
+                Some(patience) if began.elapsed() >= patience => return Err(error.into()),
+                Some(_) => tokio::time::sleep(PAUSE).await,
+            }
         }
         Ok(Membership::etcd(config).await?)
     }

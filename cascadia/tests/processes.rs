@@ -1,5 +1,6 @@
 //! The cluster as separate processes with a real etcd: what the README's block shows.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -165,8 +166,14 @@ fn what_cannot_work_is_said_in_one_sentence() {
     let nobody = free_address();
     assert!(refusal(cascadia().args(["generate", "--server", &nobody, "hello"])).contains(&nobody));
     assert!(refusal(cascadia().args(["status", "--server", &nobody])).contains(&nobody));
-    let router = ["router", "--listen", "127.0.0.1:0", "--etcd"];
-    assert!(refusal(cascadia().args(router).arg(format!("http://{nobody}"))).contains("etcd"));
+    // A node that starts while etcd is away waits for it, and says so.
+    let mut waiting = cascadia();
+    waiting.args(["router", "--listen", "127.0.0.1:0", "--etcd", &format!("http://{nobody}")]).stderr(Stdio::piped());
+    let mut waiting = Process(waiting.spawn().expect("the binary runs"));
+    let said = BufReader::new(waiting.0.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    let said = said.take(10).find(|line| line.contains("etcd does not answer")).expect("it says what it waits for");
+    assert!(said.contains(&nobody) && said.contains("--etcd"), "{said}");
+    drop(waiting);
     let listening = TcpListener::bind("127.0.0.1:0").expect("a port");
     let busy = listening.local_addr().expect("bound").to_string();
     assert!(refusal(cascadia().args(["up", "--listen", &busy])).contains(&busy));

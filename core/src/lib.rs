@@ -20,6 +20,7 @@ pub mod history;
 pub mod ids;
 pub mod limits;
 pub mod pages;
+pub mod pipeline;
 pub mod placement;
 pub mod rule;
 pub mod scheduler;

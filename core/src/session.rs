@@ -10,6 +10,7 @@ use crate::decoding::{Decoding, Strategy};
 use crate::draft_length::DraftLength;
 use crate::history::History;
 use crate::ids::{Epoch, TokenId};
+use crate::pipeline::Pipeline;
 
 /// A kept token that asks for a score is sent at least this often, so that the client gets its logprobs in time.
 const SCORE_EVERY: usize = 16;
@@ -83,15 +84,14 @@ pub struct Session {
     tickets: u64,
     epoch: Epoch,
     draft_length: DraftLength,
-    /// Blocks in flight at most.
-    depth: usize,
+    pipeline: Pipeline,
     counters: Counters,
 }
 
 impl Session {
     /// A session with `ids` committed: the prompt and whatever an earlier owner wrote.
     #[must_use]
-    pub fn new(decoding: Arc<Decoding>, ids: &[TokenId], epoch: Epoch, depth: usize) -> Self {
+    pub fn new(decoding: Arc<Decoding>, ids: &[TokenId], epoch: Epoch, pipeline: Pipeline) -> Self {
         let draft_length = DraftLength::fixed(decoding.draft_length);
         Self {
             history: History::from_ids(ids),
@@ -103,7 +103,7 @@ impl Session {
             tickets: 0,
             epoch,
             draft_length,
-            depth: depth.max(1),
+            pipeline,
             counters: Counters::default(),
             decoding,
         }
@@ -135,7 +135,7 @@ impl Session {
 
     /// The expert grants so many unanswered blocks.
     pub fn limit_depth(&mut self, slots: usize) {
-        self.depth = self.depth.min(slots.max(1));
+        self.pipeline.limit(slots);
     }
 
     /// Whether nothing is being drafted or verified.
@@ -153,7 +153,7 @@ impl Session {
     pub fn next_draft(&mut self) -> Option<DraftOrder> {
         let position = self.history.len();
         let live = self.in_flight.iter().filter(|flight| !flight.void).count();
-        if self.drafting.is_some() || self.in_flight.len() >= self.depth || position >= self.decoding.end() {
+        if self.drafting.is_some() || self.in_flight.len() >= self.pipeline.depth() || position >= self.decoding.end() {
             return None;
         }
         // Nothing follows a stop: the draft that ends the text waits for its verdict.
@@ -316,6 +316,9 @@ impl Session {
         }
         self.known = self.committed;
         self.draft_length.record(verdict.accepted, drafted);
+        if drafted > 0 {
+            self.pipeline.record(verdict.accepted == drafted);
+        }
         let counters = &mut self.counters;
         counters.blocks += u64::from(drafted > 0);
         counters.drafted += drafted as u64;

@@ -11,6 +11,7 @@ use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
 use cascadia_core::engine::Engine;
 use cascadia_core::history::History;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::pipeline::Pipeline;
 use cascadia_core::rule::Rule;
 use cascadia_core::session::{Counters, Session};
 use cascadia_core::stepper::{Rank, Stepper, StepperConfig, Task};
@@ -110,7 +111,7 @@ impl Cluster {
 
     fn open(&mut self, key: u128, decoding: Decoding, ids: &[TokenId], depth: usize) {
         let (key, decoding, epoch) = (SessionId(key), Arc::new(decoding), Epoch::of_placement(1));
-        let session = Session::new(decoding.clone(), ids, epoch, depth);
+        let session = Session::new(decoding.clone(), ids, epoch, Pipeline::new(depth, 3));
         self.drafter.open(key, DraftTask::new(decoding.clone()));
         self.expert.open(key, VerifyTask::new(decoding.clone(), ids, epoch));
         self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false });
@@ -221,7 +222,7 @@ fn text_depends_neither_on_draft_length_nor_on_blocks_in_flight() {
                 let base = decoding(strategy, temperature, seed);
                 let (expected, _) = text_of(&base, 1, 64);
                 for draft_length in [1, 2, 5, 8] {
-                    for depth in [1, 3] {
+                    for depth in [0, 1, 3] {
                         let (text, _) = text_of(&Decoding { draft_length, ..base.clone() }, depth, 64);
                         assert_eq!(
                             text, expected,

@@ -23,8 +23,8 @@ pub struct DrafterConfig {
     /// KV pages of 16 tokens
     #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 1024)]
     pub kv_pages: usize,
-    /// Blocks a session keeps in flight; the expert's grant bounds it
-    #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", default_value_t = 1)]
+    /// Blocks a session keeps in flight, up to what the expert grants; 0 drafts ahead while blocks are accepted whole
+    #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", default_value_t = 0)]
     pub pipeline_depth: usize,
     /// Tokens of one batch at most
     #[arg(long, env = "CASCADIA_BATCH_TOKENS", default_value_t = limits::BATCH_TOKENS)]
@@ -45,7 +45,7 @@ impl Default for DrafterConfig {
             dtype: "q8_0".into(),
             threads: 0,
             kv_pages: 1024,
-            pipeline_depth: 1,
+            pipeline_depth: 0,
             batch_tokens: limits::BATCH_TOKENS,
             max_sessions: limits::MAX_SESSIONS,
             grace_seconds: 615,

@@ -7,6 +7,8 @@ use cascadia_core::block::Score;
 use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::ids::{NodeId, TokenId};
+use cascadia_core::limits;
+use cascadia_core::pipeline::Pipeline;
 use cascadia_core::session::{Answered, Emitted, Session};
 use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::owner::{self, Opening, Output, Scorer};
@@ -54,7 +56,8 @@ impl<'n> Generation<'n> {
         ids: Vec<TokenId>,
         prompt_tokens: usize,
     ) -> Self {
-        let session = Session::new(decoding.clone(), &ids, opening.epoch, node.config.pipeline_depth);
+        let pipeline = Pipeline::new(node.config.pipeline_depth, limits::DEFAULT_SLOTS as usize);
+        let session = Session::new(decoding.clone(), &ids, opening.epoch, pipeline);
         let pinned = opening.open.pinned.as_ref().map(|pinned| pinned.expert.clone()).unwrap_or_default();
         Self { node, opening, decoding, prompt_tokens, session, pinned, failed: BTreeSet::new(), unscored: Vec::new() }
     }
@@ -243,7 +246,7 @@ impl<'n> Generation<'n> {
             }
             // Whoever failed once may be back by now; the status stream says who is not.
             self.failed.clear();
-            tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD).await;
+            tokio::time::sleep(limits::WATCH_PERIOD).await;
         }
     }
 
@@ -338,7 +341,7 @@ impl<'n> Generation<'n> {
         let mut ids = self.session.committed().to_vec();
         let (mut done, mut passes) = (0, 0);
         while done < emitted.len() {
-            self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), 1);
+            self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), Pipeline::Fixed(1));
             let mut link = self.any_link().await?;
             while done < emitted.len() {
                 let end = emitted.len().min(done + SCORE_TOKENS);
@@ -376,7 +379,7 @@ impl<'n> Generation<'n> {
                 };
             } else {
                 self.failed.clear();
-                tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD).await;
+                tokio::time::sleep(limits::WATCH_PERIOD).await;
             }
         }
     }

@@ -18,10 +18,10 @@ use problems::Problem;
 use table::{Table, millions};
 
 /// Problems a strategy solves with the bare pair: enough to tell accuracies apart, few enough for a minute in all.
-const PROBLEMS: usize = 60;
+const PROBLEMS: usize = 200;
 
 /// Problems with the padded pair, whose expert takes twenty times as long.
-const PADDED_PROBLEMS: usize = 10;
+const PADDED_PROBLEMS: usize = 12;
 
 /// Parameters of the padded expert of the second table.
 const PADDED: u64 = 100_000_000;
@@ -113,6 +113,7 @@ async fn measure(
     Ok(Table {
         expert_parameters: pair.expert.parameters(),
         drafter_parameters: pair.drafter.parameters(),
+        problems: problems.len(),
         padded,
         sessions,
         rows: table::rows(contenders, &tallies),
@@ -126,9 +127,10 @@ fn show(table: &Table, args: &DemoArgs) -> Outcome {
     }
     let expert = if table.padded { "padded expert" } else { "expert" };
     crate::print_line(&format!(
-        "{expert} {} parameters, drafter {}; temperature 0, {} at a time",
+        "{expert} {} parameters, drafter {}; {} held-out problems, temperature 0, {} at a time",
         millions(table.expert_parameters),
         millions(table.drafter_parameters),
+        table.problems,
         if table.sessions == 1 { "one session".to_owned() } else { format!("{} sessions", table.sessions) },
     ))?;
     crate::print_line(&table.to_text())?;
@@ -150,6 +152,9 @@ fn padded_expert(expert: &Path, size: u64) -> Result<PathBuf, Failure> {
     let renamed = padded.and_then(|_| std::fs::rename(&draft, &out).map_err(Failure::from));
     if renamed.is_err() {
         let _ = std::fs::remove_dir_all(&draft);
+    }
+    if renamed.is_ok() {
+        eprintln!("the padded expert is kept in {} for the next time", out.display());
     }
     // Another demo may have been faster.
     if out.join("config.json").is_file() { Ok(out) } else { renamed.map(|()| out) }

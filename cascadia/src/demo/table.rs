@@ -12,6 +12,9 @@ pub struct Table {
     pub expert_parameters: u64,
     /// Parameters of the drafter.
     pub drafter_parameters: u64,
+    /// Problems that each strategy solved.
+    #[serde(skip)]
+    pub problems: usize,
     /// Whether the expert is padded.
     pub padded: bool,
     /// Sessions at a time.
@@ -140,7 +143,14 @@ mod tests {
     fn table() -> Table {
         let tallies = [tally(100, 0, 100, 1.0), tally(100, 75, 25, 0.5), tally(110, 99, 22, 0.5)];
         let rows = rows(&SHORT, &tallies);
-        Table { expert_parameters: 100_000_000, drafter_parameters: 460_000, padded: true, sessions: 1, rows }
+        Table {
+            expert_parameters: 100_000_000,
+            drafter_parameters: 460_000,
+            problems: 10,
+            padded: true,
+            sessions: 1,
+            rows,
+        }
     }
 
     #[test]
@@ -173,7 +183,8 @@ mod tests {
         let rows = rows(&ALL, &tallies);
         assert_eq!(rows[1].strategy, "drafter");
         assert_eq!(rows[1].tokens_per_expert_pass, None);
-        let table = Table { expert_parameters: 1, drafter_parameters: 1, padded: false, sessions: 1, rows };
+        let table =
+            Table { expert_parameters: 1, drafter_parameters: 1, problems: 10, padded: false, sessions: 1, rows };
         assert!(table.to_text().lines().nth(2).is_some_and(|line| line.contains("  -  ")));
         assert!(!table.to_json().contains("NaN"));
     }
