@@ -102,6 +102,9 @@ pub trait Text: Send + Sync {
     /// Hash of id -> bytes: a pair needs equal ones.
     fn fingerprint(&self) -> &str;
 
+    /// Tokens there are: the highest id and one.
+    fn vocabulary(&self) -> usize;
+
     /// Ids that end a text, ascending.
     fn eos_ids(&self) -> &[TokenId];
 

@@ -27,13 +27,16 @@ pub struct Rows {
     pub data: Vec<f32>,
     /// Length of one row.
     pub vocabulary: usize,
+    /// Logits of a row that name a token; the others pad the head. `None` where all do.
+    pub named: Option<usize>,
 }
 
 impl Rows {
-    /// Row `index`, `vocabulary` logits.
+    /// Row `index`: the logits that name a token.
     #[must_use]
     pub fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.vocabulary..(index + 1) * self.vocabulary]
+        let start = index * self.vocabulary;
+        &self.data[start..start + self.named.map_or(self.vocabulary, |named| named.min(self.vocabulary))]
     }
 
     /// Number of rows.

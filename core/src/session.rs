@@ -77,6 +77,8 @@ pub struct Session {
     committed: usize,
     /// The expert knows the committed tokens up to here.
     known: usize,
+    /// The client has the scores it asked for up to here.
+    scored: usize,
     /// The drafter's engine agrees with `history` up to here.
     synced: usize,
     in_flight: VecDeque<Flight>,
@@ -97,6 +99,7 @@ impl Session {
             history: History::from_ids(ids),
             committed: ids.len(),
             known: ids.len(),
+            scored: ids.len(),
             synced: 0,
             in_flight: VecDeque::new(),
             drafting: None,
@@ -121,6 +124,12 @@ impl Session {
         &self.history.ids()[..self.committed]
     }
 
+    /// What a new stream is told: the committed ids, but for those whose scores are still wanted.
+    #[must_use]
+    pub fn told(&self) -> &[TokenId] {
+        &self.history.ids()[..self.known]
+    }
+
     /// What the session did so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -136,6 +145,14 @@ impl Session {
     /// The expert grants so many unanswered blocks.
     pub fn limit_depth(&mut self, slots: usize) {
         self.pipeline.limit(slots);
+    }
+
+    /// The expert has room for so many positions.
+    pub fn limit_context(&mut self, context: usize) {
+        if context < self.decoding.end() {
+            let room = context.saturating_sub(self.decoding.prompt_length);
+            Arc::make_mut(&mut self.decoding).max_tokens = room;
+        }
     }
 
     /// Whether nothing is being drafted or verified.
@@ -175,11 +192,13 @@ impl Session {
 
     /// Takes the drafts of an order: tokens that are committed at once (`cascade_token` keeps them), and the block to
     /// send if there is one. Drafts of a void order are dropped.
-    pub fn drafted(&mut self, ticket: u64, drafts: Vec<Draft>) -> (Vec<Emitted>, Option<DraftBlock>) {
+    pub fn drafted(&mut self, ticket: u64, mut drafts: Vec<Draft>) -> (Vec<Emitted>, Option<DraftBlock>) {
         if self.drafting != Some(ticket) {
             return (Vec::new(), None);
         }
         self.drafting = None;
+        // The room may have shrunk since the order was given.
+        drafts.truncate(self.decoding.end().saturating_sub(self.history.len()));
         if let Strategy::CascadeToken { .. } = self.decoding.strategy {
             return self.keep(drafts);
         }
@@ -315,6 +334,7 @@ impl Session {
             self.committed += 1;
         }
         self.known = self.committed;
+        self.scored = self.committed;
         self.draft_length.record(verdict.accepted, drafted);
         if drafted > 0 {
             self.pipeline.record(verdict.accepted == drafted);
@@ -343,7 +363,7 @@ impl Session {
     pub fn reopen(&mut self) -> Epoch {
         self.in_flight.clear();
         self.reject_from(self.committed);
-        self.known = self.committed;
+        self.known = if self.decoding.logprobs.is_some() { self.scored } else { self.committed };
         self.epoch = self.epoch.moved();
         self.counters.moves += 1;
         self.epoch

@@ -233,7 +233,7 @@ impl<T: Task> Stepper<T> {
             waiting: Vec::new(),
             pieces: Vec::new(),
             ready: Vec::new(),
-            rows: Rows::default(),
+            rows: Rows { named: Some(facts.vocabulary), ..Rows::default() },
         }
     }
 

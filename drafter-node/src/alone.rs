@@ -17,7 +17,7 @@ use crate::node::DrafterNode;
 
 /// Strategy `drafter`: every token as it comes.
 pub async fn drafter(node: &DrafterNode, opening: &Opening, begun: Begun) -> Result<(), Status> {
-    let session = open(node, opening, &begun)?;
+    let session = open(node, opening, &begun).await?;
     stream(session, begun.output, Counters::default()).await
 }
 
@@ -41,7 +41,7 @@ pub async fn stream(
 
 /// Strategy `cascade_query`: the whole answer first; its score decides whether it is the answer.
 pub async fn cascade_query(node: &DrafterNode, opening: &Opening, begun: Begun, alpha: f64) -> Result<(), Status> {
-    let mut session = open(node, opening, &begun)?;
+    let mut session = open(node, opening, &begun).await?;
     let mut answer: Vec<Decoded> = Vec::new();
     let stop_strings = opening.resolved.parameters.as_ref().map_or(&[][..], |p| &p.stop);
     let mut shadow = node.text.clone().begin(
@@ -83,7 +83,7 @@ pub async fn cascade_query(node: &DrafterNode, opening: &Opening, begun: Begun, 
     if decoding.logprobs.is_some() {
         // Whoever asks for log-probabilities gets the expert's: it scores the kept answer in its catch-up chunk.
         let mut generation = Generation::new(node, opening, decoding, ids, prompt_tokens);
-        counters.expert_passes += generation.score(&mut emitted).await?;
+        counters.expert_passes += generation.score(&mut emitted, &mut output).await?;
     }
     let finish = output.emit(&emitted, Scorer::Expert).await?.unwrap_or_else(length);
     let speculation = v1::Speculation { score: Some(score), ..owner::speculation(counters) };
@@ -98,14 +98,16 @@ fn length() -> Finish {
     Finish { reason: FinishReason::Length, matched: None }
 }
 
-fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<OpenSession<DrafterWork>, Status> {
-    node.engine.open(Open {
+async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<OpenSession<DrafterWork>, Status> {
+    let open = Open {
         key: opening.session,
         epoch: opening.epoch,
         work: DrafterWork::Decode(DecodeTask::new(begun.decoding.clone(), begun.ids.clone())),
         priority: opening.open.priority,
         salt: opening.salt().to_owned(),
-    })
+        age: opening.age(),
+    };
+    node.engine.open(open).await
 }
 
 /// The next decoded tokens, and whether the text is over.

@@ -54,6 +54,17 @@ impl Default for DrafterConfig {
 }
 
 impl DrafterConfig {
+    /// Refuses what cannot be meant.
+    ///
+    /// # Errors
+    /// One sentence naming the setting and the cure.
+    pub fn check(&self) -> Result<(), String> {
+        if self.batch_tokens == 0 || self.max_sessions == 0 {
+            return Err("batch_tokens and max_sessions must be at least 1: a node without them serves nobody".into());
+        }
+        Ok(())
+    }
+
     /// How long open sessions have to finish.
     #[must_use]
     pub fn grace(&self) -> Duration {

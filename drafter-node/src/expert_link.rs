@@ -52,6 +52,8 @@ pub struct ExpertLink {
     pub slots: usize,
     /// What the expert runs.
     pub fingerprint: String,
+    /// Positions it has room for.
+    pub context: usize,
     /// Whether its arithmetic gives every row one value.
     pub row_exact: bool,
 }
@@ -78,6 +80,7 @@ impl ExpertLink {
                 expert,
                 slots: held.slots.max(1) as usize,
                 fingerprint: held.fingerprint,
+                context: held.context as usize,
                 row_exact: held.row_exact,
             }),
             _ => Err(Status::unavailable("the expert closed the stream without saying what it holds")),

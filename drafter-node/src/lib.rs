@@ -25,7 +25,7 @@ use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::loads::LoadWatch;
-use cascadia_node::process::{Identity, Process};
+use cascadia_node::process::{Identity, Leaving, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
 
@@ -49,8 +49,9 @@ const COMMANDS_PER_SESSION: usize = 4;
 /// # Errors
 /// When the model fails its first pass, the node cannot register, or its listener fails.
 pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), DrafterError> {
+    config.check().map_err(DrafterError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
-    let facts = parts.engine.facts().clone();
+    let facts = offered(parts.engine.facts(), parts.text.as_ref());
     let process = Process::new(edge, parts.engine.progress());
     let metrics = metrics::Metrics::default();
     let stepper = Stepper::new(
@@ -64,7 +65,7 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
     let observer = Box::new(metrics.clone());
     let drafter = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
     let capacity = config.max_sessions * COMMANDS_PER_SESSION;
-    let engine = EngineHandle(drive::spawn(drafter, "drafter-engine", drive, capacity));
+    let engine = EngineHandle::new(drive::spawn(drafter, "drafter-engine", drive, capacity));
 
     // No name: it drafts for every model of its tokenizer.
     let names = if config.served_model.is_empty() { vec![String::new()] } else { config.served_model.clone() };
@@ -88,13 +89,14 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
         &[Role::Expert],
         &edge.shutdown,
     );
+    let leaving = Leaving::new(edge, Role::Drafter, &facts.fingerprint);
     let node = Arc::new(DrafterNode {
         facts,
         text: parts.text,
         engine,
         experts,
         connector: edge.connector.clone(),
-        id: edge.id.clone(),
+        leaving,
         config,
     });
     let service =

@@ -9,6 +9,7 @@ use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Wish};
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
+use cascadia_node::process::Leaving;
 use cascadia_node::sessions::EngineHandle;
 use cascadia_proto::v1;
 
@@ -30,13 +31,13 @@ pub struct DrafterNode {
     pub experts: LoadWatch,
     /// The way to them.
     pub connector: Connector,
-    /// This node's own name in membership.
-    pub id: NodeId,
+    /// When sessions are to go.
+    pub leaving: Leaving,
 }
 
 impl std::fmt::Debug for DrafterNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DrafterNode {}", self.id)
+        write!(f, "DrafterNode of {}", self.facts.fingerprint)
     }
 }
 
@@ -71,17 +72,6 @@ impl DrafterNode {
         self.experts.placed(&node.id, wanted.tokens as u64);
         let served = node.models.iter().find(|served| served.name == wanted.model)?;
         Some(Expert { id: node.id.clone(), address: node.address.clone(), fingerprint: served.fingerprint.clone() })
-    }
-
-    /// Returns once the expert can no longer be believed: its status stream is silent, or its layers stand still with
-    /// work queued. Its own stream may look alive: a hung engine answers keepalives.
-    pub(crate) async fn hung(&self, expert: &NodeId) {
-        loop {
-            if self.experts.loads().get(expert).is_some_and(|load| load.quarantined) {
-                return;
-            }
-            tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD).await;
-        }
     }
 
     /// What a session here is pinned to.

@@ -42,7 +42,7 @@ impl session_server::Session for SessionService {
 }
 
 async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
-    let opening = Opening::read(&mut inbound).await?;
+    let opening = Opening::read(&mut inbound, &node.facts).await?;
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.drafter);
     if !pinned.is_empty() && pinned != node.facts.fingerprint {
         return Err(Status::failed_precondition(format!(
@@ -88,6 +88,7 @@ async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &ow
         // Dropping the work closes the session at the engine and the stream to the expert.
         cancelled = cancelled(&mut inbound) => cancelled,
         () = gone.closed() => Ok(()),
+        () = node.leaving.wait() => Err(Status::unavailable("the drafter drains; another has its model")),
         () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
     }
 }

@@ -21,7 +21,7 @@ use cascadia_core::placement::{Role, ServedModel};
 use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
 use cascadia_node::drive::{self, Drive};
-use cascadia_node::process::{Identity, Process};
+use cascadia_node::process::{Identity, Leaving, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
 
@@ -44,7 +44,7 @@ pub struct Parts {
 pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), ExpertError> {
     config.check().map_err(ExpertError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
-    let facts = parts.engine.facts().clone();
+    let facts = offered(parts.engine.facts(), parts.text.as_ref());
     let process = Process::new(edge, parts.engine.progress());
     let metrics = metrics::Metrics::default();
     let stepper = Stepper::new(
@@ -59,7 +59,7 @@ pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Driv
     let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
     // A session has its opening, its close and its granted blocks in the mailbox at most.
     let capacity = config.max_sessions * (config.slots as usize + 2);
-    let engine = EngineHandle(drive::spawn(expert, "expert-engine", drive, capacity));
+    let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
 
     let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
     let served = models.iter().map(|name| ServedModel {
@@ -74,16 +74,8 @@ pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Driv
         capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
         grace: config.grace(),
     };
-    let node = Arc::new(ExpertNode {
-        facts,
-        text: parts.text,
-        models,
-        engine,
-        membership: process.edge().membership.clone(),
-        id: process.edge().id.clone(),
-        shutdown: process.edge().shutdown.clone(),
-        config,
-    });
+    let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
+    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, config });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
     let routes = tonic::service::Routes::new(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
-use cascadia_core::placement::{NodeState, Role};
-use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::membership::Membership;
+use cascadia_node::process::Leaving;
 use cascadia_node::sessions::EngineHandle;
 use cascadia_proto::v1;
 use tonic::Status;
@@ -26,17 +24,13 @@ pub struct ExpertNode {
     pub models: Vec<String>,
     /// The way to the engine.
     pub engine: EngineHandle<ExpertWork>,
-    /// Who else is there.
-    pub membership: Membership,
-    /// This node's own name in membership.
-    pub id: cascadia_core::ids::NodeId,
-    /// When to go.
-    pub shutdown: Shutdown,
+    /// When sessions are to go.
+    pub leaving: Leaving,
 }
 
 impl std::fmt::Debug for ExpertNode {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ExpertNode {}", self.id)
+        write!(f, "ExpertNode of {}", self.models.join(", "))
     }
 }
 
@@ -84,6 +78,7 @@ impl ExpertNode {
             slots: self.config.slots,
             fingerprint: self.facts.fingerprint.clone(),
             row_exact: self.facts.row_exact,
+            context: self.facts.context as u64,
         }
     }
 
@@ -94,26 +89,6 @@ impl ExpertNode {
             expert: self.facts.fingerprint.clone(),
             tokenizer: self.text.fingerprint().to_owned(),
             row_exact: self.facts.row_exact,
-        }
-    }
-
-    /// Returns when the node drains and another expert can take its sessions.
-    pub(crate) async fn leaving(&self) {
-        self.shutdown.draining().await;
-        let mut snapshots = self.membership.snapshots();
-        loop {
-            let another = snapshots.borrow_and_update().nodes.values().any(|node| {
-                node.id != self.id
-                    && node.role == Role::Expert
-                    && node.state == NodeState::Ready
-                    && node.models.iter().any(|model| model.fingerprint == self.facts.fingerprint)
-            });
-            if another {
-                return;
-            }
-            if snapshots.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
         }
     }
 }

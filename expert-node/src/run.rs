@@ -45,10 +45,19 @@ impl session_server::Session for SessionService {
 }
 
 async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
-    let opening = Opening::read(&mut inbound).await?;
+    let opening = Opening::read(&mut inbound, &node.facts).await?;
     node.serves(&opening.open.model)?;
     node.matches(opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert))?;
     let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
+    let open = Open {
+        key: opening.session,
+        epoch: opening.epoch,
+        work: ExpertWork::Decode(DecodeTask::new(decoding, ids.clone())),
+        priority: opening.open.priority,
+        salt: opening.salt().to_owned(),
+        age: opening.age(),
+    };
+    let mut session = node.engine.open(open).await?;
     output
         .send(Response::Opened(v1::Opened {
             protocol: opening.protocol,
@@ -62,13 +71,6 @@ async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &
     if opening.continued.is_none() {
         output.prompt(&ids).await?;
     }
-    let mut session = node.engine.open(Open {
-        key: opening.session,
-        epoch: opening.epoch,
-        work: ExpertWork::Decode(DecodeTask::new(decoding, ids)),
-        priority: opening.open.priority,
-        salt: opening.salt().to_owned(),
-    })?;
     let deadline = tokio::time::sleep(opening.remaining());
     tokio::pin!(deadline);
     let mut counters = Counters::default();
@@ -93,6 +95,7 @@ async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &
             // The router has nothing more to say to an owner that has no expert to leave; an error is its cancellation.
             message = inbound.message(), if listening => listening = message?.is_some(),
             () = output.closed() => return Ok(()),
+            () = node.leaving.wait() => return Err(Status::unavailable("the expert drains; another has its model")),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
     }

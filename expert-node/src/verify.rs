@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cascadia_core::block::Answer;
 use cascadia_core::decoding::Decoding;
@@ -50,24 +51,31 @@ impl verify_server::Verify for VerifyService {
 }
 
 async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outbound: &Outbound) -> Result<(), Status> {
-    let opening = Opening::read(node, &mut inbound).await?;
+    let reading = tokio::time::timeout(OPENING_TIMEOUT, Opening::read(node, &mut inbound));
+    let opening =
+        reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))?;
+    let deadline = tokio::time::sleep(opening.remaining);
+    tokio::pin!(deadline);
+    let leaving = node.leaving.wait();
+    tokio::pin!(leaving);
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
-    let mut session = node.engine.open(Open { key, epoch, work, priority, salt })?;
+    let mut session = node.engine.open(Open { key, epoch, work, priority, salt, age: opening.age }).await?;
     say(outbound, Response::Held(node.held(opening.protocol, opening.ids.len()))).await?;
 
-    let mut unanswered = 0;
+    let mut unanswered: u32 = 0;
     let mut told_to_move = false;
     loop {
         tokio::select! {
             biased;
             heard = session.next() => match heard? {
                 Heard::Reply(ExpertReply::Answer(answer, hint)) => {
-                    unanswered -= 1;
+                    unanswered =
+                        unanswered.checked_sub(1).ok_or_else(|| Status::internal("an answer came to no block"))?;
                     say(outbound, message_of(answer, hint)).await?;
                 }
                 Heard::Evicted(held) => say(outbound, Response::Held(node.held(opening.protocol, held))).await?,
-                Heard::Reply(ExpertReply::Decoded(..)) => {}
+                Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened => {}
             },
             message = inbound.message() => match message? {
                 None => return Ok(()),
@@ -84,11 +92,12 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
                 Some(VerifyRequest { message: Some(Request::Move(_)) }) => return Ok(()),
                 Some(_) => return Err(Status::invalid_argument("after `open` and its history a session sends blocks")),
             },
-            () = node.leaving(), if !told_to_move => {
+            () = &mut leaving, if !told_to_move => {
                 told_to_move = true;
                 say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Drain.into() })).await?;
             }
             () = outbound.closed() => return Ok(()),
+            () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
     }
 }
@@ -130,7 +139,7 @@ fn check(node: &ExpertNode, decoding: &Decoding, block: &cascadia_core::block::D
     if block.base.saturating_add(count) > facts.context {
         return Err(Status::invalid_argument(format!(
             "block: position {} is past the context of {}",
-            block.base + count,
+            block.base.saturating_add(count),
             facts.context
         )));
     }
@@ -158,7 +167,12 @@ struct Opening {
     ids: Vec<TokenId>,
     priority: i32,
     salt: String,
+    remaining: Duration,
+    age: Duration,
 }
+
+/// How long a drafter may take to say what it opens.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Opening {
     async fn read(node: &ExpertNode, inbound: &mut Streaming<VerifyRequest>) -> Result<Self, Status> {
@@ -193,7 +207,18 @@ impl Opening {
             return Err(Status::invalid_argument(format!("the history has {} ids, {count} were announced", ids.len())));
         }
         known_ids(&ids, node.facts.vocabulary, "history")?;
+        let (remaining, age) = (Duration::from_millis(open.remaining_ms), Duration::from_millis(open.age_ms));
         let salt = if open.cache_salt.is_empty() { open.tenant } else { open.cache_salt };
-        Ok(Self { key, epoch, protocol, decoding: Arc::new(decoding), ids, priority: open.priority, salt })
+        Ok(Self {
+            key,
+            epoch,
+            protocol,
+            decoding: Arc::new(decoding),
+            ids,
+            priority: open.priority,
+            salt,
+            remaining,
+            age,
+        })
     }
 }

@@ -77,6 +77,7 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
     match drive {
         Drive::Thread => {
             let body = move || {
+                let _abort = AbortOnPanic;
                 loop {
                     if !engine.has_work() {
                         let Some(command) = receiver.blocking_recv() else { return };
@@ -118,6 +119,18 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
         }
     }
     Mailbox(sender)
+}
+
+/// A node whose engine has died must not look alive: its process ends, and its sessions go on elsewhere.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("error: the engine's thread has panicked; the process ends so that its sessions move");
+            std::process::abort();
+        }
+    }
 }
 
 /// What a step costs in simulated time.

@@ -14,6 +14,7 @@ use cascadia_proto::v1::run_request::Message as Request;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 /// What the router opened, whole.
@@ -31,14 +32,24 @@ pub struct Opening {
     pub resolved: v1::Resolved,
     /// A continued session's prompt length and all its ids.
     pub continued: Option<(usize, Vec<TokenId>)>,
+    /// When it was read: what is left of its time counts from here.
+    read: Instant,
 }
+
+/// How long a router may take to say what it opens.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Opening {
     /// Reads `RunOpen` and, for a continued session, its history.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` naming what is missing or wrong, `FAILED_PRECONDITION` where no protocol is shared.
-    pub async fn read(inbound: &mut Streaming<RunRequest>) -> Result<Self, Status> {
+    pub async fn read(inbound: &mut Streaming<RunRequest>, facts: &ModelFacts) -> Result<Self, Status> {
+        let reading = tokio::time::timeout(OPENING_TIMEOUT, Self::read_whole(inbound, facts));
+        reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))
+    }
+
+    async fn read_whole(inbound: &mut Streaming<RunRequest>, facts: &ModelFacts) -> Result<Self, Status> {
         let Some(RunRequest { message: Some(Request::Open(open)) }) = inbound.message().await? else {
             return Err(Status::invalid_argument("the first message of a session must be `open`"));
         };
@@ -50,17 +61,30 @@ impl Opening {
         let continued = match &open.continued {
             None => None,
             Some(continued) => {
-                let ids = read_history(inbound, continued.history_tokens as usize).await?;
+                let count = continued.history_tokens as usize;
+                if count > facts.context {
+                    return Err(Status::invalid_argument(format!(
+                        "a history of {count} ids does not fit the context of {}",
+                        facts.context
+                    )));
+                }
+                let ids = read_history(inbound, count).await?;
                 Some((continued.prompt_tokens as usize, ids))
             }
         };
-        Ok(Self { session, epoch, protocol, open, resolved, continued })
+        Ok(Self { session, epoch, protocol, open, resolved, continued, read: Instant::now() })
     }
 
     /// The time the request has left.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        Duration::from_millis(self.open.remaining_ms)
+        Duration::from_millis(self.open.remaining_ms).saturating_sub(self.read.elapsed())
+    }
+
+    /// How long ago the router admitted the session.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        Duration::from_millis(self.open.age_ms) + self.read.elapsed()
     }
 
     /// Resolves what was opened against a model: ids, decoding and the output they go to.

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use cascadia_core::engine::{Chunk, Engine, EngineError, Rows};
-use cascadia_core::ids::PageId;
+use cascadia_core::commit::Text;
+use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
+use cascadia_core::ids::{NodeId, PageId};
+use cascadia_core::limits;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::Edge;
 use crate::admin::{self, Admin};
-use crate::membership::MembershipError;
+use crate::lifecycle::Shutdown;
+use crate::membership::{Membership, MembershipError};
 use crate::net;
 use crate::status::StatusBoard;
 
@@ -133,7 +136,7 @@ impl Process {
         registration.update(record).await;
         let finished = async {
             // One status period, so that every chooser has seen the state before the node is idle by accident.
-            tokio::time::sleep(cascadia_core::limits::WATCH_PERIOD * 2).await;
+            tokio::time::sleep(limits::WATCH_PERIOD * 2).await;
             while board.now().sessions > 0 {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -150,6 +153,62 @@ impl Process {
             ended.unwrap_or(Ok(()))?;
         }
         Ok(())
+    }
+}
+
+/// What a node offers its sessions: the model's facts, bounded by its pages and its tokenizer.
+///
+/// Padded rows of the head name no token; models of one tokenizer may have different numbers of them.
+#[must_use]
+pub fn offered(facts: &ModelFacts, text: &dyn Text) -> ModelFacts {
+    ModelFacts {
+        vocabulary: facts.vocabulary.min(text.vocabulary()),
+        context: facts.context.min(facts.pages * limits::PAGE_TOKENS),
+        ..facts.clone()
+    }
+}
+
+/// Knows when a node's sessions are to go: it drains, and another of its role has its model.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    id: NodeId,
+    role: Role,
+    fingerprint: String,
+    membership: Membership,
+    shutdown: Shutdown,
+}
+
+impl Leaving {
+    /// Of the node at an edge.
+    #[must_use]
+    pub fn new(edge: &Edge, role: Role, fingerprint: &str) -> Self {
+        Self {
+            id: edge.id.clone(),
+            role,
+            fingerprint: fingerprint.to_owned(),
+            membership: edge.membership.clone(),
+            shutdown: edge.shutdown.clone(),
+        }
+    }
+
+    /// Returns when sessions are to go; the last node of its model keeps them to their end.
+    pub async fn wait(&self) {
+        self.shutdown.draining().await;
+        let mut snapshots = self.membership.snapshots();
+        loop {
+            let another = snapshots.borrow_and_update().nodes.values().any(|node| {
+                node.id != self.id
+                    && node.role == self.role
+                    && node.state == NodeState::Ready
+                    && node.models.iter().any(|model| model.fingerprint == self.fingerprint)
+            });
+            if another {
+                return;
+            }
+            if snapshots.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 

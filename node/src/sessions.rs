@@ -4,12 +4,14 @@
 //! in `cascadia-core`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use cascadia_core::engine::Engine;
 use cascadia_core::ids::{Epoch, SessionId};
-use cascadia_core::stepper::{Rank, StepReport, Stepper, Task};
+use cascadia_core::stepper::{Rank, StepError, StepReport, Stepper, Task};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
@@ -45,6 +47,8 @@ pub struct Hint {
 /// What a session hears.
 #[derive(Debug)]
 pub enum Heard<R> {
+    /// The engine holds the session; always the first word.
+    Opened,
     /// The work's own reply.
     Reply(R),
     /// The session lost pages; it holds so many tokens. The engine fills them again by itself.
@@ -60,6 +64,9 @@ pub enum Refusal {
     /// A higher or equal epoch is open, or took over.
     #[error("stale: epoch {} is open for this session", .0.0)]
     Epoch(Epoch),
+    /// The session outgrew what this node has room for.
+    #[error("{0}")]
+    TooLong(String),
     /// The engine failed.
     #[error("the engine failed: {0}")]
     Engine(String),
@@ -71,6 +78,7 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::Full => Self::resource_exhausted(text),
             Refusal::Epoch(_) => Self::aborted(text),
+            Refusal::TooLong(_) => Self::failed_precondition(text),
             Refusal::Engine(_) => Self::internal(text),
         }
     }
@@ -98,26 +106,34 @@ pub struct Open<W> {
     pub priority: i32,
     /// Part of the prefix cache's key.
     pub salt: String,
+    /// How long ago the router admitted it: a session that moved is older than what is new here.
+    pub age: Duration,
 }
 
 type Replies<W> = mpsc::UnboundedSender<Result<Heard<<W as Work>::Reply>, Refusal>>;
 
+/// Which of several openings of one session: an epoch comes with the wire and may come twice.
+type Opening = u64;
+
 /// What arrives in the engine's mailbox.
 pub enum Command<W: Work> {
     /// Opens a session, or takes it over with a higher epoch.
-    Open(Box<Open<W>>, Replies<W>),
+    Open(Box<Open<W>>, Opening, Replies<W>),
     /// An order for an open session.
-    Order(SessionId, Epoch, W::Order),
-    /// The session is over, unless a higher epoch has taken it.
-    Close(SessionId, Epoch),
+    Order(SessionId, Opening, W::Order),
+    /// The opening is over.
+    Close(SessionId, Opening),
 }
 
 /// The way to an engine.
-pub struct EngineHandle<W: Work>(pub Mailbox<Command<W>>);
+pub struct EngineHandle<W: Work> {
+    mailbox: Mailbox<Command<W>>,
+    openings: Arc<AtomicU64>,
+}
 
 impl<W: Work> Clone for EngineHandle<W> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { mailbox: self.mailbox.clone(), openings: self.openings.clone() }
     }
 }
 
@@ -128,17 +144,28 @@ impl<W: Work> std::fmt::Debug for EngineHandle<W> {
 }
 
 impl<W: Work> EngineHandle<W> {
-    /// Opens a session.
+    /// The way to the loop behind a mailbox.
+    #[must_use]
+    pub fn new(mailbox: Mailbox<Command<W>>) -> Self {
+        Self { mailbox, openings: Arc::default() }
+    }
+
+    /// Opens a session and waits until the engine holds it.
     ///
     /// # Errors
-    /// When the mailbox is full or the engine has ended.
-    pub fn open(&self, open: Open<W>) -> Result<OpenSession<W>, Status> {
+    /// When the engine holds as many as it may, a higher or equal epoch is open, the mailbox is full, or the engine has
+    /// ended.
+    pub async fn open(&self, open: Open<W>) -> Result<OpenSession<W>, Status> {
         // Unbounded, and yet bounded: a reply answers an order, of which a session has at most its slots, or is one of
         // the tokens that the request was admitted for.
         let (sender, heard) = mpsc::unbounded_channel();
-        let (key, epoch) = (open.key, open.epoch);
-        self.0.send(Command::Open(Box::new(open), sender))?;
-        Ok(OpenSession { engine: self.clone(), key, epoch, heard })
+        let (key, opening) = (open.key, self.openings.fetch_add(1, Relaxed));
+        self.mailbox.send(Command::Open(Box::new(open), opening, sender))?;
+        let mut session = OpenSession { engine: self.clone(), key, opening, heard };
+        match session.next().await? {
+            Heard::Opened => Ok(session),
+            _ => Err(Status::internal("the engine answered before it opened the session")),
+        }
     }
 }
 
@@ -147,7 +174,7 @@ impl<W: Work> EngineHandle<W> {
 pub struct OpenSession<W: Work> {
     engine: EngineHandle<W>,
     key: SessionId,
-    epoch: Epoch,
+    opening: Opening,
     heard: mpsc::UnboundedReceiver<Result<Heard<W::Reply>, Refusal>>,
 }
 
@@ -157,7 +184,7 @@ impl<W: Work> OpenSession<W> {
     /// # Errors
     /// When the mailbox is full or the engine has ended.
     pub fn order(&self, order: W::Order) -> Result<(), Status> {
-        Ok(self.engine.0.send(Command::Order(self.key, self.epoch, order))?)
+        Ok(self.engine.mailbox.send(Command::Order(self.key, self.opening, order))?)
     }
 
     /// The next thing the engine says.
@@ -175,7 +202,7 @@ impl<W: Work> OpenSession<W> {
 impl<W: Work> Drop for OpenSession<W> {
     fn drop(&mut self) {
         // A full mailbox loses only the message: the engine drops a session that nobody listens to.
-        let _ = self.engine.0.send(Command::Close(self.key, self.epoch));
+        let _ = self.engine.mailbox.send(Command::Close(self.key, self.opening));
     }
 }
 
@@ -189,6 +216,7 @@ pub trait Observer<R>: Send + 'static {
 
 struct Listener<W: Work> {
     epoch: Epoch,
+    opening: Opening,
     replies: Replies<W>,
 }
 
@@ -215,7 +243,7 @@ impl<W: Work> SessionLoop<W> {
         Self { engine, stepper, listeners: BTreeMap::new(), board, observer, batch_tokens }
     }
 
-    fn open(&mut self, open: Open<W>, replies: Replies<W>, now: Duration) {
+    fn open(&mut self, open: Open<W>, opening: Opening, replies: Replies<W>, now: Duration) {
         if let Some(current) = self.listeners.get(&open.key) {
             if current.epoch >= open.epoch {
                 let _ = replies.send(Err(Refusal::Epoch(current.epoch)));
@@ -224,18 +252,19 @@ impl<W: Work> SessionLoop<W> {
             let _ = current.replies.send(Err(Refusal::Epoch(open.epoch)));
             self.forget(open.key);
         }
-        let rank = Rank { priority: open.priority, born: now };
+        let rank = Rank { priority: open.priority, born: now.saturating_sub(open.age) };
         if self.stepper.insert(open.key, open.work, rank, &open.salt, now).is_err() {
             let _ = replies.send(Err(Refusal::Full));
             return;
         }
-        self.listeners.insert(open.key, Listener { epoch: open.epoch, replies });
+        let _ = replies.send(Ok(Heard::Opened));
+        self.listeners.insert(open.key, Listener { epoch: open.epoch, opening, replies });
         self.deliver(open.key, Hint::default());
         self.report(0);
     }
 
-    fn is_current(&self, key: SessionId, epoch: Epoch) -> bool {
-        self.listeners.get(&key).is_some_and(|listener| listener.epoch == epoch)
+    fn is_current(&self, key: SessionId, opening: Opening) -> bool {
+        self.listeners.get(&key).is_some_and(|listener| listener.opening == opening)
     }
 
     fn forget(&mut self, key: SessionId) {
@@ -294,7 +323,11 @@ impl<W: Work> SessionLoop<W> {
         }
         for failure in report.failed {
             if let Some(listener) = self.listeners.remove(&failure.key) {
-                let _ = listener.replies.send(Err(Refusal::Engine(failure.error.to_string())));
+                let refusal = match failure.error {
+                    StepError::Engine(_) => Refusal::Engine(failure.error.to_string()),
+                    StepError::Context { .. } | StepError::Pages { .. } => Refusal::TooLong(failure.error.to_string()),
+                };
+                let _ = listener.replies.send(Err(refusal));
             }
         }
         for key in report.ran {
@@ -308,17 +341,17 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
 
     fn handle(&mut self, command: Command<W>, now: Duration) {
         match command {
-            Command::Open(open, replies) => self.open(*open, replies, now),
-            Command::Order(key, epoch, order) => {
-                if self.is_current(key, epoch)
+            Command::Open(open, opening, replies) => self.open(*open, opening, replies, now),
+            Command::Order(key, opening, order) => {
+                if self.is_current(key, opening)
                     && let Some(work) = self.stepper.get_mut(key)
                 {
                     work.order(order);
                     self.deliver(key, Hint::default());
                 }
             }
-            Command::Close(key, epoch) => {
-                if self.is_current(key, epoch) {
+            Command::Close(key, opening) => {
+                if self.is_current(key, opening) {
                     self.forget(key);
                     self.report(0);
                 }

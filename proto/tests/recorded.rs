@@ -219,6 +219,7 @@ fn run_open() -> RunOpen {
         expert: Some(node_ref()),
         pinned: Some(fingerprints()),
         request_id: "r".into(),
+        age_ms: 77,
     }
 }
 
@@ -236,6 +237,7 @@ fn verify_open() -> VerifyOpen {
         history_tokens: 20,
         pinned_fingerprint: "e0".into(),
         tokenizer_fingerprint: "t0".into(),
+        age_ms: 78,
     }
 }
 
@@ -305,7 +307,7 @@ fn samples() -> Vec<Sample> {
         Move { reason: MoveReason::Drain.into() },
         VerifyRequest { message: Some(verify_request::Message::Block(block())) },
         VerifyResponse { message: Some(verify_response::Message::Verdict(verdict())) },
-        Held { protocol: 1, n: 20, slots: 2, fingerprint: "e0".into(), row_exact: true },
+        Held { protocol: 1, n: 20, slots: 2, fingerprint: "e0".into(), row_exact: true, context: 4096 },
         Stale { epoch: 2, base: 20, committed: 19, tail: 5, reason: StaleReason::Tail.into() },
         WatchRequest { watcher: "router-1".into() },
         NodeStatus {

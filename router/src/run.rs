@@ -101,6 +101,7 @@ impl Opening<'_> {
             expert: seat.expert_ref(&terms.model, &self.pinned.expert),
             pinned: Some(self.pinned.clone()),
             request_id: terms.request_id.clone(),
+            age_ms: now.saturating_duration_since(terms.arrived).as_millis() as u64,
         };
         let history = if continues { transcript.ids() } else { &[] };
         let history = convert::histories(history).into_iter().map(Order::History);

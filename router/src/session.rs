@@ -309,6 +309,11 @@ impl<'a> Session<'a> {
                 self.client.send(Event::Finished(finished)).await;
                 return Ok(ControlFlow::Break(()));
             }
+            Next::HandOver(_) if self.handed_over => {
+                return Err(GenerateError::Owner(Status::internal(
+                    "an owner handed a query over that was handed over before",
+                )));
+            }
             Next::HandOver(handover) => {
                 let account = handover.speculation.unwrap_or_default();
                 self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });

@@ -57,6 +57,10 @@ impl Text for Tokenizer {
         Self::fingerprint(self)
     }
 
+    fn vocabulary(&self) -> usize {
+        Self::vocabulary(self)
+    }
+
     fn eos_ids(&self) -> &[TokenId] {
         Self::eos_ids(self)
     }

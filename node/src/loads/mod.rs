@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::limits;
+use cascadia_core::limits::WATCH_PERIOD;
 use cascadia_core::placement::{Loads, NodeRecord, Role, Snapshot};
 use cascadia_proto::v1::node_client::NodeClient;
 use cascadia_proto::v1::{NodeStatus, WatchRequest};
@@ -114,6 +115,13 @@ impl LoadWatch {
     #[must_use]
     pub fn changed(&self) -> watch::Receiver<()> {
         self.shared.changed.subscribe()
+    }
+
+    /// Returns when the node is hung, silent or cut off; a call that it failed for somebody else does not count.
+    pub async fn gone(&self, node: &NodeId) {
+        while !self.shared.lock().nodes.get(node).is_none_or(|watched| watched.is_gone(Instant::now())) {
+            tokio::time::sleep(WATCH_PERIOD).await;
+        }
     }
 
     /// Returns when the node is quarantined or gone; at once if it is not followed.

@@ -116,17 +116,21 @@ impl Watched {
         Some(convert::node_state_of(status.state()).unwrap_or(self.record.state))
     }
 
-    /// Whether it is hung, silent, cut off, or just failed.
+    /// Whether it is hung, silent, cut off, or just failed somebody.
     pub(super) fn is_quarantined(&self, now: Instant) -> bool {
+        let heard = self.status.as_ref().map(|(_, heard)| *heard);
+        let has_failed = |failed: Instant| heard <= Some(failed) || now.duration_since(failed) < FAILED_FOR;
+        self.is_gone(now) || self.failed.is_some_and(has_failed)
+    }
+
+    /// Whether it is hung, silent or cut off: what it holds is lost, also to those whom it has not failed yet.
+    pub(super) fn is_gone(&self, now: Instant) -> bool {
         let Some(status) = self.living_status(now) else {
             // One that was never reached has the time of a first attempt.
             return self.tried || now.duration_since(self.since) > WATCH_SILENCE;
         };
         let layers = Duration::from_micros(status.longest_layer_us).saturating_mul(HUNG_LAYERS);
-        let is_hung = status.queued_tokens > 0 && now.duration_since(self.moved) > HUNG_AFTER.max(layers);
-        let heard = self.status.as_ref().map(|(_, heard)| *heard);
-        let has_failed = |failed: Instant| heard <= Some(failed) || now.duration_since(failed) < FAILED_FOR;
-        is_hung || self.failed.is_some_and(has_failed)
+        status.queued_tokens > 0 && now.duration_since(self.moved) > HUNG_AFTER.max(layers)
     }
 
     pub(super) fn load(&self, now: Instant) -> Load {
