@@ -283,9 +283,11 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_listens() {
-        let error = Client::connect("127.0.0.1:9").await.expect_err("the discard port is closed");
-        let sentence = error.to_string();
-        assert!(sentence.contains("no router answers at 127.0.0.1:9 (connection refused)"), "{sentence}");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let free = listener.local_addr().expect("it is bound").to_string();
+        drop(listener);
+        let sentence = Client::connect(&free).await.expect_err("nobody is there").to_string();
+        assert!(sentence.contains(&format!("no router answers at {free} (connection refused)")), "{sentence}");
     }
 
     #[tokio::test]

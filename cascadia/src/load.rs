@@ -42,7 +42,7 @@ impl Model {
             tracing::warn!(folder = %folder.display(), "{error}");
         }
         let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
-        bar.set_message(format!("loading {}", folder.display()));
+        bar.set_message(format!("loading {}", folder_name(folder)));
         let weights = Weights::load(folder, dtype, &mut |progress| follow(&bar, progress))?;
         bar.finish_and_clear();
         Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer) })

@@ -48,7 +48,7 @@ pub fn run(args: &PadArgs) -> Outcome {
 /// As [`run`].
 pub fn pad(args: &PadArgs) -> Result<u64, crate::Failure> {
     let bar = load::bar(0, "{msg} {bar:30} {percent:>3}%");
-    bar.set_message(format!("padding {} to {}", args.model.display(), millions(args.to)));
+    bar.set_message(format!("padding {} to {}", load::folder_name(&args.model), millions(args.to)));
     let report = cascadia_model::pad(&args.model, args.to, &args.out, &mut |progress| load::follow(&bar, progress))?;
     bar.finish_and_clear();
     Ok(report.parameters)

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cascadia_core::commit::Text;
@@ -29,6 +30,9 @@ pub const MODEL: &str = "toy";
 /// The toy tokenizer's EOS.
 pub const EOS: u32 = 1;
 
+/// Positions that a toy engine holds of one session.
+const CONTEXT: usize = 2048;
+
 /// An expert whose texts have some tens of tokens.
 #[must_use]
 pub fn expert_model() -> ToyModel {
@@ -47,17 +51,33 @@ pub fn text() -> cascadia_text::Tokenizer {
     cascadia_text::toy::byte_level()
 }
 
+/// A switch that hangs an engine in its next pass; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Hang(Arc<AtomicBool>);
+
+impl Hang {
+    /// Hangs the engine, or lets it go on.
+    pub fn set(&self, on: bool) {
+        self.0.store(on, Ordering::Relaxed);
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// A toy engine that takes its time, so that faults can be timed against it.
 pub struct SlowEngine {
     engine: ToyEngine,
     step: Duration,
+    hang: Hang,
 }
 
 impl SlowEngine {
-    /// An engine whose every pass takes `step` of real time.
+    /// An engine for `context` positions whose every pass takes `step` of real time, and longer while it hangs.
     #[must_use]
-    pub fn new(model: ToyModel, pages: usize, step: Duration) -> Self {
-        Self { engine: ToyEngine::new(model, 2048, pages), step }
+    pub fn new(model: ToyModel, context: usize, pages: usize, step: Duration, hang: Hang) -> Self {
+        Self { engine: ToyEngine::new(model, context, pages), step, hang }
     }
 }
 
@@ -66,13 +86,16 @@ impl Engine for SlowEngine {
         self.engine.facts()
     }
 
-    fn progress(&self) -> Arc<std::sync::atomic::AtomicU64> {
+    fn progress(&self) -> Arc<AtomicU64> {
         self.engine.progress()
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
         if !self.step.is_zero() {
             std::thread::sleep(self.step);
+        }
+        while self.hang.is_on() {
+            std::thread::sleep(Duration::from_millis(5));
         }
         self.engine.forward(batch, rows)
     }
@@ -89,6 +112,8 @@ pub struct Plan {
     pub expert_model: ToyModel,
     /// The drafter model.
     pub drafter_model: ToyModel,
+    /// Positions that an expert's engine holds of one session.
+    pub expert_context: usize,
     /// Time of an expert's pass.
     pub expert_step: Duration,
     /// Time of a drafter's pass.
@@ -108,6 +133,7 @@ impl Default for Plan {
             experts: 2,
             expert_model: expert_model(),
             drafter_model: drafter_model(),
+            expert_context: CONTEXT,
             expert_step: Duration::ZERO,
             drafter_step: Duration::ZERO,
             router: RouterConfig::default(),
@@ -123,27 +149,30 @@ pub struct Running {
     pub id: NodeId,
     /// How to ask it to go.
     pub shutdown: Shutdown,
+    /// How to hang its engine; a router has none.
+    pub hang: Hang,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Running {
-    fn start<F>(id: &str, membership: &Membership, body: impl FnOnce(Edge) -> F + Send + 'static) -> (Self, String)
+    fn start<F>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang) -> F + Send + 'static) -> (Self, String)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (id, shutdown, membership) = (NodeId(id.into()), Shutdown::new(), membership.clone());
+        let hang = Hang::default();
         let (sender, receiver) = std::sync::mpsc::channel();
-        let (own, stop) = (id.clone(), shutdown.clone());
+        let (own, stop, switch) = (id.clone(), shutdown.clone(), hang.clone());
         runtime.spawn(async move {
             let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
             sender.send(listener.address().to_owned()).expect("the test waits");
             let edge = Edge { id: own, listener, admin: None, connector: Connector::tcp(), membership, shutdown: stop };
-            body(edge).await;
+            body(edge, switch).await;
         });
         let address = receiver.recv().expect("the node listens");
-        (Self { id, shutdown, runtime: Some(runtime) }, address)
+        (Self { id, shutdown, hang, runtime: Some(runtime) }, address)
     }
 
     /// Ends the node without a word: its connections break.
@@ -156,6 +185,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Nobody waits for the engine's thread, but nobody shall spin for ever either.
+        self.hang.set(false);
         self.kill();
     }
 }
@@ -180,7 +211,7 @@ impl ToyCluster {
     pub async fn start(plan: Plan) -> Self {
         let membership = Membership::embedded();
         let config = plan.router.clone();
-        let (router, address) = Running::start("router-1", &membership, move |edge| async move {
+        let (router, address) = Running::start("router-1", &membership, move |edge, _| async move {
             cascadia_router::run(config, edge).await.expect("the router runs");
         });
         let mut cluster = Self { router, drafters: Vec::new(), experts: Vec::new(), address, membership, plan };
@@ -198,8 +229,14 @@ impl ToyCluster {
     pub fn add_expert(&mut self) {
         let id = format!("expert-{}", self.experts.len() + 1);
         let plan = self.plan.clone();
-        let (node, _) = Running::start(&id, &self.membership, move |edge| async move {
-            let engine = SlowEngine::new(plan.expert_model, plan.expert.kv_pages, plan.expert_step);
+        let (node, _) = Running::start(&id, &self.membership, move |edge, hang| async move {
+            let engine = SlowEngine::new(
+                plan.expert_model,
+                plan.expert_context,
+                plan.expert.kv_pages,
+                plan.expert_step,
+                hang,
+            );
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_expert_node::Parts { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
@@ -211,8 +248,8 @@ impl ToyCluster {
     pub fn add_drafter(&mut self) {
         let id = format!("drafter-{}", self.drafters.len() + 1);
         let plan = self.plan.clone();
-        let (node, _) = Running::start(&id, &self.membership, move |edge| async move {
-            let engine = SlowEngine::new(plan.drafter_model, plan.drafter.kv_pages, plan.drafter_step);
+        let (node, _) = Running::start(&id, &self.membership, move |edge, hang| async move {
+            let engine = SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.kv_pages, plan.drafter_step, hang);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_drafter_node::Parts { engine: Box::new(engine), text };
             cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await.expect("the drafter runs");

@@ -164,16 +164,12 @@ mod tests {
 
     #[test]
     fn the_table_reads_well() {
-        let text = table().to_text();
+        let table = table();
+        let text = table.to_text();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(
-            lines[0],
-            "strategy                            accuracy  tokens/s  vs expert  tokens/expert pass  from drafter"
-        );
-        assert_eq!(
-            lines[1],
-            "expert                                 90.0%       100      1.00x                1.00            0%"
-        );
+        let width = lines[0].find("accuracy").expect("a title");
+        assert_eq!(&lines[0][width..], "accuracy  tokens/s  vs expert  tokens/expert pass  from drafter");
+        assert_eq!(&lines[1][width..], "   90.0%       100      1.00x                1.00            0%");
         assert!(lines[3].starts_with("speculative_cascade(token_v3, "), "{text}");
     }
 

@@ -1,9 +1,12 @@
 //! The drafter's loop: draft, ask, commit, stream; and what it does when its expert is lost.
 
+mod score;
+mod search;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cascadia_core::block::{Answer, Score};
+use cascadia_core::block::Answer;
 use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::ids::{NodeId, TokenId};
@@ -15,15 +18,13 @@ use cascadia_node::owner::{self, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, Open, OpenSession};
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::alone;
 use crate::engine::{DrafterOrder, DrafterReply, DrafterWork};
-use crate::expert_link::{Expert, ExpertLink, Said};
-use crate::node::{DrafterNode, Wanted};
-
-/// Tokens that are scored at once where the drafter answered whole; bounds the rows of one chunk.
-const SCORE_TOKENS: usize = 64;
+use crate::expert_link::{ExpertLink, Said};
+use crate::node::DrafterNode;
+use search::{Found, Loss, is_final};
 
 /// Streams in a row that may end barren before the session is given up: what no expert can serve must not go round.
 const MOST_BARREN: u32 = 8;
@@ -47,13 +48,6 @@ pub struct Generation<'n> {
     met_full: bool,
     /// An expert has served it.
     met: bool,
-}
-
-/// How a session goes on after a look for an expert.
-enum Found {
-    Link(Box<ExpertLink>),
-    /// There is none, and the request would rather go on alone.
-    Alone,
 }
 
 impl<'n> Generation<'n> {
@@ -245,143 +239,6 @@ impl<'n> Generation<'n> {
         self.node.engine.open(open).await
     }
 
-    /// The stream to the expert that the router picked, or to another if that one is lost.
-    async fn first_link(&mut self, output: &mut Output) -> Result<Found, Status> {
-        let picked = self.opening.open.expert.clone().map(|node| Expert {
-            id: NodeId(node.id),
-            address: node.address,
-            fingerprint: node.fingerprint,
-        });
-        if let Some(picked) = picked {
-            match self.try_link(picked).await? {
-                Some(link) => return Ok(self.hold(link, output)),
-                None => {
-                    self.session.reopen();
-                }
-            }
-        }
-        self.search(v1::MoveReason::Loss, output).await
-    }
-
-    /// The stream to the next expert.
-    async fn next_link(&mut self, lost: Box<ExpertLink>, loss: &Loss, output: &mut Output) -> Result<Found, Status> {
-        self.failed.insert(lost.expert.id.clone());
-        if matches!(loss, Loss::Lost) {
-            self.node.experts.failed(&lost.expert.id);
-            self.node.connector.forget(&lost.expert.address);
-        }
-        drop(lost);
-        self.session.reopen();
-        let reason = if matches!(loss, Loss::Leaving) { v1::MoveReason::Drain } else { v1::MoveReason::Loss };
-        self.search(reason, output).await
-    }
-
-    /// Looks for an expert until there is one, or the request prefers the drafter alone.
-    async fn search(&mut self, reason: v1::MoveReason, output: &mut Output) -> Result<Found, Status> {
-        loop {
-            if let Some(expert) = self.pick() {
-                let node_ref = expert.node_ref();
-                if let Some(link) = self.try_link(expert).await? {
-                    let moved =
-                        v1::Moved { expert: Some(node_ref), reason: reason.into(), epoch: self.session.epoch().0 };
-                    output.send(Response::Moved(moved)).await?;
-                    return Ok(self.hold(link, output));
-                }
-                self.session.reopen();
-                continue;
-            }
-            // Experts that are only full are not lost: their sessions end, and this one's turn comes.
-            if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
-                return Ok(Found::Alone);
-            }
-            self.pause().await;
-        }
-    }
-
-    /// Whoever failed once may be back by now; the status stream says who is not.
-    async fn pause(&mut self) {
-        self.failed.clear();
-        tokio::time::sleep(limits::WATCH_PERIOD).await;
-    }
-
-    fn pick(&self) -> Option<Expert> {
-        self.node.pick(&Wanted {
-            session: self.opening.session,
-            model: &self.opening.open.model,
-            pinned: &self.pinned,
-            tokens: self.decoding.end(),
-            exclude: self.failed.clone(),
-        })
-    }
-
-    fn prefers_drafter(&self) -> bool {
-        let parameters = self.opening.resolved.parameters.as_ref();
-        parameters.is_some_and(|p| p.on_expert_loss() == v1::OnExpertLoss::Drafter)
-    }
-
-    fn hold(&mut self, link: ExpertLink, output: &mut Output) -> Found {
-        self.pinned.clone_from(&link.fingerprint);
-        self.failed.clear();
-        self.met = true;
-        self.session.limit_depth(link.slots);
-        if link.context > 0 {
-            self.session.limit_context(link.context);
-        }
-        output.reproducible &= link.row_exact;
-        Found::Link(Box::new(link))
-    }
-
-    /// Opens a stream; `None` where this expert is lost and another may do.
-    async fn try_link(&mut self, expert: Expert) -> Result<Option<ExpertLink>, Status> {
-        let id = expert.id.clone();
-        let channel = self.node.connector.channel(&expert.address);
-        let opened = tokio::select! {
-                biased;
-            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told()) => opened,
-            () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
-        };
-        let status = match opened {
-            Ok(link) => return Ok(Some(link)),
-            Err(status) => status,
-        };
-        // A session that has been served elsewhere is not at fault: this expert does not fit it.
-        if is_final(&status) && !self.met {
-            return Err(status);
-        }
-        tracing::warn!(session = %self.opening.session, expert = %id, %status, "expert does not take the session");
-        self.met_full |= status.code() == Code::ResourceExhausted;
-        if matches!(Loss::of(status), Loss::Lost) {
-            self.node.experts.failed(&id);
-        }
-        self.failed.insert(id);
-        Ok(None)
-    }
-
-    fn verify_open(&self) -> v1::VerifyOpen {
-        let open = &self.opening.open;
-        let mut resolved = self.opening.resolved.clone();
-        if let Some(parameters) = &mut resolved.parameters {
-            // One stop set on both sides: the owner's EOS is part of it.
-            parameters.stop_token_ids.clone_from(&self.decoding.stop_ids);
-            parameters.max_tokens = Some(self.decoding.max_tokens as u32);
-        }
-        v1::VerifyOpen {
-            protocol: Some(cascadia_proto::range()),
-            key: Some(cascadia_proto::convert::session_key_message(self.opening.session, self.session.epoch())),
-            model: open.model.clone(),
-            resolved: Some(resolved),
-            tenant: open.tenant.clone(),
-            priority: open.priority,
-            cache_salt: open.cache_salt.clone(),
-            remaining_ms: self.opening.remaining().as_millis() as u64,
-            age_ms: self.opening.age().as_millis() as u64,
-            prompt_tokens: self.prompt_tokens as u32,
-            history_tokens: self.session.told().len() as u32,
-            pinned_fingerprint: self.pinned.clone(),
-            tokenizer_fingerprint: self.node.text.fingerprint().to_owned(),
-        }
-    }
-
     /// `on_expert_loss: drafter`: the drafter writes the rest, and the response says that a retry may differ.
     async fn alone(mut self, engine: OpenSession<DrafterWork>, mut output: Output) -> Result<(), Status> {
         self.say_alone(&mut output).await?;
@@ -401,110 +258,10 @@ impl<'n> Generation<'n> {
         let moved = v1::Moved { expert: None, reason: v1::MoveReason::Loss.into(), epoch: self.session.epoch().0 };
         output.send(Response::Moved(moved)).await
     }
-
-    /// Has an expert score tokens that the drafter decoded alone; the passes it took. Without an expert they stay
-    /// unscored where the request prefers that to waiting.
-    pub async fn score(&mut self, emitted: &mut [Emitted], output: &mut Output) -> Result<u64, Status> {
-        let mut ids = self.session.committed().to_vec();
-        let (mut done, mut passes) = (0, 0);
-        while done < emitted.len() {
-            self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), Pipeline::Fixed(1));
-            let Some(mut link) = self.any_link().await? else {
-                self.say_alone(output).await?;
-                return Ok(passes);
-            };
-            while done < emitted.len() {
-                let end = emitted.len().min(done + SCORE_TOKENS);
-                let piece = &mut emitted[done..end];
-                let tokens: Vec<TokenId> = piece.iter().map(|e| e.token).collect();
-                let scores = match self.score_piece(&mut link, &tokens).await {
-                    Ok(scores) => scores,
-                    Err(status) if is_final(&status) => return Err(status),
-                    Err(status) => {
-                        // The next stream starts from what has been scored.
-                        self.failed.insert(link.expert.id.clone());
-                        if matches!(Loss::of(status), Loss::Lost) {
-                            self.node.experts.failed(&link.expert.id);
-                        }
-                        self.session.reopen();
-                        break;
-                    }
-                };
-                for (token, score) in piece.iter_mut().zip(scores) {
-                    token.score = score;
-                }
-                ids.extend(tokens);
-                done = end;
-                passes += 1;
-            }
-        }
-        Ok(passes)
-    }
-
-    async fn any_link(&mut self) -> Result<Option<ExpertLink>, Status> {
-        loop {
-            if let Some(expert) = self.pick() {
-                if let Some(link) = self.try_link(expert).await? {
-                    return Ok(Some(link));
-                }
-                self.session.reopen();
-            } else if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
-                return Ok(None);
-            } else {
-                self.pause().await;
-            }
-        }
-    }
-
-    async fn score_piece(&mut self, link: &mut ExpertLink, tokens: &[TokenId]) -> Result<Vec<Score>, Status> {
-        self.session.give(tokens);
-        let Some(block) = self.session.flush_scores() else { return Ok(Vec::new()) };
-        link.send(&block)?;
-        let expert = link.expert.id.clone();
-        loop {
-            let said = tokio::select! {
-                biased;
-                said = link.next() => said?,
-                () = self.node.experts.gone(&expert) => return Err(Status::unavailable("the expert is hung")),
-            };
-            match said {
-                Said::Answer(answer) => return Ok(self.take_answer(answer).map_err(Status::internal)?.given_scores),
-                Said::Move => return Err(Status::unavailable("the expert drains")),
-                Said::Held => {}
-            }
-        }
-    }
 }
 
 /// How a conversation with one expert ended.
 enum Conversation {
     Finished(Finish),
     Over(Loss),
-}
-
-/// Why a stream to an expert is over.
-enum Loss {
-    /// The expert is dead, hung or cut off: nobody shall choose it for a while.
-    Lost,
-    /// It does not go on with this session; it may well serve others.
-    Refused(Status),
-    /// It drains.
-    Leaving,
-}
-
-impl Loss {
-    fn of(status: Status) -> Self {
-        use std::error::Error as _;
-        let is_transport = status.source().is_some();
-        match status.code() {
-            Code::Unavailable | Code::Unknown | Code::Cancelled => Self::Lost,
-            _ if is_transport => Self::Lost,
-            _ => Self::Refused(status),
-        }
-    }
-}
-
-/// Whether another expert would say the same.
-fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::Unimplemented)
 }

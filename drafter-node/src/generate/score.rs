@@ -1,0 +1,75 @@
+//! Scoring by an expert what the drafter answered whole (`cascade_query` with logprobs).
+
+use cascadia_core::block::Score;
+use cascadia_core::ids::TokenId;
+use cascadia_core::pipeline::Pipeline;
+use cascadia_core::session::{Emitted, Session};
+use cascadia_node::owner::Output;
+use tonic::Status;
+
+use super::Generation;
+use super::search::{Loss, is_final};
+use crate::expert_link::{ExpertLink, Said};
+
+/// Tokens that are scored at once where the drafter answered whole; bounds the rows of one chunk.
+const SCORE_TOKENS: usize = 64;
+
+impl Generation<'_> {
+    /// Has an expert score tokens that the drafter decoded alone; the passes it took. Without an expert they stay
+    /// unscored where the request prefers that to waiting.
+    pub async fn score(&mut self, emitted: &mut [Emitted], output: &mut Output) -> Result<u64, Status> {
+        let mut ids = self.session.committed().to_vec();
+        let (mut done, mut passes) = (0, 0);
+        while done < emitted.len() {
+            self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), Pipeline::Fixed(1));
+            let Some(mut link) = self.any_link().await? else {
+                self.say_alone(output).await?;
+                return Ok(passes);
+            };
+            while done < emitted.len() {
+                let end = emitted.len().min(done + SCORE_TOKENS);
+                let piece = &mut emitted[done..end];
+                let tokens: Vec<TokenId> = piece.iter().map(|e| e.token).collect();
+                let scores = match self.score_piece(&mut link, &tokens).await {
+                    Ok(scores) => scores,
+                    Err(status) if is_final(&status) => return Err(status),
+                    Err(status) => {
+                        // The next stream starts from what has been scored.
+                        self.failed.insert(link.expert.id.clone());
+                        if matches!(Loss::of(status), Loss::Lost) {
+                            self.node.experts.failed(&link.expert.id);
+                        }
+                        self.session.reopen();
+                        break;
+                    }
+                };
+                for (token, score) in piece.iter_mut().zip(scores) {
+                    token.score = score;
+                }
+                ids.extend(tokens);
+                done = end;
+                passes += 1;
+            }
+        }
+        Ok(passes)
+    }
+
+    async fn score_piece(&mut self, link: &mut ExpertLink, tokens: &[TokenId]) -> Result<Vec<Score>, Status> {
+        self.session.give(tokens);
+        let Some(block) = self.session.flush_scores() else { return Ok(Vec::new()) };
+        link.send(&block)?;
+        let expert = link.expert.id.clone();
+        loop {
+            let said = tokio::select! {
+                biased;
+                said = link.next() => said?,
+                () = self.node.experts.gone(&expert) => return Err(Status::unavailable("the expert is hung")),
+            };
+            match said {
+                Said::Answer(answer) => return Ok(self.take_answer(answer).map_err(Status::internal)?.given_scores),
+                Said::Move => return Err(Status::unavailable("the expert drains")),
+                Said::Held => {}
+            }
+        }
+    }
+}

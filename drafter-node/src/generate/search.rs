@@ -1,0 +1,205 @@
+//! Finding an expert: the router's pick, the next one after a loss, and when to go on without.
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::limits;
+use cascadia_node::owner::Output;
+use cascadia_proto::v1;
+use cascadia_proto::v1::run_response::Message as Response;
+use tonic::{Code, Status};
+
+use super::Generation;
+use crate::expert_link::{Expert, ExpertLink};
+use crate::node::Wanted;
+
+/// How a session goes on after a look for an expert.
+pub(super) enum Found {
+    Link(Box<ExpertLink>),
+    /// There is none, and the request would rather go on alone.
+    Alone,
+}
+
+/// Why a stream to an expert is over.
+pub(super) enum Loss {
+    /// The expert is dead, hung or cut off: nobody shall choose it for a while.
+    Lost,
+    /// It does not go on with this session; it may well serve others.
+    Refused(Status),
+    /// It drains.
+    Leaving,
+}
+
+impl Loss {
+    pub(super) fn of(status: Status) -> Self {
+        use std::error::Error as _;
+        let is_transport = status.source().is_some();
+        match status.code() {
+            Code::Unavailable | Code::Unknown | Code::Cancelled => Self::Lost,
+            _ if is_transport => Self::Lost,
+            _ => Self::Refused(status),
+        }
+    }
+}
+
+/// Whether another expert would say the same.
+pub(super) fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::Unimplemented)
+}
+
+impl Generation<'_> {
+    /// The stream to the expert that the router picked, or to another if that one is lost.
+    pub(super) async fn first_link(&mut self, output: &mut Output) -> Result<Found, Status> {
+        let picked = self.opening.open.expert.clone().map(|node| Expert {
+            id: NodeId(node.id),
+            address: node.address,
+            fingerprint: node.fingerprint,
+        });
+        if let Some(picked) = picked {
+            match self.try_link(picked).await? {
+                Some(link) => return Ok(self.hold(link, output)),
+                None => {
+                    self.session.reopen();
+                }
+            }
+        }
+        self.search(v1::MoveReason::Loss, output).await
+    }
+
+    /// The stream to the next expert.
+    pub(super) async fn next_link(
+        &mut self,
+        lost: Box<ExpertLink>,
+        loss: &Loss,
+        output: &mut Output,
+    ) -> Result<Found, Status> {
+        self.failed.insert(lost.expert.id.clone());
+        if matches!(loss, Loss::Lost) {
+            self.node.experts.failed(&lost.expert.id);
+            self.node.connector.forget(&lost.expert.address);
+        }
+        drop(lost);
+        self.session.reopen();
+        let reason = if matches!(loss, Loss::Leaving) { v1::MoveReason::Drain } else { v1::MoveReason::Loss };
+        self.search(reason, output).await
+    }
+
+    /// Looks for an expert until there is one, or the request prefers the drafter alone.
+    async fn search(&mut self, reason: v1::MoveReason, output: &mut Output) -> Result<Found, Status> {
+        loop {
+            if let Some(expert) = self.pick() {
+                let node_ref = expert.node_ref();
+                if let Some(link) = self.try_link(expert).await? {
+                    let moved =
+                        v1::Moved { expert: Some(node_ref), reason: reason.into(), epoch: self.session.epoch().0 };
+                    output.send(Response::Moved(moved)).await?;
+                    return Ok(self.hold(link, output));
+                }
+                self.session.reopen();
+                continue;
+            }
+            // Experts that are only full are not lost: their sessions end, and this one's turn comes.
+            if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
+                return Ok(Found::Alone);
+            }
+            self.pause().await;
+        }
+    }
+
+    /// Whoever failed once may be back by now; the status stream says who is not.
+    async fn pause(&mut self) {
+        self.failed.clear();
+        tokio::time::sleep(limits::WATCH_PERIOD).await;
+    }
+
+    fn pick(&self) -> Option<Expert> {
+        self.node.pick(&Wanted {
+            session: self.opening.session,
+            model: &self.opening.open.model,
+            pinned: &self.pinned,
+            tokens: self.decoding.end(),
+            exclude: self.failed.clone(),
+        })
+    }
+
+    fn prefers_drafter(&self) -> bool {
+        let parameters = self.opening.resolved.parameters.as_ref();
+        parameters.is_some_and(|p| p.on_expert_loss() == v1::OnExpertLoss::Drafter)
+    }
+
+    fn hold(&mut self, link: ExpertLink, output: &mut Output) -> Found {
+        self.pinned.clone_from(&link.fingerprint);
+        self.failed.clear();
+        self.met = true;
+        self.session.limit_depth(link.slots);
+        if link.context > 0 {
+            self.session.limit_context(link.context);
+        }
+        output.reproducible &= link.row_exact;
+        Found::Link(Box::new(link))
+    }
+
+    /// Opens a stream; `None` where this expert is lost and another may do.
+    async fn try_link(&mut self, expert: Expert) -> Result<Option<ExpertLink>, Status> {
+        let id = expert.id.clone();
+        let channel = self.node.connector.channel(&expert.address);
+        let opened = tokio::select! {
+                biased;
+            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told()) => opened,
+            () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
+        };
+        let status = match opened {
+            Ok(link) => return Ok(Some(link)),
+            Err(status) => status,
+        };
+        // A session that has been served elsewhere is not at fault: this expert does not fit it.
+        if is_final(&status) && !self.met {
+            return Err(status);
+        }
+        tracing::warn!(session = %self.opening.session, expert = %id, %status, "expert does not take the session");
+        self.met_full |= status.code() == Code::ResourceExhausted;
+        if matches!(Loss::of(status), Loss::Lost) {
+            self.node.experts.failed(&id);
+        }
+        self.failed.insert(id);
+        Ok(None)
+    }
+
+    fn verify_open(&self) -> v1::VerifyOpen {
+        let open = &self.opening.open;
+        let mut resolved = self.opening.resolved.clone();
+        if let Some(parameters) = &mut resolved.parameters {
+            // One stop set on both sides: the owner's EOS is part of it.
+            parameters.stop_token_ids.clone_from(&self.decoding.stop_ids);
+            parameters.max_tokens = Some(self.decoding.max_tokens as u32);
+        }
+        v1::VerifyOpen {
+            protocol: Some(cascadia_proto::range()),
+            key: Some(cascadia_proto::convert::session_key_message(self.opening.session, self.session.epoch())),
+            model: open.model.clone(),
+            resolved: Some(resolved),
+            tenant: open.tenant.clone(),
+            priority: open.priority,
+            cache_salt: open.cache_salt.clone(),
+            remaining_ms: self.opening.remaining().as_millis() as u64,
+            age_ms: self.opening.age().as_millis() as u64,
+            prompt_tokens: self.prompt_tokens as u32,
+            history_tokens: self.session.told().len() as u32,
+            pinned_fingerprint: self.pinned.clone(),
+            tokenizer_fingerprint: self.node.text.fingerprint().to_owned(),
+        }
+    }
+
+    pub(super) async fn any_link(&mut self) -> Result<Option<ExpertLink>, Status> {
+        loop {
+            if let Some(expert) = self.pick() {
+                if let Some(link) = self.try_link(expert).await? {
+                    return Ok(Some(link));
+                }
+                self.session.reopen();
+            } else if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
+                return Ok(None);
+            } else {
+                self.pause().await;
+            }
+        }
+    }
+}
