@@ -43,7 +43,8 @@ def batches(who, tokenizer, seed, size):
         rows = sorted(((p.ids, a.ids) for p, a in zip(prompts, answers)), key=lambda r: len(r[0]) + len(r[1]))
         groups, at = [], 0
         while at < len(rows):
-            count = max(1, size // (len(rows[min(at + size // 80, len(rows) - 1)][0]) + len(rows[min(at + size // 80, len(rows) - 1)][1])))
+            probe = rows[min(at + size // 80, len(rows) - 1)]
+            count = max(1, size // (len(probe[0]) + len(probe[1])))
             groups.append(rows[at:at + count])
             at += count
         rng.shuffle(groups)

@@ -1,0 +1,78 @@
+//! The cluster of `up` and `demo`, in this process, with the shipped pair.
+
+use cascadia::client::Client;
+use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster};
+use cascadia::demo::contest::{ALL, CASCADE};
+use cascadia::demo::problems::{Problem, held_out};
+use cascadia::load::{Model, Pair, shipped_pair};
+
+fn pair() -> Pair {
+    let folder = shipped_pair().expect("a clone of the repository");
+    let load = |name| Model::load(&folder.join(name), "q8_0").expect("the shipped models load");
+    Pair::new(load("drafter"), load("expert")).expect("they are a pair")
+}
+
+async fn cluster(config: ClusterConfig) -> LocalCluster {
+    let models = pair().models(&config.drafter, &config.expert);
+    LocalCluster::start(config, models).await.expect("it starts")
+}
+
+async fn text(client: &Client, problem: &Problem, salt: &str) -> String {
+    client.answer(CASCADE.request(problem, salt.into())).await.expect("an answer").text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_join_and_die_and_the_text_stays() {
+    let mut cluster =
+        cluster(ClusterConfig { drafters: 1, experts: 1, isolated: true, ..ClusterConfig::default() }).await;
+    let client = cluster.client().await.expect("the router is there");
+    let problem = &held_out()[0];
+    let before = text(&client, problem, "a").await;
+    assert!(!before.is_empty());
+
+    let drafter = cluster.add_drafter().await.expect("one more");
+    let expert = cluster.add_expert().await.expect("one more");
+    cluster.ready().await.expect("they are seen");
+    let nodes = cluster.nodes();
+    for node in nodes.iter().filter(|node| node.0 == "drafter-1" || node.0 == "expert-1") {
+        cluster.kill(node);
+        assert_eq!(text(&client, problem, &node.0).await, before, "without {node}");
+    }
+    let mut left = cluster.nodes();
+    left.sort();
+    assert_eq!(left, [drafter, expert, cascadia_core::ids::NodeId("router-1".into())]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_strategy_of_the_demo_answers() {
+    let cluster = cluster(ClusterConfig::default()).await;
+    let client = cluster.client().await.expect("the router is there");
+    let problem = &held_out()[1];
+    let mut texts = Vec::new();
+    for contender in ALL {
+        let answer = client.answer(contender.request(problem, contender.strategy.into())).await.expect("an answer");
+        assert_eq!(answer.token_ids.len(), answer.usage().completion_tokens as usize);
+        assert!(answer.finished.reproducible, "{contender:?}");
+        let drafted = answer.from_drafter();
+        match contender.strategy {
+            "expert" => assert_eq!(drafted, 0),
+            "drafter" => assert_eq!((drafted, answer.speculation().expert_passes), (answer.token_ids.len(), 0)),
+            _ => {}
+        }
+        texts.push((contender.strategy, answer.text));
+    }
+    let of = |strategy: &str| &texts.iter().find(|(name, _)| *name == strategy).expect("all were asked").1;
+    assert_eq!(of("speculative"), of("expert"), "exact");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_said() {
+    let busy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listen = busy.local_addr().expect("bound").to_string();
+    let config = ClusterConfig { listen: listen.clone(), ..ClusterConfig::default() };
+    let models = pair().models(&config.drafter, &config.expert);
+    let error = LocalCluster::start(config, models).await.expect_err("the port is taken");
+    assert!(matches!(&error, ClusterError::Net(_)) && error.to_string().contains(&listen), "{error}");
+}
