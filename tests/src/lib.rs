@@ -147,6 +147,8 @@ impl Default for Plan {
 pub struct Running {
     /// Its name.
     pub id: NodeId,
+    /// Where it listens.
+    pub address: String,
     /// How to ask it to go.
     pub shutdown: Shutdown,
     /// How to hang its engine; a router has none.
@@ -155,7 +157,7 @@ pub struct Running {
 }
 
 impl Running {
-    fn start<F>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang) -> F + Send + 'static) -> (Self, String)
+    fn start<F>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -172,7 +174,7 @@ impl Running {
             body(edge, switch).await;
         });
         let address = receiver.recv().expect("the node listens");
-        (Self { id, shutdown, hang, runtime: Some(runtime) }, address)
+        Self { id, address, shutdown, hang, runtime: Some(runtime) }
     }
 
     /// Ends the node without a word: its connections break.
@@ -211,9 +213,10 @@ impl ToyCluster {
     pub async fn start(plan: Plan) -> Self {
         let membership = Membership::embedded();
         let config = plan.router.clone();
-        let (router, address) = Running::start("router-1", &membership, move |edge, _| async move {
+        let router = Running::start("router-1", &membership, move |edge, _| async move {
             cascadia_router::run(config, edge).await.expect("the router runs");
         });
+        let address = router.address.clone();
         let mut cluster = Self { router, drafters: Vec::new(), experts: Vec::new(), address, membership, plan };
         for _ in 0..cluster.plan.experts {
             cluster.add_expert();
@@ -229,14 +232,9 @@ impl ToyCluster {
     pub fn add_expert(&mut self) {
         let id = format!("expert-{}", self.experts.len() + 1);
         let plan = self.plan.clone();
-        let (node, _) = Running::start(&id, &self.membership, move |edge, hang| async move {
-            let engine = SlowEngine::new(
-                plan.expert_model,
-                plan.expert_context,
-                plan.expert.kv_pages,
-                plan.expert_step,
-                hang,
-            );
+        let node = Running::start(&id, &self.membership, move |edge, hang| async move {
+            let engine =
+                SlowEngine::new(plan.expert_model, plan.expert_context, plan.expert.kv_pages, plan.expert_step, hang);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_expert_node::Parts { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
@@ -248,7 +246,7 @@ impl ToyCluster {
     pub fn add_drafter(&mut self) {
         let id = format!("drafter-{}", self.drafters.len() + 1);
         let plan = self.plan.clone();
-        let (node, _) = Running::start(&id, &self.membership, move |edge, hang| async move {
+        let node = Running::start(&id, &self.membership, move |edge, hang| async move {
             let engine = SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.kv_pages, plan.drafter_step, hang);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_drafter_node::Parts { engine: Box::new(engine), text };

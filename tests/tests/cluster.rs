@@ -229,10 +229,7 @@ async fn cancelling_stops_the_work_in_all_three_tiers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_client_delays_nobody() {
-    let mut plan = Plan::default();
-    plan.drafters = 1;
-    plan.experts = 1;
-    let cluster = ToyCluster::start(plan).await;
+    let cluster = ToyCluster::start(Plan { drafters: 1, experts: 1, ..Plan::default() }).await;
     let client = cluster.client().await;
     let endless = v1::Parameters { max_tokens: Some(1_500), ignore_eos: true, ..parameters("speculative", 1.0, 1) };
     // One client that never reads, on the connection of all the others.
