@@ -80,7 +80,7 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
                 let _abort = AbortOnPanic;
                 loop {
                     if !engine.has_work() {
-                        let Some(command) = receiver.blocking_recv() else { return };
+                        let Some(command) = next(&mut receiver) else { return };
                         engine.handle(command, born.elapsed());
                     }
                     while let Ok(command) = receiver.try_recv() {
@@ -119,6 +119,26 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
         }
     }
     Mailbox(sender)
+}
+
+/// How long an idle engine watches its mailbox before it sleeps.
+///
+/// A session's next block comes within a round trip. A sleeping thread takes tens of microseconds to wake (more where a
+/// virtual core has halted), several times a round, which is as long as a small model's whole pass. It yields while it
+/// watches, so whoever has work goes first.
+const WATCHFUL: Duration = Duration::from_micros(200);
+
+/// The next command, or `None` when every mailbox is gone.
+fn next<C>(receiver: &mut mpsc::Receiver<C>) -> Option<C> {
+    let since = Instant::now();
+    while since.elapsed() < WATCHFUL {
+        match receiver.try_recv() {
+            Ok(command) => return Some(command),
+            Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            Err(mpsc::error::TryRecvError::Empty) => std::thread::yield_now(),
+        }
+    }
+    receiver.blocking_recv()
 }
 
 /// A node whose engine has died must not look alive: its process ends, and its sessions go on elsewhere.
