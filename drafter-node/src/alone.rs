@@ -18,7 +18,9 @@ use crate::node::DrafterNode;
 /// Strategy `drafter`: every token as it comes.
 pub async fn drafter(node: &DrafterNode, opening: &Opening, begun: Begun) -> Result<(), Status> {
     let session = open(node, opening, &begun).await?;
-    stream(session, begun.output, Counters::default()).await
+    let mut output = begun.output;
+    output.cached_tokens = session.cached.min(begun.prompt_tokens) as u32;
+    stream(session, output, Counters::default()).await
 }
 
 /// Streams what a session decodes alone until its text ends.

@@ -2,15 +2,16 @@
 
 use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::ids::{NodeId, TokenId};
+use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_client::VerifyClient;
-use cascadia_proto::v1::verify_request::Message as Request;
+use cascadia_proto::v1::verify_request::Message as Order;
 use cascadia_proto::v1::verify_response::Message as Response;
 use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse};
 use cascadia_proto::{convert, v1::VerifyOpen};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// An expert the session may be placed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct ExpertLink {
     pub slots: usize,
     /// What the expert runs.
     pub fingerprint: String,
+    /// Tokens that it held when the stream opened.
+    pub held: usize,
     /// Positions it has room for.
     pub context: usize,
     /// Whether its arithmetic gives every row one value.
@@ -63,16 +66,24 @@ impl ExpertLink {
     ///
     /// # Errors
     /// The transport's, or the expert's refusal.
-    pub async fn open(channel: Channel, expert: Expert, open: VerifyOpen, ids: &[TokenId]) -> Result<Self, Status> {
+    pub async fn open(
+        channel: Channel,
+        expert: Expert,
+        open: VerifyOpen,
+        ids: &[TokenId],
+        trace: &TraceContext,
+    ) -> Result<Self, Status> {
         let histories = convert::histories(ids);
         // The opening and its history are queued before the call; later a session has at most its slots queued.
         let (outbound, queued) = mpsc::channel(histories.len() + 1 + cascadia_core::limits::MAX_DRAFT_LENGTH);
-        let messages = std::iter::once(Request::Open(open)).chain(histories.into_iter().map(Request::History));
+        let messages = std::iter::once(Order::Open(open)).chain(histories.into_iter().map(Order::History));
         for message in messages {
             queue(&outbound, message)?;
         }
         let mut client = VerifyClient::new(channel).max_decoding_message_size(cascadia_core::limits::BLOCK_BYTES);
-        let mut inbound = client.stream(ReceiverStream::new(queued)).await?.into_inner();
+        let mut request = Request::new(ReceiverStream::new(queued));
+        trace.inject(request.metadata_mut());
+        let mut inbound = client.stream(request).await?.into_inner();
         match inbound.message().await? {
             Some(VerifyResponse { message: Some(Response::Held(held)) }) => Ok(Self {
                 outbound,
@@ -80,6 +91,7 @@ impl ExpertLink {
                 expert,
                 slots: held.slots.max(1) as usize,
                 fingerprint: held.fingerprint,
+                held: held.n as usize,
                 context: held.context as usize,
                 row_exact: held.row_exact,
             }),
@@ -92,7 +104,7 @@ impl ExpertLink {
     /// # Errors
     /// When the stream has ended.
     pub fn send(&self, block: &DraftBlock) -> Result<(), Status> {
-        queue(&self.outbound, Request::Block(convert::block_message(block)))
+        queue(&self.outbound, Order::Block(convert::block_message(block)))
     }
 
     /// What the expert says next.
@@ -117,7 +129,7 @@ impl ExpertLink {
     }
 }
 
-fn queue(outbound: &mpsc::Sender<VerifyRequest>, message: Request) -> Result<(), Status> {
+fn queue(outbound: &mpsc::Sender<VerifyRequest>, message: Order) -> Result<(), Status> {
     outbound
         .try_send(VerifyRequest { message: Some(message) })
         .map_err(|_| Status::unavailable("the stream to the expert has ended"))

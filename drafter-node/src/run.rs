@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cascadia_core::decoding::Strategy;
 use cascadia_core::session::Counters;
 use cascadia_node::owner::{self, Begun, Opening};
+use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
 use futures::Stream;
@@ -28,12 +29,13 @@ impl session_server::Session for SessionService {
     type RunStream = Pin<Box<dyn Stream<Item = Result<RunResponse, Status>> + Send>>;
 
     async fn run(&self, request: tonic::Request<Streaming<RunRequest>>) -> Result<Answered<Self::RunStream>, Status> {
+        let trace = TraceContext::from_metadata(request.metadata());
         let inbound = request.into_inner();
         let node = self.0.clone();
         let (sender, receiver) = mpsc::channel(UNREAD);
         // Ends with the stream: the inbound side fails when the router goes, the outbound side closes.
         tokio::spawn(async move {
-            if let Err(status) = own(&node, inbound, &sender).await {
+            if let Err(status) = own(&node, inbound, &sender, trace).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -41,8 +43,13 @@ impl session_server::Session for SessionService {
     }
 }
 
-async fn own(node: &DrafterNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
-    let opening = Opening::read(&mut inbound, &node.facts).await?;
+async fn own(
+    node: &DrafterNode,
+    mut inbound: Streaming<RunRequest>,
+    sender: &owner::Sender,
+    trace: TraceContext,
+) -> Result<(), Status> {
+    let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.drafter);
     if !pinned.is_empty() && pinned != node.facts.fingerprint {
         return Err(Status::failed_precondition(format!(

@@ -70,7 +70,7 @@ impl ExpertNode {
         )))
     }
 
-    /// The answer to an opening, and to lost pages.
+    /// The answer to an opening, and to lost pages: how many tokens need no prefill, and what the session may count on.
     pub(crate) fn held(&self, protocol: u32, n: usize) -> v1::Held {
         v1::Held {
             protocol,

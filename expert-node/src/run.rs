@@ -9,6 +9,7 @@ use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Scorer};
 use cascadia_node::sessions::{Heard, Open};
+use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
 use futures::Stream;
@@ -31,12 +32,13 @@ impl session_server::Session for SessionService {
     type RunStream = Pin<Box<dyn Stream<Item = Result<RunResponse, Status>> + Send>>;
 
     async fn run(&self, request: tonic::Request<Streaming<RunRequest>>) -> Result<Answered<Self::RunStream>, Status> {
+        let trace = TraceContext::from_metadata(request.metadata());
         let inbound = request.into_inner();
         let node = self.0.clone();
         let (sender, receiver) = mpsc::channel(UNREAD);
         // Ends with the stream, as in `verify.rs`.
         tokio::spawn(async move {
-            if let Err(status) = decode(&node, inbound, &sender).await {
+            if let Err(status) = decode(&node, inbound, &sender, trace).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -44,8 +46,13 @@ impl session_server::Session for SessionService {
     }
 }
 
-async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &owner::Sender) -> Result<(), Status> {
-    let opening = Opening::read(&mut inbound, &node.facts).await?;
+async fn decode(
+    node: &ExpertNode,
+    mut inbound: Streaming<RunRequest>,
+    sender: &owner::Sender,
+    trace: TraceContext,
+) -> Result<(), Status> {
+    let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
     node.serves(&opening.open.model)?;
     node.matches(opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert))?;
     let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
@@ -58,6 +65,7 @@ async fn decode(node: &ExpertNode, mut inbound: Streaming<RunRequest>, sender: &
         age: opening.age(),
     };
     let mut session = node.engine.open(open).await?;
+    output.cached_tokens = session.cached.min(prompt_tokens) as u32;
     output
         .send(Response::Opened(v1::Opened {
             protocol: opening.protocol,

@@ -61,7 +61,7 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
     let mut session = node.engine.open(Open { key, epoch, work, priority, salt, age: opening.age }).await?;
-    say(outbound, Response::Held(node.held(opening.protocol, opening.ids.len()))).await?;
+    say(outbound, Response::Held(node.held(opening.protocol, session.cached))).await?;
 
     let mut unanswered: u32 = 0;
     let mut told_to_move = false;
@@ -75,7 +75,7 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
                     say(outbound, message_of(answer, hint)).await?;
                 }
                 Heard::Evicted(held) => say(outbound, Response::Held(node.held(opening.protocol, held))).await?,
-                Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened => {}
+                Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened(_) => {}
             },
             message = inbound.message() => match message? {
                 None => return Ok(()),

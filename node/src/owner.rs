@@ -17,6 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use crate::telemetry::TraceContext;
+
 /// What the router opened, whole.
 #[derive(Debug)]
 pub struct Opening {
@@ -32,6 +34,8 @@ pub struct Opening {
     pub resolved: v1::Resolved,
     /// A continued session's prompt length and all its ids.
     pub continued: Option<(usize, Vec<TokenId>)>,
+    /// The trace that the session's calls belong to.
+    pub trace: TraceContext,
     /// When it was read: what is left of its time counts from here.
     read: Instant,
 }
@@ -44,9 +48,15 @@ impl Opening {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` naming what is missing or wrong, `FAILED_PRECONDITION` where no protocol is shared.
-    pub async fn read(inbound: &mut Streaming<RunRequest>, facts: &ModelFacts) -> Result<Self, Status> {
+    pub async fn read(
+        inbound: &mut Streaming<RunRequest>,
+        facts: &ModelFacts,
+        trace: TraceContext,
+    ) -> Result<Self, Status> {
         let reading = tokio::time::timeout(OPENING_TIMEOUT, Self::read_whole(inbound, facts));
-        reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))
+        let opening =
+            reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")));
+        Ok(Self { trace, ..opening? })
     }
 
     async fn read_whole(inbound: &mut Streaming<RunRequest>, facts: &ModelFacts) -> Result<Self, Status> {
@@ -72,7 +82,16 @@ impl Opening {
                 Some((continued.prompt_tokens as usize, ids))
             }
         };
-        Ok(Self { session, epoch, protocol, open, resolved, continued, read: Instant::now() })
+        Ok(Self {
+            session,
+            epoch,
+            protocol,
+            open,
+            resolved,
+            continued,
+            trace: TraceContext::default(),
+            read: Instant::now(),
+        })
     }
 
     /// The time the request has left.
@@ -189,6 +208,8 @@ pub struct Output {
     logprobs: bool,
     /// False from the first position that a retry might not repeat.
     pub reproducible: bool,
+    /// Prompt tokens that needed no prefill at the model that decides.
+    pub cached_tokens: u32,
     /// The committed ids end the text already: their owner died between its last tokens and saying so.
     pub over: Option<Finish>,
 }
@@ -223,6 +244,7 @@ impl Output {
             prompt_tokens: start.prompt_tokens,
             logprobs: start.decoding.logprobs.is_some(),
             reproducible: true,
+            cached_tokens: 0,
             over,
         }
     }
@@ -293,7 +315,7 @@ impl Output {
             usage: Some(v1::Usage {
                 prompt_tokens: self.prompt_tokens as u32,
                 completion_tokens: (self.position - self.prompt_tokens) as u32,
-                cached_tokens: 0,
+                cached_tokens: self.cached_tokens,
             }),
             speculation: Some(speculation),
             reproducible: self.reproducible,

@@ -47,8 +47,8 @@ pub struct Hint {
 /// What a session hears.
 #[derive(Debug)]
 pub enum Heard<R> {
-    /// The engine holds the session; always the first word.
-    Opened,
+    /// The engine holds the session, and so many of its tokens from others of the same beginning; always the first word.
+    Opened(usize),
     /// The work's own reply.
     Reply(R),
     /// The session lost pages; it holds so many tokens. The engine fills them again by itself.
@@ -161,9 +161,12 @@ impl<W: Work> EngineHandle<W> {
         let (sender, heard) = mpsc::unbounded_channel();
         let (key, opening) = (open.key, self.openings.fetch_add(1, Relaxed));
         self.mailbox.send(Command::Open(Box::new(open), opening, sender))?;
-        let mut session = OpenSession { engine: self.clone(), key, opening, heard };
+        let mut session = OpenSession { engine: self.clone(), key, opening, heard, cached: 0 };
         match session.next().await? {
-            Heard::Opened => Ok(session),
+            Heard::Opened(cached) => {
+                session.cached = cached;
+                Ok(session)
+            }
             _ => Err(Status::internal("the engine answered before it opened the session")),
         }
     }
@@ -176,6 +179,8 @@ pub struct OpenSession<W: Work> {
     key: SessionId,
     opening: Opening,
     heard: mpsc::UnboundedReceiver<Result<Heard<W::Reply>, Refusal>>,
+    /// Tokens that were in the cache when it was opened.
+    pub cached: usize,
 }
 
 impl<W: Work> OpenSession<W> {
@@ -257,7 +262,8 @@ impl<W: Work> SessionLoop<W> {
             let _ = replies.send(Err(Refusal::Full));
             return;
         }
-        let _ = replies.send(Ok(Heard::Opened));
+        let cached = self.stepper.held(open.key).unwrap_or(0);
+        let _ = replies.send(Ok(Heard::Opened(cached)));
         self.listeners.insert(open.key, Listener { epoch: open.epoch, opening, replies });
         self.deliver(open.key, Hint::default());
         self.report(0);

@@ -128,6 +128,9 @@ impl Generation<'_> {
     fn hold(&mut self, link: ExpertLink, output: &mut Output) -> Found {
         self.pinned.clone_from(&link.fingerprint);
         self.failed.clear();
+        if !self.met {
+            output.cached_tokens = link.held.min(self.prompt_tokens) as u32;
+        }
         self.met = true;
         self.session.limit_depth(link.slots);
         if link.context > 0 {
@@ -143,7 +146,7 @@ impl Generation<'_> {
         let channel = self.node.connector.channel(&expert.address);
         let opened = tokio::select! {
                 biased;
-            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told()) => opened,
+            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &self.opening.trace) => opened,
             () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
         };
         let status = match opened {
