@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 }
 
 /// Threads that move messages. Where engines compute beside them, half the cores: on two cores a second one only makes
-/// every hop of a block wake another thread, which costs a tenth of the speed of `speculative`.
+/// every hop of a block wake another thread.
 fn workers(command: &Command) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if matches!(command, Command::Router(_)) { cores } else { (cores / 2).max(1) }

@@ -133,6 +133,9 @@ impl Opening {
         known_ids(&ids, facts.vocabulary, "history")?;
         let mut decoding = parameters::decoding(&self.resolved, prompt_tokens, text.eos_ids())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let biased: Vec<TokenId> = decoding.sampling.logit_bias.iter().map(|&(token, _)| token).collect();
+        known_ids(&biased, facts.vocabulary, "logit_bias")?;
+        known_ids(&decoding.sampling.banned, facts.vocabulary, "banned")?;
         decoding.max_tokens = decoding.max_tokens.min(facts.context.saturating_sub(prompt_tokens));
         let stop = StopSettings {
             stop_ids: decoding.stop_ids.clone(),
@@ -269,17 +272,25 @@ impl Output {
         Ok(())
     }
 
-    /// Commits and sends; the text's end, if this reached it.
+    /// Commits and sends, a message for each run of tokens of one provenance so that its text has one too; the text's
+    /// end, if this reached it.
     ///
     /// # Errors
     /// `CANCELLED` where the router has gone.
     pub async fn emit(&mut self, emitted: &[Emitted], from: Scorer) -> Result<Option<Finish>, Status> {
-        if emitted.is_empty() {
-            return Ok(None);
+        for run in emitted.chunk_by(|a, b| a.provenance == b.provenance) {
+            let finish = self.emit_run(run, from).await?;
+            if finish.is_some() {
+                return Ok(finish);
+            }
         }
-        let ids: Vec<TokenId> = emitted.iter().map(|e| e.token).collect();
+        Ok(None)
+    }
+
+    async fn emit_run(&mut self, run: &[Emitted], from: Scorer) -> Result<Option<Finish>, Status> {
+        let ids: Vec<TokenId> = run.iter().map(|e| e.token).collect();
         let Committed { taken, text, finish } = self.commit.commit(&ids);
-        let kept = &emitted[..taken];
+        let kept = &run[..taken];
         let logprobs = if self.logprobs { kept.iter().map(|e| from.logprobs(e)).collect() } else { Vec::new() };
         let tokens = v1::Tokens {
             choice: self.choice,

@@ -245,7 +245,9 @@ impl<W: Work> SessionLoop<W> {
         observer: Box<dyn Observer<W::Reply>>,
         batch_tokens: usize,
     ) -> Self {
-        Self { engine, stepper, listeners: BTreeMap::new(), board, observer, batch_tokens }
+        let new = Self { engine, stepper, listeners: BTreeMap::new(), board, observer, batch_tokens };
+        new.report(0);
+        new
     }
 
     fn open(&mut self, open: Open<W>, opening: Opening, replies: Replies<W>, now: Duration) {
@@ -308,7 +310,8 @@ impl<W: Work> SessionLoop<W> {
         self.board.record(EngineLoad {
             sessions: load.sessions,
             queued_tokens: load.queued_tokens,
-            running_tokens: load.running_tokens,
+            // The stepper's figure is of its last batch.
+            running_tokens: if self.stepper.has_work() { load.running_tokens } else { 0 },
             kv_pages: load.pages_total,
             kv_pages_free: load.pages_free,
             batch_tokens_last,

@@ -31,7 +31,7 @@ pub enum TelemetryError {
 pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(parsed).with_writer(std::io::stderr);
     let set = if json {
         builder.json().flatten_event(true).try_init()
     } else {
