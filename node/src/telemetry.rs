@@ -1,7 +1,5 @@
 //! Logs, and the trace context that crosses every hop. Never a prompt, never a completion.
 
-use std::io::IsTerminal;
-
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -32,11 +30,7 @@ pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
     let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(parsed).with_writer(std::io::stderr);
-    let set = if json {
-        builder.json().flatten_event(true).try_init()
-    } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).try_init()
-    };
+    let set = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     set.map_err(|_| TelemetryError::Twice)
 }
 
