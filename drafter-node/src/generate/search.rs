@@ -82,26 +82,12 @@ impl Generation<'_> {
         self.search(reason, output).await
     }
 
-    /// Looks for an expert until there is one, or the request prefers the drafter alone.
+    /// Looks for an expert and tells the router which it is.
     async fn search(&mut self, reason: v1::MoveReason, output: &mut Output) -> Result<Found, Status> {
-        loop {
-            if let Some(expert) = self.pick() {
-                let node_ref = expert.node_ref();
-                if let Some(link) = self.try_link(expert).await? {
-                    let moved =
-                        v1::Moved { expert: Some(node_ref), reason: reason.into(), epoch: self.session.epoch().0 };
-                    output.send(Response::Moved(moved)).await?;
-                    return Ok(self.hold(link, output));
-                }
-                self.session.reopen();
-                continue;
-            }
-            // Experts that are only full are not lost: their sessions end, and this one's turn comes.
-            if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
-                return Ok(Found::Alone);
-            }
-            self.pause().await;
-        }
+        let Some(link) = self.any_link().await? else { return Ok(Found::Alone) };
+        let (expert, epoch) = (Some(link.expert.node_ref()), self.session.epoch().0);
+        output.send(Response::Moved(v1::Moved { expert, reason: reason.into(), epoch })).await?;
+        Ok(self.hold(link, output))
     }
 
     /// Whoever failed once may be back by now; the status stream says who is not.
@@ -191,6 +177,7 @@ impl Generation<'_> {
         }
     }
 
+    /// Looks for an expert until there is one; `None` where the request prefers the drafter alone.
     pub(super) async fn any_link(&mut self) -> Result<Option<ExpertLink>, Status> {
         loop {
             if let Some(expert) = self.pick() {
@@ -199,6 +186,7 @@ impl Generation<'_> {
                 }
                 self.session.reopen();
             } else if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
+                // Experts that are only full are not lost: their sessions end, and this one's turn comes.
                 return Ok(None);
             } else {
                 self.pause().await;
