@@ -1,0 +1,145 @@
+//! Logs: one line an event, as text or as one JSON object, with the session and its trace. Never a prompt, never a
+//! completion, unless `--log-prompts` asks for them.
+
+use std::fmt;
+
+use serde_json::{Map, Value};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{JsonFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use super::TelemetryError;
+
+/// Sends logs to stderr, as text or as one JSON object a line.
+///
+/// # Errors
+/// When the filter cannot be read, or logs were set up before.
+pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
+    let parsed =
+        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(parsed).with_writer(std::io::stderr);
+    let set =
+        if json { builder.fmt_fields(JsonFields::new()).event_format(Lines).try_init() } else { builder.try_init() };
+    set.map_err(|_| TelemetryError::Twice)
+}
+
+/// One JSON object a line: what the event says, and beside it what its spans know (`session`, `trace_id`).
+#[derive(Debug)]
+struct Lines;
+
+impl<S> FormatEvent<S, JsonFields> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, JsonFields>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut timestamp = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
+        let metadata = event.metadata();
+        let mut line = Map::new();
+        line.insert("timestamp".into(), timestamp.into());
+        line.insert("level".into(), metadata.level().as_str().into());
+        line.insert("target".into(), metadata.target().into());
+        for span in context.event_scope().into_iter().flat_map(tracing_subscriber::registry::Scope::from_root) {
+            let extensions = span.extensions();
+            let fields = extensions.get::<FormattedFields<JsonFields>>().map(|fields| fields.fields.as_str());
+            if let Some(Ok(Value::Object(fields))) = fields.map(serde_json::from_str) {
+                line.extend(fields);
+            }
+        }
+        event.record(&mut Fields(&mut line));
+        writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+/// The event's own fields.
+struct Fields<'l>(&'l mut Map<String, Value>);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().into(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().into(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_session_and_its_trace_beside_what_it_says() {
+        let memory = Memory::default();
+        let sink = memory.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || sink.clone())
+            .fmt_fields(JsonFields::new())
+            .event_format(Lines)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let _session = tracing::error_span!("session", session = "5e", trace_id = %"0af7").entered();
+            tracing::warn!(tokens = 3, error = %"two\nlines \"and\" quotes", "ended");
+            tracing::info!("again");
+        });
+        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "one line an event: {text}");
+        let first = &lines[0];
+        assert_eq!((&first["session"], &first["trace_id"]), (&"5e".into(), &"0af7".into()));
+        assert_eq!(
+            (&first["level"], &first["message"], &first["tokens"]),
+            (&"WARN".into(), &"ended".into(), &3.into())
+        );
+        assert_eq!(first["error"], "two\nlines \"and\" quotes");
+        assert!(first["timestamp"].as_str().unwrap().contains('T') && first["target"].is_string());
+    }
+
+    #[test]
+    fn a_wrong_filter_is_told_with_its_cure() {
+        let error = init("cascadia=loud", false).unwrap_err().to_string();
+        assert!(error.contains("cascadia=loud") && error.contains("info"), "{error}");
+    }
+}
