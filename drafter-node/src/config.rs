@@ -1,11 +1,12 @@
-//! What an operator sets of an drafter node.
+//! What an operator sets of a drafter node.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use cascadia_core::limits;
+use cascadia_node::config::Reloads;
 
-/// A drafter node. Each field is a flag and a `CASCADIA_*` variable.
+/// A drafter node. Each field is a flag, a `CASCADIA_*` variable and a key of the configuration file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DrafterConfig {
     /// Folder of the model: config.json, *.safetensors, tokenizer.json
@@ -24,7 +25,7 @@ pub struct DrafterConfig {
     #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 1024)]
     pub kv_pages: usize,
     /// Blocks a session keeps in flight, up to what the expert grants; 0 drafts ahead while blocks are accepted whole
-    #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", default_value_t = 0)]
+    #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", add = Reloads, default_value_t = 0)]
     pub pipeline_depth: usize,
     /// Tokens of one batch at most
     #[arg(long, env = "CASCADIA_BATCH_TOKENS", default_value_t = limits::BATCH_TOKENS)]
@@ -38,18 +39,9 @@ pub struct DrafterConfig {
 }
 
 impl Default for DrafterConfig {
+    /// All defaults, and no model.
     fn default() -> Self {
-        Self {
-            model: PathBuf::new(),
-            served_model: Vec::new(),
-            dtype: "q8_0".into(),
-            threads: 0,
-            kv_pages: 1024,
-            pipeline_depth: 0,
-            batch_tokens: limits::BATCH_TOKENS,
-            max_sessions: limits::MAX_SESSIONS,
-            grace_seconds: 615,
-        }
+        Self { model: PathBuf::new(), ..cascadia_node::config::of_flags(&["--model=none"]) }
     }
 }
 

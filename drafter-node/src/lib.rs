@@ -23,6 +23,7 @@ use cascadia_core::engine::Engine;
 use cascadia_core::placement::{Role, ServedModel};
 use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
+use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::process::{Identity, Leaving, Process, offered};
@@ -48,7 +49,14 @@ const COMMANDS_PER_SESSION: usize = 4;
 ///
 /// # Errors
 /// When the model fails its first pass, the node cannot register, or its listener fails.
-pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), DrafterError> {
+pub async fn run(
+    config: impl Into<Live<DrafterConfig>>,
+    edge: Edge,
+    mut parts: Parts,
+    drive: Drive,
+) -> Result<(), DrafterError> {
+    let live = config.into();
+    let config = live.now();
     config.check().map_err(DrafterError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());
@@ -97,7 +105,7 @@ pub async fn run(config: DrafterConfig, edge: Edge, mut parts: Parts, drive: Dri
         experts,
         connector: edge.connector.clone(),
         leaving,
-        config,
+        config: live,
     });
     let service =
         SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);

@@ -7,6 +7,7 @@ use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Wish};
+use cascadia_node::config::Live;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
 use cascadia_node::process::Leaving;
@@ -19,8 +20,8 @@ use crate::expert_link::Expert;
 
 /// One drafter node, as its sessions see it.
 pub struct DrafterNode {
-    /// What the operator set.
-    pub config: DrafterConfig,
+    /// What the operator set; each session keeps what was in force when it came.
+    pub config: Live<DrafterConfig>,
     /// The model.
     pub facts: ModelFacts,
     /// Its tokenizer and chat template.

@@ -38,18 +38,9 @@ pub struct ExpertConfig {
 }
 
 impl Default for ExpertConfig {
+    /// All defaults, and no model.
     fn default() -> Self {
-        Self {
-            model: PathBuf::new(),
-            served_model: Vec::new(),
-            dtype: "q8_0".into(),
-            threads: 0,
-            kv_pages: 1024,
-            slots: limits::DEFAULT_SLOTS,
-            batch_tokens: limits::BATCH_TOKENS,
-            max_sessions: limits::MAX_SESSIONS,
-            grace_seconds: 615,
-        }
+        Self { model: PathBuf::new(), ..cascadia_node::config::of_flags(&["--model=none"]) }
     }
 }
 

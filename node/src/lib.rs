@@ -2,13 +2,14 @@
 //!
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`admin`] the operator's port · [`telemetry`]
-//! logs and trace context · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
+//! logs and trace context · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod config;
 pub mod drive;
 mod jitter;
 pub mod lifecycle;

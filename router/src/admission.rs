@@ -1,6 +1,6 @@
 //! Who may come in, and on which terms: bounds, validation, and everything that is fixed for the session's life.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use cascadia_core::ids::SessionId;
@@ -10,10 +10,9 @@ use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::parameters;
 use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt, Resolved};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::config::RouterConfig;
+use crate::config::{READING, RouterConfig};
 use crate::error::GenerateError;
 
 /// A label (request id, tenant, conversation, cache salt, model) has at most so many bytes.
@@ -23,39 +22,52 @@ const LABEL_BYTES: usize = 512;
 const PROMPT_BYTES: usize = limits::REQUEST_BYTES - limits::CONTROL_BYTES;
 
 /// The door: so many sessions at once.
-#[derive(Debug)]
-pub struct Admission {
-    limit: usize,
-    places: Arc<Semaphore>,
+#[derive(Debug, Default)]
+pub struct Admission(Mutex<Book>);
+
+/// What the door knows of those who passed.
+#[derive(Debug, Default)]
+struct Book {
+    /// Sessions inside.
+    admitted: usize,
     /// How long sessions lately took, seconds; 0 before the first.
-    lately: Mutex<f64>,
+    lately: f64,
+    /// When the last of them is over at the latest.
+    last_deadline: Option<Instant>,
 }
 
 impl Admission {
-    /// A door for so many sessions.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { limit, places: Arc::new(Semaphore::new(limit)), lately: Mutex::new(0.0) }
-    }
-
-    /// Takes a place.
+    /// Takes one of `limit` places until `deadline` at the latest. The limit may be another for each who comes; those
+    /// inside stay.
     ///
     /// # Errors
     /// When there is none, with the time after which one can be expected.
-    pub fn enter(self: &Arc<Self>) -> Result<Place, GenerateError> {
-        match self.places.clone().try_acquire_owned() {
-            Ok(permit) => Ok(Place { door: self.clone(), entered: Instant::now(), _permit: permit }),
-            Err(_) => {
-                let lately = *self.lately.lock().expect("no panic under this lock");
-                Err(GenerateError::Full { limit: self.limit, retry_after: retry_after(lately, self.limit) })
-            }
+    pub fn enter(self: &Arc<Self>, limit: usize, deadline: Instant) -> Result<Place, GenerateError> {
+        let mut book = self.book();
+        if book.admitted >= limit {
+            return Err(GenerateError::Full { limit, retry_after: retry_after(book.lately, limit) });
         }
+        book.admitted += 1;
+        book.last_deadline = book.last_deadline.max(Some(deadline));
+        Ok(Place { door: self.clone(), entered: Instant::now() })
     }
 
     /// Sessions inside.
     #[must_use]
     pub fn admitted(&self) -> usize {
-        self.limit - self.places.available_permits()
+        self.book().admitted
+    }
+
+    /// How long a draining router lives at most: `configured`, and longer if a session was admitted on longer terms.
+    #[must_use]
+    pub fn grace(&self, configured: Duration) -> Duration {
+        let last = self.book().last_deadline;
+        let left = last.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
+        configured.max(left + READING)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.0.lock().expect("no panic under this lock")
     }
 }
 
@@ -69,14 +81,14 @@ fn retry_after(lately: f64, limit: usize) -> Duration {
 pub struct Place {
     door: Arc<Admission>,
     entered: Instant,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let took = self.entered.elapsed().as_secs_f64();
-        if let Ok(mut lately) = self.door.lately.lock() {
-            *lately = if *lately == 0.0 { took } else { *lately * 0.9 + took * 0.1 };
+        if let Ok(mut book) = self.door.0.lock() {
+            book.admitted -= 1;
+            book.lately = if book.lately == 0.0 { took } else { book.lately * 0.9 + took * 0.1 };
         }
     }
 }
@@ -328,14 +340,28 @@ mod tests {
 
     #[tokio::test]
     async fn the_door_is_bounded_and_says_when_to_retry() {
-        let door = Arc::new(Admission::new(1));
-        let place = door.enter().unwrap();
+        let door = Arc::new(Admission::default());
+        let soon = Instant::now() + Duration::from_secs(1);
+        let place = door.enter(1, soon).unwrap();
         assert_eq!(door.admitted(), 1);
-        assert!(matches!(door.enter(), Err(GenerateError::Full { limit: 1, .. })));
-        drop(place);
-        door.enter().unwrap();
+        assert!(matches!(door.enter(1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        // Another limit is for those who come after it; whoever is inside stays.
+        let second = door.enter(2, soon).unwrap();
+        assert!(matches!(door.enter(1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        drop((place, second));
+        door.enter(1, soon).unwrap();
         assert_eq!(retry_after(0.0, 4), Duration::from_secs(1));
         assert_eq!(retry_after(50.0, 4), Duration::from_secs(13));
         assert_eq!(retry_after(1e9, 4), Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_admitted_on_longer_terms_keeps_them() {
+        let door = Arc::new(Admission::default());
+        assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(20));
+        let _long = door.enter(2, Instant::now() + Duration::from_secs(100)).unwrap();
+        let _short = door.enter(2, Instant::now() + Duration::from_secs(10)).unwrap();
+        assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(100) + READING);
+        assert_eq!(door.grace(Duration::from_secs(200)), Duration::from_secs(200));
     }
 }

@@ -1,8 +1,9 @@
-//! What the operator sets: each field a flag, a `CASCADIA_*` variable, and its help.
+//! What the operator sets: each field a flag, a `CASCADIA_*` variable, a key of the configuration file, and its help.
 
 use std::time::Duration;
 
 use cascadia_core::limits;
+use cascadia_node::config::Reloads;
 use cascadia_proto::parameters::{self, Defaults, STRATEGIES};
 use cascadia_proto::v1::Parameters;
 
@@ -13,52 +14,52 @@ use crate::mint::Mint;
 #[command(next_help_heading = "Router")]
 pub struct RouterConfig {
     /// Sessions admitted at once; more are refused with a retry delay.
-    #[arg(long, env = "CASCADIA_MAX_SESSIONS", default_value_t = limits::MAX_ADMITTED)]
+    #[arg(long, env = "CASCADIA_MAX_SESSIONS", add = Reloads, default_value_t = limits::MAX_ADMITTED)]
     pub max_sessions: usize,
 
     /// Time of a request that names none, milliseconds.
-    #[arg(long, env = "CASCADIA_DEFAULT_TIMEOUT_MS", default_value_t = millis(limits::DEFAULT_DEADLINE))]
+    #[arg(long, env = "CASCADIA_DEFAULT_TIMEOUT_MS", add = Reloads, default_value_t = millis(limits::DEFAULT_DEADLINE))]
     pub default_timeout_ms: u64,
 
     /// The most time a request may take, milliseconds; a longer one gets this.
-    #[arg(long, env = "CASCADIA_MAX_TIMEOUT_MS", default_value_t = millis(limits::DEFAULT_DEADLINE))]
+    #[arg(long, env = "CASCADIA_MAX_TIMEOUT_MS", add = Reloads, default_value_t = millis(limits::DEFAULT_DEADLINE))]
     pub max_timeout_ms: u64,
 
     /// After SIGTERM, how long new requests are still accepted while load balancers learn that this router is not
     /// ready, milliseconds.
-    #[arg(long, env = "CASCADIA_LAME_DUCK_MS", default_value_t = 5_000)]
+    #[arg(long, env = "CASCADIA_LAME_DUCK_MS", add = Reloads, default_value_t = 5_000)]
     pub lame_duck_ms: u64,
 
     /// Strategies that requests may choose.
-    #[arg(long, env = "CASCADIA_STRATEGIES", value_delimiter = ',', default_values_t = STRATEGIES.map(String::from))]
+    #[arg(long, env = "CASCADIA_STRATEGIES", add = Reloads, value_delimiter = ',', default_values_t = STRATEGIES.map(String::from))]
     pub strategies: Vec<String>,
 
     /// Strategy of a request that names none.
-    #[arg(long, env = "CASCADIA_DEFAULT_STRATEGY", default_value_t = Defaults::default().strategy)]
+    #[arg(long, env = "CASCADIA_DEFAULT_STRATEGY", add = Reloads, default_value_t = Defaults::default().strategy)]
     pub default_strategy: String,
 
     /// Deferral rule of `speculative_cascade` where a request names none.
-    #[arg(long, env = "CASCADIA_DEFAULT_RULE", default_value_t = Defaults::default().rule)]
+    #[arg(long, env = "CASCADIA_DEFAULT_RULE", add = Reloads, default_value_t = Defaults::default().rule)]
     pub default_rule: String,
 
     /// That rule's alpha where a request gives none; the rule's own default if this is not set.
-    #[arg(long, env = "CASCADIA_DEFAULT_ALPHA")]
+    #[arg(long, env = "CASCADIA_DEFAULT_ALPHA", add = Reloads)]
     pub default_alpha: Option<f64>,
 
     /// Temperature where a request gives none.
-    #[arg(long, env = "CASCADIA_DEFAULT_TEMPERATURE", default_value_t = Defaults::default().temperature)]
+    #[arg(long, env = "CASCADIA_DEFAULT_TEMPERATURE", add = Reloads, default_value_t = Defaults::default().temperature)]
     pub default_temperature: f64,
 
     /// Draft length where a request gives none.
-    #[arg(long, env = "CASCADIA_DEFAULT_DRAFT_LENGTH", default_value_t = Defaults::default().draft_length)]
+    #[arg(long, env = "CASCADIA_DEFAULT_DRAFT_LENGTH", add = Reloads, default_value_t = Defaults::default().draft_length)]
     pub default_draft_length: u32,
 
     /// Output tokens at most where a request does not say.
-    #[arg(long, env = "CASCADIA_DEFAULT_MAX_TOKENS", default_value_t = Defaults::default().max_tokens)]
+    #[arg(long, env = "CASCADIA_DEFAULT_MAX_TOKENS", add = Reloads, default_value_t = Defaults::default().max_tokens)]
     pub default_max_tokens: u32,
 
     /// The most output tokens a request may ask for.
-    #[arg(long, env = "CASCADIA_MOST_TOKENS", default_value_t = Defaults::default().most_tokens)]
+    #[arg(long, env = "CASCADIA_MOST_TOKENS", add = Reloads, default_value_t = Defaults::default().most_tokens)]
     pub most_tokens: u32,
 
     /// Where session ids and the router's own chance come from; a simulation gives a seed.
@@ -68,23 +69,7 @@ pub struct RouterConfig {
 
 impl Default for RouterConfig {
     fn default() -> Self {
-        let Defaults { strategy, rule, alpha, temperature, max_tokens, most_tokens, draft_length, strategies } =
-            Defaults::default();
-        Self {
-            max_sessions: limits::MAX_ADMITTED,
-            default_timeout_ms: millis(limits::DEFAULT_DEADLINE),
-            max_timeout_ms: millis(limits::DEFAULT_DEADLINE),
-            lame_duck_ms: 5_000,
-            strategies,
-            default_strategy: strategy,
-            default_rule: rule,
-            default_alpha: alpha,
-            default_temperature: temperature,
-            default_draft_length: draft_length,
-            default_max_tokens: max_tokens,
-            most_tokens,
-            mint: Mint::default(),
-        }
+        cascadia_node::config::of_flags(&[])
     }
 }
 
@@ -125,7 +110,7 @@ impl RouterConfig {
     /// How long a draining router lives at most: what it accepted last has its time, and a little to be read.
     #[must_use]
     pub fn grace(&self) -> Duration {
-        self.lame_duck() + self.max_timeout() + Duration::from_secs(15)
+        self.lame_duck() + self.max_timeout() + READING
     }
 
     /// Checks what the types do not say.
@@ -135,9 +120,6 @@ impl RouterConfig {
     pub fn check(&self) -> Result<(), String> {
         if self.max_sessions == 0 {
             return Err("max-sessions is 0: nothing would be admitted; set at least 1".to_owned());
-        }
-        if self.max_sessions > tokio::sync::Semaphore::MAX_PERMITS {
-            return Err(format!("max-sessions is too large: set at most {}", tokio::sync::Semaphore::MAX_PERMITS));
         }
         if self.default_timeout_ms == 0 || self.default_timeout_ms > self.max_timeout_ms {
             let (default, max) = (self.default_timeout_ms, self.max_timeout_ms);
@@ -159,6 +141,9 @@ impl RouterConfig {
         Ok(())
     }
 }
+
+/// What a client has, after its session's time, to read the end.
+pub const READING: Duration = Duration::from_secs(15);
 
 /// Longer deadlines are mistakes, and overflow clocks.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);

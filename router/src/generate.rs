@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cascadia_core::ids::NodeId;
 use cascadia_core::limits;
 use cascadia_core::placement::served_models;
+use cascadia_node::config::Live;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
@@ -30,8 +31,8 @@ use crate::status;
 pub struct Router {
     /// Its name.
     pub id: NodeId,
-    /// What the operator set.
-    pub config: RouterConfig,
+    /// What the operator set; each request is admitted under what is in force when it comes.
+    pub config: Live<RouterConfig>,
     /// The door.
     pub admission: Arc<Admission>,
     /// Who is there and how busy.
@@ -61,8 +62,10 @@ impl Router {
             served.dedup();
         }
         let model = model_of(&request.model, served)?;
-        let terms = Terms::of(request, model, trace, &self.config)?;
-        Ok((terms, self.admission.enter()?))
+        let config = self.config.now();
+        let terms = Terms::of(request, model, trace, &config)?;
+        let place = self.admission.enter(config.max_sessions, terms.deadline())?;
+        Ok((terms, place))
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.

@@ -32,6 +32,7 @@ use cascadia_core::limits;
 use cascadia_core::placement::{NodeRecord, NodeState, Role};
 use cascadia_node::Edge;
 use cascadia_node::admin::{self, Admin};
+use cascadia_node::config::Live;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::membership::Membership;
 use cascadia_node::net;
@@ -53,15 +54,16 @@ const SERVICE: &str = "cascadia.v1.Inference";
 ///
 /// # Errors
 /// When the configuration means nothing or the listener fails.
-pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
-    config.check().map_err(RouterError::Config)?;
+pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<(), RouterError> {
+    let config = config.into();
+    config.now().check().map_err(RouterError::Config)?;
     let instance = edge.instance();
     let Edge { id, listener, admin, connector, membership, shutdown } = edge;
     let watcher = format!("router:{id}");
     let loads = LoadWatch::spawn(&membership, &connector, &watcher, &[Role::Drafter, Role::Expert], &shutdown);
-    let lame_duck = config.lame_duck();
+    let capacity = u32::try_from(config.now().max_sessions).unwrap_or(u32::MAX);
     let router = Arc::new(Router {
-        admission: Arc::new(admission::Admission::new(config.max_sessions)),
+        admission: Arc::default(),
         config,
         loads,
         outlook: outlook::Outlook::default(),
@@ -78,7 +80,7 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
         address: listener.address().to_owned(),
         admin_address: admin.as_ref().map(|admin| admin.address().to_owned()).unwrap_or_default(),
         models: Vec::new(),
-        capacity: u32::try_from(router.config.max_sessions).unwrap_or(u32::MAX),
+        capacity,
         protocol: cascadia_proto::PROTOCOL,
         state: NodeState::Ready,
     };
@@ -101,9 +103,10 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
         .add_service(reflection);
     let address = listener.address().to_owned();
     let lame = {
-        let shutdown = shutdown.clone();
+        let (shutdown, config) = (shutdown.clone(), router.config.clone());
         async move {
             shutdown.draining().await;
+            let lame_duck = config.now().lame_duck();
             tokio::select! { biased; () = shutdown.stopped() => {}, () = tokio::time::sleep(lame_duck) => {} }
         }
     };
@@ -130,7 +133,7 @@ pub async fn run(config: RouterConfig, edge: Edge) -> Result<(), RouterError> {
 
 /// From the first servable model to the last open stream.
 async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
-    let (shutdown, lame_duck) = (&router.shutdown, router.config.lame_duck());
+    let shutdown = &router.shutdown;
     let ready = async {
         router.outlook.servable().await;
         report(health, ServingStatus::Serving).await;
@@ -140,6 +143,8 @@ async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
     report(health, ServingStatus::NotServing).await;
     board.set_state(NodeState::Draining);
     tracing::info!(router = %router.id, open = router.admission.admitted(), "draining");
+    let config = router.config.now();
+    let (lame_duck, grace) = (config.lame_duck(), router.admission.grace(config.grace()));
     let finished = async {
         tokio::time::sleep(lame_duck).await;
         // Status streams never end by themselves.
@@ -149,7 +154,7 @@ async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
     tokio::select! {
         biased;
         () = shutdown.stopped() => {}
-        () = tokio::time::sleep(router.config.grace()) => tracing::warn!("grace is over, open streams are cut"),
+        () = tokio::time::sleep(grace) => tracing::warn!("grace is over, open streams are cut"),
         () = finished => {}
     }
     // What was written is flushed; whoever only watches is cut.

@@ -59,7 +59,7 @@ impl<'n> Generation<'n> {
         ids: Vec<TokenId>,
         prompt_tokens: usize,
     ) -> Self {
-        let pipeline = Pipeline::new(node.config.pipeline_depth, limits::DEFAULT_SLOTS as usize);
+        let pipeline = Pipeline::new(node.config.now().pipeline_depth, limits::DEFAULT_SLOTS as usize);
         let session = Session::new(decoding.clone(), &ids, opening.epoch, pipeline);
         // The router was told this expert's model when the session opened: it is pinned from there on.
         let pinned =
