@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::generate::GenerateArgs;
 use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
 use crate::pad::PadArgs;
+use crate::synthetic::{self, Synthetic};
 
 /// Where `up` listens and the other commands look for a router.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
@@ -88,6 +89,10 @@ pub struct UpArgs {
     /// Folder of the expert's model (Hugging Face layout) [default: the shipped one].
     #[arg(long, value_name = "DIR", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
     pub expert_model: Option<PathBuf>,
+
+    /// A pair without weights, in place of models.
+    #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with_all = ["drafter_model", "expert_model"], help = synthetic::HELP)]
+    pub synthetic: Option<Synthetic>,
 
     /// Where the router listens for clients.
     #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", default_value = DEFAULT_ADDRESS)]

@@ -12,12 +12,14 @@ pub mod cluster;
 pub mod colours;
 pub mod columns;
 pub mod demo;
+pub mod durations;
 pub mod generate;
 pub mod load;
 pub mod nodes;
 pub mod pad;
 pub mod static_list;
 pub mod status;
+pub mod synthetic;
 pub mod up;
 
 use std::io::Write;

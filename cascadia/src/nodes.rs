@@ -4,6 +4,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use cascadia_core::commit::Text;
+use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
 use cascadia_drafter_node::DrafterConfig;
@@ -16,9 +18,11 @@ use cascadia_node::net::{Connector, Listener};
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use clap::Args;
+use clap::builder::ArgPredicate;
 
 use crate::load::Model;
 use crate::static_list::{self, Entry, EntryModel};
+use crate::synthetic::{self, Synthetic};
 use crate::{Failure, Outcome};
 
 /// How long one look for etcd may take.
@@ -93,20 +97,32 @@ pub struct RouterArgs {
 
 /// Arguments of `drafter`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("model", or_synthetic))]
 pub struct DrafterArgs {
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
     config: DrafterConfig,
+    #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
+    synthetic: Option<Synthetic>,
 }
 
 /// Arguments of `expert`.
 #[derive(Args, Clone, Debug)]
+#[command(mut_arg("model", or_synthetic))]
 pub struct ExpertArgs {
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
     config: ExpertConfig,
+    #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
+    synthetic: Option<Synthetic>,
+}
+
+/// A node has a model or is synthetic.
+fn or_synthetic(model: clap::Arg) -> clap::Arg {
+    let instead = ("synthetic", ArgPredicate::IsPresent, Some(synthetic::SERVED));
+    model.required(false).required_unless_present("synthetic").default_value_if(instead.0, instead.1, instead.2)
 }
 
 /// Runs a router until it is told to stop.
@@ -115,7 +131,7 @@ pub struct ExpertArgs {
 /// When it cannot listen or register.
 pub async fn router(args: RouterArgs) -> Outcome {
     if args.node.source.print_record {
-        return print_record(&args.node, Role::Router, None, Vec::new()).await;
+        return args.node.print_record(Role::Router, None, Vec::new());
     }
     let edge = args.node.edge(Role::Router).await?;
     Ok(cascadia_router::run(args.config, edge).await?)
@@ -126,13 +142,20 @@ pub async fn router(args: RouterArgs) -> Outcome {
 /// # Errors
 /// When it cannot listen, load its model, or register.
 pub async fn drafter(args: DrafterArgs) -> Outcome {
-    let config = args.config;
+    let mut config = args.config;
+    if let Some(synthetic) = &args.synthetic {
+        synthetic.configure_drafter(&mut config);
+    }
+    let parts = |config: &DrafterConfig| match &args.synthetic {
+        Some(synthetic) => Ok(synthetic.drafter_parts(config)),
+        None => Model::load(&config.model, &config.dtype)?.drafter_parts(config),
+    };
     if args.node.source.print_record {
-        let model = Model::load(&config.model, &config.dtype)?;
-        return print_record(&args.node, Role::Drafter, Some(&model), config.served_model.clone()).await;
+        let cascadia_drafter_node::Parts { engine, text } = parts(&config)?;
+        return args.node.print_record(Role::Drafter, Some((engine.facts(), &*text)), config.served_model.clone());
     }
     let edge = args.node.edge(Role::Drafter).await?;
-    let parts = Model::load(&config.model, &config.dtype)?.drafter_parts(&config)?;
+    let parts = parts(&config)?;
     Ok(cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await?)
 }
 
@@ -142,15 +165,22 @@ pub async fn drafter(args: DrafterArgs) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn expert(args: ExpertArgs) -> Outcome {
     let mut config = args.config;
+    if let Some(synthetic) = &args.synthetic {
+        synthetic.configure_expert(&mut config);
+    }
     if config.served_model.is_empty() {
         config.served_model = vec![crate::load::folder_name(&config.model)];
     }
+    let parts = |config: &ExpertConfig| match &args.synthetic {
+        Some(synthetic) => Ok(synthetic.expert_parts(config)),
+        None => Model::load(&config.model, &config.dtype)?.expert_parts(config),
+    };
     if args.node.source.print_record {
-        let model = Model::load(&config.model, &config.dtype)?;
-        return print_record(&args.node, Role::Expert, Some(&model), config.served_model.clone()).await;
+        let cascadia_expert_node::Parts { engine, text } = parts(&config)?;
+        return args.node.print_record(Role::Expert, Some((engine.facts(), &*text)), config.served_model.clone());
     }
     let edge = args.node.edge(Role::Expert).await?;
-    let parts = Model::load(&config.model, &config.dtype)?.expert_parts(&config)?;
+    let parts = parts(&config)?;
     Ok(cascadia_expert_node::run(config, edge, parts, Drive::Thread).await?)
 }
 
@@ -217,28 +247,28 @@ impl NodeArgs {
         }
         Ok(address)
     }
-}
 
-/// Prints what a static list has to say about this node.
-async fn print_record(node: &NodeArgs, role: Role, model: Option<&Model>, names: Vec<String>) -> Outcome {
-    let address = node.address(role)?;
-    if address.ends_with(":0") {
-        return Err("a node of a static list needs a fixed port; give one with --listen".into());
+    /// Prints what a static list has to say about this node.
+    fn print_record(&self, role: Role, model: Option<(&ModelFacts, &dyn Text)>, names: Vec<String>) -> Outcome {
+        let address = self.address(role)?;
+        if address.ends_with(":0") {
+            return Err("a node of a static list needs a fixed port; give one with --listen".into());
+        }
+        // A drafter without names drafts for every model of its tokenizer.
+        let names = if names.is_empty() { vec![String::new()] } else { names };
+        let models = model.map_or_else(Vec::new, |(facts, text)| {
+            let named = |name| EntryModel {
+                name,
+                fingerprint: facts.fingerprint.clone(),
+                tokenizer_fingerprint: text.fingerprint().to_owned(),
+                row_exact: facts.row_exact,
+            };
+            names.into_iter().map(named).collect()
+        });
+        let entry = Entry::new(self.name(role), role, address, self.admin.clone(), models);
+        crate::print_line(&entry.to_json())?;
+        Ok(())
     }
-    // A drafter without names drafts for every model of its tokenizer.
-    let names = if names.is_empty() { vec![String::new()] } else { names };
-    let models = model.map_or_else(Vec::new, |model| {
-        let named = |name| EntryModel {
-            name,
-            fingerprint: model.weights.fingerprint().to_owned(),
-            tokenizer_fingerprint: model.tokenizer.fingerprint().to_owned(),
-            row_exact: true,
-        };
-        names.into_iter().map(named).collect()
-    });
-    let entry = Entry::new(node.name(role), role, address, node.admin.clone(), models);
-    crate::print_line(&entry.to_json())?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -263,6 +293,22 @@ mod tests {
         let node = drafter("--etcd http://a:1,http://b:1").expect("two endpoints");
         assert_eq!(node.source.etcd, ["http://a:1", "http://b:1"]);
         assert!(drafter("--static f").is_ok());
+    }
+
+    #[test]
+    fn a_node_has_a_model_or_is_synthetic() {
+        let expert = |line: &str| {
+            let words = ["cascadia", "expert", "--etcd", "x"].into_iter().chain(line.split_whitespace());
+            Cli::try_parse_from(words)
+        };
+        assert!(expert("").is_err() && expert("--model m --synthetic step=1ms").is_err());
+        assert!(expert("--model m").is_ok());
+        let Command::Expert(args) = expert("--synthetic step=1ms").expect("fine").command else {
+            panic!("another command")
+        };
+        assert!(args.synthetic.is_some());
+        let error = expert("--synthetic stp=1ms").expect_err("no such key").to_string();
+        assert!(error.contains("\"stp\" is no key; keys are of the pair: acceptance"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use cascadia_core::ids::NodeId;
 
 use crate::cli::UpArgs;
-use crate::cluster::{ClusterConfig, LocalCluster};
+use crate::cluster::{ClusterConfig, LocalCluster, Models};
 use crate::load::{self, Model, Pair};
 use crate::{Failure, Outcome};
 
@@ -20,11 +20,10 @@ pub async fn run(args: &UpArgs) -> Outcome {
     };
     // No load balancer has to learn that this router goes.
     config.router.lame_duck_ms = 0;
-    let pair = pair(args, &mut config)?;
-    let models = pair.models(&config.drafter, &config.expert);
+    let (served, models) = models(args, &mut config)?;
     let mut cluster = LocalCluster::start(config, models).await?;
     let names = cluster.nodes().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    crate::print_line(&format!("Cascadia serves {} on {} ({names}).", served(&pair), cluster.address()))?;
+    crate::print_line(&format!("Cascadia serves {served} on {} ({names}).", cluster.address()))?;
     crate::print_line(&format!("Try: cascadia generate --server {} {:?}", cluster.address(), EXAMPLE))?;
     crate::print_line("Ctrl-C stops it.")?;
 
@@ -57,6 +56,19 @@ fn ended(id: &NodeId, reason: &str) -> Failure {
 fn served(pair: &Pair) -> String {
     let name = |model: &Model| model.folder.display().to_string();
     format!("{} drafted by {}", name(&pair.expert), name(&pair.drafter))
+}
+
+/// What is served, and what makes its nodes.
+fn models(args: &UpArgs, config: &mut ClusterConfig) -> Result<(String, Models), Failure> {
+    let Some(synthetic) = &args.synthetic else {
+        let pair = pair(args, config)?;
+        return Ok((served(&pair), pair.models(&config.drafter, &config.expert)));
+    };
+    config.drafter.served_model = Vec::new();
+    config.expert.served_model = Vec::new();
+    synthetic.configure_drafter(&mut config.drafter);
+    synthetic.configure_expert(&mut config.expert);
+    Ok(("no model but its pace".to_owned(), synthetic.models(&config.drafter, &config.expert)))
 }
 
 /// The pair that is asked for; its expert's folder names the served model.

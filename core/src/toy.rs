@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use crate::history::{chain, splitmix64};
-use crate::ids::{PageId, TokenId};
-use crate::limits::PAGE_TOKENS;
+use crate::ids::TokenId;
+use crate::slots::Slots;
 
 /// Parameters of a toy model.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,24 +85,12 @@ fn bell(seed: u64, token: u64) -> f32 {
     (sum as f32 - 131_070.0) / 32_768.0 * 0.866
 }
 
-/// What a slot's KV would be: the token, and what it was computed from.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    position: usize,
-    token: TokenId,
-    /// Chained hash of all tokens up to and including this one.
-    tail: u64,
-    /// Number of the forward pass that wrote it.
-    pass: u64,
-}
-
 /// A toy model with pages.
 #[derive(Debug)]
 pub struct ToyEngine {
     model: ToyModel,
     facts: ModelFacts,
-    slots: Vec<Option<Slot>>,
-    passes: u64,
+    slots: Slots,
     progress: Arc<AtomicU64>,
     /// The last tokens before a row.
     last: Vec<TokenId>,
@@ -124,8 +112,7 @@ impl ToyEngine {
             fingerprint: model.fingerprint(),
             row_exact: true,
         };
-        let slots = vec![None; pages * PAGE_TOKENS];
-        Self { model, facts, slots, passes: 0, progress: Arc::default(), last: Vec::new() }
+        Self { model, facts, slots: Slots::new(pages), progress: Arc::default(), last: Vec::new() }
     }
 
     /// The law of its rows.
@@ -134,45 +121,16 @@ impl ToyEngine {
         &self.model
     }
 
-    /// Reads the whole past of a chunk, as attention does, and returns the hash of its tokens.
-    fn read_past(&self, chunk: &Chunk<'_>) -> u64 {
-        let mut tail = 0;
-        for position in 0..chunk.start {
-            let slot = self.slots[slot_of(chunk.pages, position)]
-                .unwrap_or_else(|| panic!("position {position} is read from a slot that was never written"));
-            assert!(slot.position == position, "position {position} is read from a slot of {}", slot.position);
-            tail = chain(tail, slot.token);
-            assert!(slot.tail == tail, "position {position} is read from a slot of another history");
-            assert!(slot.pass < self.passes, "position {position} is read from a slot written in the same batch");
-        }
-        tail
-    }
-
-    fn write(&mut self, chunk: &Chunk<'_>) {
-        let mut tail = self.read_past(chunk);
-        for (position, token) in (chunk.start..).zip(chunk.tokens) {
-            tail = chain(tail, *token);
-            let slot = &mut self.slots[slot_of(chunk.pages, position)];
-            assert!(slot.is_none_or(|slot| slot.pass < self.passes), "two chunks of a batch write one slot");
-            *slot = Some(Slot { position, token: *token, tail, pass: self.passes });
-        }
-    }
-
     fn rows(&mut self, chunk: &Chunk<'_>, rows: &mut Vec<f32>) {
         let end = chunk.start + chunk.tokens.len();
         for after in end - chunk.rows + 1..=end {
             self.last.clear();
             for position in after.saturating_sub(self.model.order)..after {
-                let slot = self.slots[slot_of(chunk.pages, position)].expect("a slot read or written by this chunk");
-                self.last.push(slot.token);
+                self.last.push(self.slots.token(chunk.pages, position));
             }
             self.model.logits(&self.last, rows);
         }
     }
-}
-
-fn slot_of(pages: &[PageId], position: usize) -> usize {
-    pages[position / PAGE_TOKENS].index() * PAGE_TOKENS + position % PAGE_TOKENS
 }
 
 impl Engine for ToyEngine {
@@ -185,7 +143,7 @@ impl Engine for ToyEngine {
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
-        self.passes += 1;
+        self.slots.next_pass();
         rows.data.clear();
         rows.vocabulary = self.model.vocabulary;
         for chunk in batch {
@@ -194,7 +152,8 @@ impl Engine for ToyEngine {
             if let Some(token) = chunk.tokens.iter().find(|token| **token as usize >= self.model.vocabulary) {
                 return Err(EngineError(format!("token {token} is not in a vocabulary of {}", self.model.vocabulary)));
             }
-            self.write(chunk);
+            let tail = self.slots.read_past(chunk);
+            self.slots.write(chunk, tail);
         }
         for chunk in batch {
             self.rows(chunk, &mut rows.data);
@@ -207,6 +166,7 @@ impl Engine for ToyEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::PageId;
 
     fn engine() -> ToyEngine {
         ToyEngine::new(ToyModel::default(), 256, 8)
