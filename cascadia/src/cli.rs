@@ -36,7 +36,7 @@ pub enum Command {
     /// Start a cluster on this machine, stream three answers, and compare the strategies on held-out problems.
     Demo(DemoArgs),
     /// Run a whole cluster in this process until Ctrl-C.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Ask a router for an answer and stream it, coloured by which model wrote what.
     Generate(Box<GenerateArgs>),
     /// Show members, roles, state, load and pairs, as a router sees them.
