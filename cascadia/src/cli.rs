@@ -41,6 +41,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Show members, roles, state, load and pairs, as a router sees them.
     Status(StatusArgs),
+    /// Take a node out of the cluster: no new sessions, open ones finish or move, then its process ends; as SIGTERM does.
+    Drain(DrainArgs),
     /// Run one router.
     Router(Box<RouterArgs>),
     /// Run one drafter node.
@@ -111,6 +113,34 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// Arguments of `drain`.
+#[derive(Args, Clone, Debug)]
+pub struct DrainArgs {
+    /// The node's name, as `cascadia status` shows it.
+    #[arg(value_name = "NODE", required_unless_present = "admin", conflicts_with = "admin")]
+    pub node: Option<String>,
+
+    /// The router that knows where the node is.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_SERVER", default_value = DEFAULT_ADDRESS)]
+    pub server: String,
+
+    /// The node's admin listener, where no router shall be asked.
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+
+    /// A file with the node's admin token; CASCADIA_ADMIN_TOKEN holds the token itself instead.
+    #[arg(long, value_name = "FILE", env = "CASCADIA_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Return as soon as the node drains.
+    #[arg(long, conflicts_with = "timeout")]
+    pub no_wait: bool,
+
+    /// Fail if the node is still there after so many seconds; it goes on draining [default: wait until it is gone].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -158,6 +188,9 @@ mod tests {
             "generate --logit-bias 5 hello",
             "pad x --to 100M",
             "status --no-such-flag",
+            "drain",
+            "drain expert-1 --admin 127.0.0.1:1",
+            "drain expert-1 --no-wait --timeout 5",
             "frobnicate",
         ] {
             let error = parse(line).expect_err(line);

@@ -7,6 +7,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
+use cascadia_node::admin::AdminPort;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
@@ -321,13 +322,15 @@ impl LocalCluster {
     }
 
     async fn edge(&self, id: String, listener: Listener) -> Result<Edge, ClusterError> {
+        let shutdown = Shutdown::new();
         Ok(Edge {
             id: NodeId(id),
             listener,
-            admin: Some(Listener::bind("127.0.0.1:0").await?),
+            // A node of this process ends with it: nobody drains one from afar.
+            admin: Some(AdminPort::open(Listener::bind("127.0.0.1:0").await?, &shutdown, None)),
             connector: Connector::tcp(),
             membership: self.membership.clone(),
-            shutdown: Shutdown::new(),
+            shutdown,
         })
     }
 

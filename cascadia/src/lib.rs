@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod colours;
 pub mod columns;
 pub mod demo;
+pub mod drain;
 pub mod durations;
 pub mod generate;
 pub mod load;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use cascadia::cli::{Cli, Command};
-use cascadia::{Failure, Outcome, demo, generate, nodes, pad, status, up};
+use cascadia::{Failure, Outcome, demo, drain, generate, nodes, pad, status, up};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -45,6 +45,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Up(args) => up::run(&args).await,
         Command::Generate(args) => generate::run(&args).await,
         Command::Status(args) => status::run(&args).await,
+        Command::Drain(args) => drain::run(&args).await,
         Command::Router(args) => nodes::router(*args).await,
         Command::Drafter(args) => nodes::drafter(*args).await,
         Command::Expert(args) => nodes::expert(*args).await,

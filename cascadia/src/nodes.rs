@@ -11,10 +11,12 @@ use cascadia_core::placement::Role;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
+use cascadia_node::admin::AdminPort;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener};
+use cascadia_node::token::Token;
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use clap::Args;
@@ -43,9 +45,14 @@ pub struct NodeArgs {
     #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", help_heading = "Node")]
     pub listen: Option<String>,
 
-    /// Where operators ask: /live, /ready, /status, /metrics.
+    /// Where operators ask: /live, /ready, /status, /metrics; and POST /drain with the admin token.
     #[arg(long, value_name = "ADDR", env = "CASCADIA_ADMIN", default_value = "127.0.0.1:0", help_heading = "Node")]
     pub admin: String,
+
+    /// A file with the admin token, which `cascadia drain` shows; CASCADIA_ADMIN_TOKEN holds the token itself instead
+    /// [default: none, and nothing can be changed from afar].
+    #[arg(long, value_name = "FILE", env = "CASCADIA_ADMIN_TOKEN_FILE", help_heading = "Node")]
+    pub admin_token_file: Option<PathBuf>,
 
     #[command(flatten)]
     source: Source,
@@ -187,8 +194,11 @@ pub async fn expert(args: ExpertArgs) -> Outcome {
 impl NodeArgs {
     /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
     async fn edge(&self, role: Role) -> Result<Edge, Failure> {
+        let token = Token::find(self.admin_token_file.as_deref())?;
+        let shutdown = Shutdown::on_signals();
         let listener = Listener::bind(&self.address(role)?).await?;
-        let admin = Listener::bind(&self.admin).await?;
+        // It answers from here on, while etcd is looked for and the model loads.
+        let admin = AdminPort::open(Listener::bind(&self.admin).await?, &shutdown, token);
         let membership = match &self.source.fixed {
             Some(file) => Membership::fixed(static_list::read(file)?),
             None => self.etcd().await?,
@@ -199,7 +209,7 @@ impl NodeArgs {
             admin: Some(admin),
             connector: Connector::tcp(),
             membership,
-            shutdown: Shutdown::on_signals(),
+            shutdown,
         })
     }
 

@@ -1,101 +1,14 @@
 //! The cluster as separate processes with a real etcd: what the README's block shows.
 
+mod real;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
+use real::{Process, cascadia, etcd, free_address, node, pair, ready, wait_for};
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A process that ends with the test.
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").to_string()
-}
-
-struct Etcd {
-    _process: Process,
-    address: String,
-    folder: PathBuf,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn etcd() -> Etcd {
-    let (client, peer) = (format!("http://{}", free_address()), format!("http://{}", free_address()));
-    let folder = std::env::temp_dir().join(format!("cascadia-etcd-{}", std::process::id()));
-    let process = Command::new("etcd")
-        .args(["--name", "one", "--data-dir"])
-        .arg(&folder)
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("one={peer}")])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("these tests need etcd on the PATH: `tools/test` installs it");
-    Etcd { _process: Process(process), address: client, folder }
-}
-
-fn cascadia() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_cascadia"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn node(role: &str, id: &str, listen: &str, etcd: &Etcd, model: Option<&str>) -> Process {
-    let mut command = cascadia();
-    command.args([role, "--id", id, "--listen", listen, "--etcd", &etcd.address, "--lease-ttl", "2"]);
-    if let Some(model) = model {
-        command.arg("--model").arg(pair().join(model));
-    }
-    if role == "expert" {
-        command.args(["--served-model", "demo"]);
-    }
-    Process(command.stdout(Stdio::null()).spawn().expect("the binary runs"))
-}
-
-fn pair() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pair")
-}
-
-fn status(server: &str) -> Option<Value> {
-    let output = cascadia().args(["status", "--json", "--server", server]).output().expect("the binary runs");
-    output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("one JSON object"))
-}
-
-fn wait_for(server: &str, what: impl Fn(&Value) -> bool) -> Value {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match status(server) {
-            Some(status) if what(&status) => return status,
-            last if Instant::now() > until => panic!("not within {PATIENCE:?}; last: {last:?}"),
-            _ => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-fn ready(status: &Value, role: &str) -> usize {
-    let members = status["members"].as_array().expect("members");
-    let heard = members.iter().filter(|m| m["role"] == role && m["state"] == "ready" && !m["load"].is_null());
-    heard.count()
-}
 
 fn generate(server: &str, more: &[&str]) -> Output {
     let question = "Mia has 7 apples. She buys 5 more. How many apples does Mia have now?";
@@ -117,11 +30,11 @@ fn answer(server: &str, more: &[&str]) -> Value {
 fn processes_meet_in_etcd_and_survive_each_other() {
     let etcd = etcd();
     let server = free_address();
-    let _router = node("router", "router-1", &server, &etcd, None);
-    let first = node("expert", "expert-1", &free_address(), &etcd, Some("expert"));
-    let _second = node("expert", "expert-2", &free_address(), &etcd, Some("expert"));
-    let drafter = node("drafter", "drafter-1", &free_address(), &etcd, Some("drafter"));
-    let _other = node("drafter", "drafter-2", &free_address(), &etcd, Some("drafter"));
+    let _router = node("router", "router-1", &server, &etcd);
+    let first = node("expert", "expert-1", &free_address(), &etcd);
+    let _second = node("expert", "expert-2", &free_address(), &etcd);
+    let drafter = node("drafter", "drafter-1", &free_address(), &etcd);
+    let _other = node("drafter", "drafter-2", &free_address(), &etcd);
     let status = wait_for(&server, |status| ready(status, "expert") == 2 && ready(status, "drafter") == 2);
     assert_eq!(status["pairs"].as_array().expect("pairs").len(), 1);
 

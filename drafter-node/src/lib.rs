@@ -25,8 +25,9 @@ use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
+use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
-use cascadia_node::process::{Identity, Leaving, Process, offered};
+use cascadia_node::process::{Identity, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
 
@@ -105,6 +106,7 @@ pub async fn run(
         experts,
         connector: edge.connector.clone(),
         leaving,
+        board: process.board().clone(),
         config: live,
     });
     let service =

@@ -8,10 +8,11 @@ use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Wish};
 use cascadia_node::config::Live;
+use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
-use cascadia_node::process::Leaving;
 use cascadia_node::sessions::EngineHandle;
+use cascadia_node::status::StatusBoard;
 use cascadia_proto::v1;
 
 use crate::config::DrafterConfig;
@@ -34,6 +35,8 @@ pub struct DrafterNode {
     pub connector: Connector,
     /// When sessions are to go.
     pub leaving: Leaving,
+    /// Where open sessions are counted.
+    pub board: StatusBoard,
 }
 
 impl std::fmt::Debug for DrafterNode {

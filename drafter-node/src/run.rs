@@ -49,6 +49,7 @@ async fn own(
     sender: &owner::Sender,
     trace: TraceContext,
 ) -> Result<(), Status> {
+    let _serving = node.board.serving();
     let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.drafter);
     if !pinned.is_empty() && pinned != node.facts.fingerprint {
@@ -57,26 +58,29 @@ async fn own(
             node.facts.fingerprint
         )));
     }
+    node.leaving.admits(pinned)?;
     let mut begun = opening.begin(&node.text, &node.facts, sender.clone())?;
     let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
-    begun
-        .output
-        .send(Response::Opened(v1::Opened {
-            protocol: opening.protocol,
-            fingerprints: Some(node.fingerprints(&fingerprint, node.facts.row_exact)),
-            prompt_tokens: begun.prompt_tokens as u32,
-        }))
-        .await?;
-    if let Some(finish) = begun.output.over.take() {
-        return begun.output.finish(finish, owner::speculation(Counters::default())).await;
-    }
-    if opening.continued.is_none() {
-        begun.output.prompt(&begun.ids).await?;
-    }
     let deadline = tokio::time::sleep(opening.remaining());
     let gone = sender.clone();
     let strategy = begun.decoding.strategy;
+    // Whoever takes the session over finds an expert for it, if it had one here.
+    let expert = opening.open.expert.as_ref().map(|expert| expert.fingerprint.as_str());
     let work = async {
+        begun
+            .output
+            .send(Response::Opened(v1::Opened {
+                protocol: opening.protocol,
+                fingerprints: Some(node.fingerprints(&fingerprint, node.facts.row_exact)),
+                prompt_tokens: begun.prompt_tokens as u32,
+            }))
+            .await?;
+        if let Some(finish) = begun.output.over.take() {
+            return begun.output.finish(finish, owner::speculation(Counters::default())).await;
+        }
+        if opening.continued.is_none() {
+            begun.output.prompt(&begun.ids).await?;
+        }
         match strategy {
             Strategy::Expert => {
                 Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter"))
@@ -95,7 +99,7 @@ async fn own(
         // Dropping the work closes the session at the engine and the stream to the expert.
         cancelled = cancelled(&mut inbound) => cancelled,
         () = gone.closed() => Ok(()),
-        () = node.leaving.wait() => Err(Status::unavailable("the drafter drains; another has its model")),
+        () = node.leaving.wait(expert) => Err(Status::unavailable("the drafter goes: the session continues on another")),
         () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
     }
 }

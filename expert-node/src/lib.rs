@@ -21,7 +21,8 @@ use cascadia_core::placement::{Role, ServedModel};
 use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
 use cascadia_node::drive::{self, Drive};
-use cascadia_node::process::{Identity, Leaving, Process, offered};
+use cascadia_node::leaving::Leaving;
+use cascadia_node::process::{Identity, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
 
@@ -75,7 +76,8 @@ pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Driv
         grace: config.grace(),
     };
     let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
-    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, config });
+    let board = process.board().clone();
+    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, config });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
     let routes = tonic::service::Routes::new(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),

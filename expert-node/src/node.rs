@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
-use cascadia_node::process::Leaving;
+use cascadia_node::leaving::Leaving;
 use cascadia_node::sessions::EngineHandle;
+use cascadia_node::status::StatusBoard;
 use cascadia_proto::v1;
 use tonic::Status;
 
@@ -26,6 +27,8 @@ pub struct ExpertNode {
     pub engine: EngineHandle<ExpertWork>,
     /// When sessions are to go.
     pub leaving: Leaving,
+    /// Where open sessions are counted.
+    pub board: StatusBoard,
 }
 
 impl std::fmt::Debug for ExpertNode {

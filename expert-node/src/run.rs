@@ -52,9 +52,12 @@ async fn decode(
     sender: &owner::Sender,
     trace: TraceContext,
 ) -> Result<(), Status> {
+    let _serving = node.board.serving();
     let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
     node.serves(&opening.open.model)?;
-    node.matches(opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert))?;
+    let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert);
+    node.matches(pinned)?;
+    node.leaving.admits(pinned)?;
     let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
     let open = Open {
         key: opening.session,
@@ -103,7 +106,7 @@ async fn decode(
             // The router has nothing more to say to an owner that has no expert to leave; an error is its cancellation.
             message = inbound.message(), if listening => listening = message?.is_some(),
             () = output.closed() => return Ok(()),
-            () = node.leaving.wait() => return Err(Status::unavailable("the expert drains; another has its model")),
+            () = node.leaving.wait(None) => return Err(Status::unavailable("the expert goes: the session continues on another")),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
     }

@@ -9,6 +9,7 @@ use cascadia_core::decoding::Decoding;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::tasks::VerifyTask;
 use cascadia_core::verify;
+use cascadia_node::leaving;
 use cascadia_node::owner::known_ids;
 use cascadia_node::sessions::{Heard, Hint, Open};
 use cascadia_proto::v1::verify_request::Message as Request;
@@ -51,20 +52,24 @@ impl verify_server::Verify for VerifyService {
 }
 
 async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outbound: &Outbound) -> Result<(), Status> {
+    let _serving = node.board.serving();
     let reading = tokio::time::timeout(OPENING_TIMEOUT, Opening::read(node, &mut inbound));
     let opening =
         reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))?;
     let deadline = tokio::time::sleep(opening.remaining);
     tokio::pin!(deadline);
-    let leaving = node.leaving.wait();
-    tokio::pin!(leaving);
+    let to_leave = node.leaving.wait(None);
+    tokio::pin!(to_leave);
+    if node.leaving.is_time(None) {
+        return Err(Status::unavailable("the expert drains; another has its model"));
+    }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
     let mut session = node.engine.open(Open { key, epoch, work, priority, salt, age: opening.age }).await?;
     say(outbound, Response::Held(node.held(opening.protocol, session.cached))).await?;
 
     let mut unanswered: u32 = 0;
-    let mut told_to_move = false;
+    let mut told_to_move = None;
     loop {
         tokio::select! {
             biased;
@@ -92,13 +97,23 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
                 Some(VerifyRequest { message: Some(Request::Move(_)) }) => return Ok(()),
                 Some(_) => return Err(Status::invalid_argument("after `open` and its history a session sends blocks")),
             },
-            () = &mut leaving, if !told_to_move => {
-                told_to_move = true;
+            () = &mut to_leave, if told_to_move.is_none() => {
+                told_to_move = Some(tokio::time::Instant::now());
                 say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Drain.into() })).await?;
+            }
+            () = stayed(told_to_move), if told_to_move.is_some() => {
+                return Err(Status::unavailable("the expert drains and the session was told to move"));
             }
             () = outbound.closed() => return Ok(()),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
+    }
+}
+
+/// Returns when a session that was told to move has had the time to.
+async fn stayed(told: Option<tokio::time::Instant>) {
+    if let Some(told) = told {
+        tokio::time::sleep_until(told + leaving::PATIENCE).await;
     }
 }
 

@@ -1,22 +1,29 @@
-//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, and gRPC health. Plain HTTP, no prompts, no changes.
+//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, gRPC health, and `POST /drain`. Plain HTTP, no prompts.
+//!
+//! It answers from the first moment of a process, while a model still loads. Whatever changes something is a POST that
+//! shows the admin token; without one set, nothing can be changed from afar.
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
+use axum::extract::{FromRequestParts, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use tokio::task::JoinHandle;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::lifecycle::Shutdown;
 use crate::net::{BoxIo, Listener, STOP_GRACE};
+use crate::token::Token;
 
 /// How often gRPC health learns whether the node is ready.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
@@ -24,6 +31,8 @@ const HEALTH_PERIOD: Duration = Duration::from_millis(250);
 /// What the pages say.
 #[derive(Clone)]
 pub struct Admin {
+    /// Whether the process still does its work; one that does not is to be restarted.
+    pub live: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Whether the node takes work, or one line why not.
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Everything an operator asks first.
@@ -38,18 +47,72 @@ impl fmt::Debug for Admin {
     }
 }
 
-/// Serves the pages until the node stops.
-pub async fn serve(listener: Listener, admin: Admin, shutdown: Shutdown) {
+/// The served port. Dropping it ends it.
+#[derive(Debug)]
+pub struct AdminPort {
+    address: String,
+    port: Arc<Port>,
+    serving: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Port {
+    /// Set once the node has something to say.
+    pages: OnceLock<Admin>,
+    shutdown: Shutdown,
+    token: Option<Token>,
+}
+
+impl AdminPort {
+    /// Answers from now on: alive, and not ready until [`AdminPort::show`] says otherwise.
+    #[must_use]
+    pub fn open(listener: Listener, shutdown: &Shutdown, token: Option<Token>) -> Self {
+        let port = Arc::new(Port { pages: OnceLock::new(), shutdown: shutdown.clone(), token });
+        let address = listener.address().to_owned();
+        Self { address, serving: tokio::spawn(serve(listener, port.clone())), port }
+    }
+
+    /// The real address, `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Shows these pages; the first ones stay.
+    pub fn show(&self, pages: Admin) {
+        let _ = self.port.pages.set(pages);
+    }
+
+    /// Returns when the last answer is written, after the node was stopped.
+    pub async fn finish(mut self) {
+        let _ = (&mut self.serving).await;
+    }
+}
+
+impl Drop for AdminPort {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Port {
+    fn ready(&self) -> Result<(), String> {
+        self.pages.get().map_or_else(|| Err("starting: the model is loading".to_owned()), |pages| (pages.ready)())
+    }
+}
+
+async fn serve(listener: Listener, port: Arc<Port>) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reports = report(reporter, admin.ready.clone());
-    let router = pages(admin).route_service("/grpc.health.v1.Health/{method}", health);
+    let reports = report(reporter, port.clone());
+    let stopped = port.shutdown.stopped();
+    let router = pages(port.clone()).route_service("/grpc.health.v1.Health/{method}", health);
     let address = listener.address().to_owned();
     let (stream, _cut) = listener.into_owned();
     let incoming = Incoming { address: address.clone(), stream };
-    let serving = axum::serve(incoming, router).with_graceful_shutdown(shutdown.stopped());
+    let serving = axum::serve(incoming, router).with_graceful_shutdown(stopped);
     // A scraper that keeps its connection open does not keep the node alive.
     let late = async {
-        shutdown.stopped().await;
+        port.shutdown.stopped().await;
         tokio::time::sleep(STOP_GRACE).await;
     };
     tokio::select! {
@@ -64,35 +127,78 @@ pub async fn serve(listener: Listener, admin: Admin, shutdown: Shutdown) {
     }
 }
 
-async fn report(reporter: HealthReporter, ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>) {
+async fn report(reporter: HealthReporter, port: Arc<Port>) {
     let mut ticks = tokio::time::interval(HEALTH_PERIOD);
     loop {
         ticks.tick().await;
-        let status = if ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if port.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status("", status).await;
     }
 }
 
-fn pages(admin: Admin) -> Router {
-    let Admin { ready, status, metrics } = admin;
+type Shared = State<Arc<Port>>;
+
+fn pages(port: Arc<Port>) -> Router {
     Router::new()
-        .route("/live", get(|| async { "live\n" }))
-        .route(
-            "/ready",
-            get(move || async move {
-                match ready() {
-                    Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-                    Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
-                }
-            }),
-        )
-        .route("/status", get(move || async move { Json(status()) }))
-        .route(
-            "/metrics",
-            get(move || async move {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics()).into_response()
-            }),
-        )
+        .route("/live", get(live))
+        .route("/ready", get(ready))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/drain", post(drain))
+        .with_state(port)
+}
+
+async fn live(State(port): Shared) -> (StatusCode, String) {
+    match port.pages.get().map_or(Ok(()), |pages| (pages.live)()) {
+        Ok(()) => (StatusCode::OK, "live\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not live: {reason}\n")),
+    }
+}
+
+async fn ready(State(port): Shared) -> (StatusCode, String) {
+    match port.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+async fn status(State(port): Shared) -> Json<serde_json::Value> {
+    Json(port.pages.get().map_or_else(|| serde_json::json!({"state": "starting"}), |pages| (pages.status)()))
+}
+
+async fn metrics(State(port): Shared) -> Response {
+    let text = port.pages.get().map_or_else(String::new, |pages| (pages.metrics)());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// What SIGTERM does.
+async fn drain(_: Authorized, State(port): Shared) -> (StatusCode, &'static str) {
+    if !port.shutdown.is_draining() {
+        tracing::info!("told to drain at the admin listener");
+        port.shutdown.drain();
+    }
+    (StatusCode::ACCEPTED, "draining: no new sessions, open ones finish or move, then the process ends\n")
+}
+
+/// A request that shows the admin token.
+struct Authorized;
+
+impl FromRequestParts<Arc<Port>> for Authorized {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, port: &Arc<Port>) -> Result<Self, Response> {
+        let Some(token) = &port.token else {
+            let cure = "this node has no admin token, so nothing can be changed from afar: start it with \
+                        --admin-token-file FILE or CASCADIA_ADMIN_TOKEN, or send it SIGTERM\n";
+            return Err((StatusCode::FORBIDDEN, cure).into_response());
+        };
+        if token.is_shown(&parts.headers) {
+            return Ok(Self);
+        }
+        tracing::warn!(path = parts.uri.path(), "a call without the admin token was refused");
+        let cure = "the admin token is missing or wrong: send `Authorization: Bearer TOKEN` with the node's own\n";
+        Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], cure).into_response())
+    }
 }
 
 /// Our listener as axum wants it.
@@ -127,34 +233,53 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    async fn page(address: &str, path: &str) -> String {
+    async fn call(address: &str, line: &str, header: &str) -> String {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        let request = format!("{line} HTTP/1.1\r\nHost: admin\r\n{header}Connection: close\r\n\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).await.unwrap();
         answer
     }
 
+    async fn page(address: &str, path: &str) -> String {
+        call(address, &format!("GET {path}"), "").await
+    }
+
+    async fn open(token: Option<&str>) -> (AdminPort, Shutdown) {
+        let shutdown = Shutdown::new();
+        let token = token.map(|token| Token::new(token, "a test").unwrap());
+        (AdminPort::open(Listener::bind("127.0.0.1:0").await.unwrap(), &shutdown, token), shutdown)
+    }
+
     #[tokio::test]
     async fn the_pages_say_what_they_are_told() {
-        let ready = Arc::new(AtomicBool::new(false));
-        let flag = ready.clone();
-        let admin = Admin {
-            ready: Arc::new(move || flag.load(Relaxed).then_some(()).ok_or_else(|| "the model is loading".into())),
-            status: Arc::new(|| serde_json::json!({"state": "starting"})),
-            metrics: Arc::new(|| "cascadia_up 1\n".into()),
-        };
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let (address, shutdown) = (listener.address().to_owned(), Shutdown::new());
-        let serving = tokio::spawn(serve(listener, admin, shutdown.clone()));
-
+        let (port, shutdown) = open(None).await;
+        let address = port.address().to_owned();
+        // The model still loads.
         assert!(page(&address, "/live").await.starts_with("HTTP/1.1 200"));
+        assert!(page(&address, "/ready").await.contains("the model is loading"));
+        assert!(page(&address, "/status").await.ends_with(r#"{"state":"starting"}"#));
+
+        let (alive, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
+        let says = |flag: &Arc<AtomicBool>, otherwise: &'static str| {
+            let flag = flag.clone();
+            Arc::new(move || flag.load(Relaxed).then_some(()).ok_or_else(|| otherwise.to_owned()))
+        };
+        port.show(Admin {
+            live: says(&alive, "the engine is stuck"),
+            ready: says(&ready, "no router has seen it"),
+            status: Arc::new(|| serde_json::json!({"state": "ready"})),
+            metrics: Arc::new(|| "cascadia_up 1\n".into()),
+        });
         let not_ready = page(&address, "/ready").await;
-        assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("the model is loading"), "{not_ready}");
+        assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("no router has seen it"), "{not_ready}");
         ready.store(true, Relaxed);
         assert!(page(&address, "/ready").await.starts_with("HTTP/1.1 200"));
-        assert!(page(&address, "/status").await.ends_with(r#"{"state":"starting"}"#));
+        assert!(page(&address, "/live").await.starts_with("HTTP/1.1 200"));
+        alive.store(false, Relaxed);
+        assert!(page(&address, "/live").await.starts_with("HTTP/1.1 503"));
+        assert!(page(&address, "/status").await.ends_with(r#"{"state":"ready"}"#));
         assert!(page(&address, "/metrics").await.ends_with("cascadia_up 1\n"));
         assert!(page(&address, "/else").await.starts_with("HTTP/1.1 404"));
 
@@ -166,6 +291,40 @@ mod tests {
         assert_eq!(health.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
 
         shutdown.stop();
-        serving.await.unwrap();
+        port.finish().await;
+    }
+
+    #[tokio::test]
+    async fn only_a_post_with_the_token_drains() {
+        let (port, shutdown) = open(Some("secret")).await;
+        let address = port.address().to_owned();
+        for (line, header, expected) in [
+            ("GET /drain", "Authorization: Bearer secret\r\n", "HTTP/1.1 405"),
+            ("PUT /drain", "Authorization: Bearer secret\r\n", "HTTP/1.1 405"),
+            ("POST /ready", "Authorization: Bearer secret\r\n", "HTTP/1.1 405"),
+            ("POST /drain", "", "HTTP/1.1 401"),
+            ("POST /drain", "Authorization: Bearer secret2\r\n", "HTTP/1.1 401"),
+            ("POST /drain", "Authorization: Basic secret\r\n", "HTTP/1.1 401"),
+            ("POST /drain?token=secret", "", "HTTP/1.1 401"),
+        ] {
+            let answer = call(&address, line, header).await;
+            assert!(answer.starts_with(expected), "{line} {header}: {answer}");
+        }
+        assert!(!shutdown.is_draining(), "nothing has changed");
+        for _ in 0..2 {
+            let answer = call(&address, "POST /drain", "Authorization: Bearer secret\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+        }
+        assert!(shutdown.is_draining() && !shutdown.is_stopped(), "asking twice is not SIGTERM twice");
+    }
+
+    #[tokio::test]
+    async fn without_a_token_nothing_changes_from_afar() {
+        let (port, shutdown) = open(None).await;
+        for header in ["", "Authorization: Bearer \r\n", "Authorization: Bearer x\r\n"] {
+            let answer = call(port.address(), "POST /drain", header).await;
+            assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("--admin-token-file"), "{answer}");
+        }
+        assert!(!shutdown.is_draining());
     }
 }

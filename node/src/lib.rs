@@ -1,8 +1,9 @@
 //! What each process does alike: the way in and out, who else is there, how it is told to stop, what it says about itself.
 //!
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
-//! node says about itself · [`lifecycle`] running, draining, stopped · [`admin`] the operator's port · [`telemetry`]
-//! logs and trace context · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
+//! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
+//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and trace context · [`config`] the
+//! configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
@@ -12,6 +13,7 @@ pub mod admin;
 pub mod config;
 pub mod drive;
 mod jitter;
+pub mod leaving;
 pub mod lifecycle;
 pub mod loads;
 pub mod membership;
@@ -21,6 +23,7 @@ pub mod process;
 pub mod sessions;
 pub mod status;
 pub mod telemetry;
+pub mod token;
 
 use cascadia_core::history::hash_bytes;
 use cascadia_core::ids::NodeId;
@@ -33,7 +36,7 @@ pub struct Edge {
     /// Where it serves.
     pub listener: net::Listener,
     /// Where operators ask it; absent in tests that do not.
-    pub admin: Option<net::Listener>,
+    pub admin: Option<admin::AdminPort>,
     /// How it reaches others.
     pub connector: net::Connector,
     /// Who is there.

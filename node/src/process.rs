@@ -6,16 +6,15 @@ use std::time::Duration;
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
-use cascadia_core::ids::{NodeId, PageId};
+use cascadia_core::ids::PageId;
 use cascadia_core::limits;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use crate::Edge;
-use crate::admin::{self, Admin};
-use crate::lifecycle::Shutdown;
-use crate::membership::{Membership, MembershipError};
+use crate::admin::Admin;
+use crate::membership::MembershipError;
 use crate::net;
 use crate::status::StatusBoard;
 
@@ -97,14 +96,14 @@ impl Process {
         let shutdown = edge.shutdown.clone();
         // Dropped with this future: a node that is aborted takes its connections with it.
         let mut serving = JoinSet::new();
-        if let Some(listener) = edge.admin.take() {
-            let (ready, status) = (board.clone(), board.clone());
-            let pages =
-                Admin { ready: Arc::new(move || ready.ready()), status: Arc::new(move || status.json()), metrics };
-            let shutdown = shutdown.clone();
-            serving.spawn(async move {
-                admin::serve(listener, pages, shutdown).await;
-                Ok(())
+        let admin = edge.admin.take();
+        if let Some(admin) = &admin {
+            let (live, ready, status) = (board.clone(), board.clone(), board.clone());
+            admin.show(Admin {
+                live: Arc::new(move || live.live()),
+                ready: Arc::new(move || ready.ready()),
+                status: Arc::new(move || status.json()),
+                metrics,
             });
         }
         // The health service answers on the serving port as well, where gRPC clients look for it.
@@ -137,7 +136,7 @@ impl Process {
         let finished = async {
             // One status period, so that every chooser has seen the state before the node is idle by accident.
             tokio::time::sleep(limits::WATCH_PERIOD * 2).await;
-            while board.now().sessions > 0 {
+            while board.is_busy() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -152,6 +151,10 @@ impl Process {
         while let Some(ended) = serving.join_next().await {
             ended.unwrap_or(Ok(()))?;
         }
+        if let Some(admin) = admin {
+            admin.finish().await;
+        }
+        tracing::info!(node = %edge.id, "stopped");
         Ok(())
     }
 }
@@ -165,50 +168,6 @@ pub fn offered(facts: &ModelFacts, text: &dyn Text) -> ModelFacts {
         vocabulary: facts.vocabulary.min(text.vocabulary()),
         context: facts.context.min(facts.pages * limits::PAGE_TOKENS),
         ..facts.clone()
-    }
-}
-
-/// Knows when a node's sessions are to go: it drains, and another of its role has its model.
-#[derive(Clone, Debug)]
-pub struct Leaving {
-    id: NodeId,
-    role: Role,
-    fingerprint: String,
-    membership: Membership,
-    shutdown: Shutdown,
-}
-
-impl Leaving {
-    /// Of the node at an edge.
-    #[must_use]
-    pub fn new(edge: &Edge, role: Role, fingerprint: &str) -> Self {
-        Self {
-            id: edge.id.clone(),
-            role,
-            fingerprint: fingerprint.to_owned(),
-            membership: edge.membership.clone(),
-            shutdown: edge.shutdown.clone(),
-        }
-    }
-
-    /// Returns when sessions are to go; the last node of its model keeps them to their end.
-    pub async fn wait(&self) {
-        self.shutdown.draining().await;
-        let mut snapshots = self.membership.snapshots();
-        loop {
-            let another = snapshots.borrow_and_update().nodes.values().any(|node| {
-                node.id != self.id
-                    && node.role == self.role
-                    && node.state == NodeState::Ready
-                    && node.models.iter().any(|model| model.fingerprint == self.fingerprint)
-            });
-            if another {
-                return;
-            }
-            if snapshots.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What a node says about itself: `Node/Watch`, which carries load and tells hung from slow.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cascadia_core::limits;
@@ -12,6 +12,7 @@ use cascadia_proto::v1::node_server::{self, NodeServer};
 use cascadia_proto::v1::{NodeStatus, WatchRequest};
 use futures::Stream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 /// How busy an engine is, as it says after each step and each opened session.
@@ -34,6 +35,31 @@ pub struct EngineLoad {
     pub batch_budget: usize,
 }
 
+/// An engine with work that finishes no layer for so long is stuck for good: a restart is what helps.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// And for so many of its longest layer: slow is not stuck.
+const STUCK_LAYERS: u32 = 32;
+
+/// When the engine last showed that it lives.
+#[derive(Debug)]
+struct Pulse {
+    progress: u64,
+    since: Instant,
+}
+
+impl Pulse {
+    /// For how long the engine has been stuck, if it is.
+    fn stuck(&mut self, status: &NodeStatus, now: Instant) -> Option<Duration> {
+        if status.queued_tokens == 0 || self.progress != status.progress {
+            *self = Self { progress: status.progress, since: now };
+        }
+        let layers = Duration::from_micros(status.longest_layer_us).saturating_mul(STUCK_LAYERS);
+        let time = now.duration_since(self.since);
+        (time > STUCK_AFTER.max(layers)).then_some(time)
+    }
+}
+
 /// What this node says about itself; clones share it.
 #[derive(Clone, Debug)]
 pub struct StatusBoard(Arc<Board>);
@@ -44,7 +70,11 @@ struct Board {
     progress: Arc<AtomicU64>,
     longest_layer_us: AtomicU64,
     load: Mutex<EngineLoad>,
-    seen_by_router: AtomicBool,
+    pulse: Mutex<Pulse>,
+    /// Sessions whose tasks have not said their last word yet; the engine may be through with them.
+    serving: AtomicUsize,
+    /// Routers whose status streams are open.
+    routers: AtomicUsize,
     /// The state, and whether status streams go on.
     stage: watch::Sender<(NodeState, bool)>,
 }
@@ -58,7 +88,9 @@ impl StatusBoard {
             progress,
             longest_layer_us: AtomicU64::new(0),
             load: Mutex::default(),
-            seen_by_router: AtomicBool::new(false),
+            pulse: Mutex::new(Pulse { progress: 0, since: Instant::now() }),
+            serving: AtomicUsize::new(0),
+            routers: AtomicUsize::new(0),
             stage: watch::Sender::new((NodeState::Starting, true)),
         }))
     }
@@ -76,7 +108,44 @@ impl StatusBoard {
 
     /// Says how busy the engine is.
     pub fn record(&self, load: EngineLoad) {
-        *self.0.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
+        let before = std::mem::replace(&mut *self.0.load.lock().unwrap_or_else(PoisonError::into_inner), load);
+        if before.queued_tokens == 0 {
+            // An idle engine owes no progress.
+            self.pulse().since = Instant::now();
+        }
+    }
+
+    fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        self.0.pulse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the engine still finishes layers while it has work.
+    ///
+    /// # Errors
+    /// One line that says since when it does not.
+    pub fn live(&self) -> Result<(), String> {
+        let status = self.now();
+        match self.pulse().stuck(&status, Instant::now()) {
+            None => Ok(()),
+            Some(time) => Err(format!(
+                "the engine has finished no layer for {} s and {} tokens wait",
+                time.as_secs(),
+                status.queued_tokens
+            )),
+        }
+    }
+
+    /// Counts a session that is served here, until the guard is dropped.
+    #[must_use]
+    pub fn serving(&self) -> Serving {
+        self.0.serving.fetch_add(1, Relaxed);
+        Serving(self.clone())
+    }
+
+    /// Whether any session is open here, at the engine or on its way to or from it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.0.serving.load(Relaxed) > 0 || self.now().sessions > 0
     }
 
     /// Counts the time that a layer took.
@@ -123,10 +192,10 @@ impl StatusBoard {
         })
     }
 
-    /// Whether some router has watched this node.
+    /// Whether some router watches this node.
     #[must_use]
     pub fn seen_by_router(&self) -> bool {
-        self.0.seen_by_router.load(Relaxed)
+        self.0.routers.load(Relaxed) > 0
     }
 
     /// Whether the node takes sessions.
@@ -138,7 +207,7 @@ impl StatusBoard {
             NodeState::Starting => Err("starting: the model is loading or the node is not registered yet".into()),
             NodeState::Draining => Err("draining: open sessions finish or move, no new ones are taken".into()),
             NodeState::Ready if !self.seen_by_router() => {
-                Err("no router has seen this node yet; is one running with the same membership?".into())
+                Err("no router watches this node; is one running with the same membership?".into())
             }
             NodeState::Ready => Ok(()),
         }
@@ -155,11 +224,12 @@ impl StatusBoard {
         NodeServer::new(Watched(self.clone())).max_decoding_message_size(limits::CONTROL_BYTES)
     }
 
-    fn stream(self) -> impl Stream<Item = Result<NodeStatus, Status>> + Send + 'static {
+    fn stream(self, router: Option<Router>) -> impl Stream<Item = Result<NodeStatus, Status>> + Send + 'static {
         let mut ticks = tokio::time::interval(limits::WATCH_PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stage = self.0.stage.subscribe();
-        futures::stream::unfold((self, ticks, stage), |(board, mut ticks, mut stage)| async move {
+        // The guard lives as long as the stream.
+        futures::stream::unfold((self, ticks, stage, router), |(board, mut ticks, mut stage, router)| async move {
             tokio::select! {
                 biased;
                 _ = ticks.tick() => {}
@@ -167,8 +237,34 @@ impl StatusBoard {
                 _ = stage.changed() => {}
             }
             let open = stage.borrow_and_update().1;
-            open.then(|| (Ok(board.now()), (board, ticks, stage)))
+            open.then(|| (Ok(board.now()), (board, ticks, stage, router)))
         })
+    }
+}
+
+/// A session that is served here.
+#[derive(Debug)]
+pub struct Serving(StatusBoard);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.0.serving.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A router's open status stream.
+struct Router(StatusBoard);
+
+impl Router {
+    fn watches(board: &StatusBoard) -> Self {
+        board.0.routers.fetch_add(1, Relaxed);
+        Self(board.clone())
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        self.0.0.routers.fetch_sub(1, Relaxed);
     }
 }
 
@@ -179,10 +275,8 @@ impl node_server::Node for Watched {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<NodeStatus, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        if request.get_ref().watcher.starts_with("router") {
-            self.0.0.seen_by_router.store(true, Relaxed);
-        }
-        Ok(Response::new(Box::pin(self.0.clone().stream())))
+        let router = request.get_ref().watcher.starts_with("router").then(|| Router::watches(&self.0));
+        Ok(Response::new(Box::pin(self.0.clone().stream(router))))
     }
 }
 
@@ -217,6 +311,26 @@ mod tests {
         assert_eq!(board.ready(), Ok(()));
         board.close();
         assert!(statuses.next().await.is_none());
+        drop(statuses);
+        assert!(board.ready().unwrap_err().contains("no router"), "the last router has gone");
+    }
+
+    #[test]
+    fn an_engine_is_stuck_when_it_has_work_and_finishes_nothing() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse { progress: 0, since: start };
+        let status = |progress, queued_tokens, layer_s: u64| NodeStatus {
+            progress,
+            queued_tokens,
+            longest_layer_us: layer_s * 1_000_000,
+            ..NodeStatus::default()
+        };
+        assert_eq!(pulse.stuck(&status(5, 0, 0), after(1000)), None, "it is idle");
+        assert_eq!(pulse.stuck(&status(5, 9, 0), after(1060)), None);
+        assert_eq!(pulse.stuck(&status(5, 9, 0), after(1061)), Some(Duration::from_secs(61)));
+        assert_eq!(pulse.stuck(&status(5, 9, 3), after(1061)), None, "its layers take long");
+        assert_eq!(pulse.stuck(&status(6, 9, 0), after(1061)), None, "it moves again");
     }
 
     #[test]

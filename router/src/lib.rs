@@ -31,7 +31,7 @@ use std::sync::Arc;
 use cascadia_core::limits;
 use cascadia_core::placement::{NodeRecord, NodeState, Role};
 use cascadia_node::Edge;
-use cascadia_node::admin::{self, Admin};
+use cascadia_node::admin::Admin;
 use cascadia_node::config::Live;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::membership::Membership;
@@ -86,7 +86,9 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
     };
     let board = StatusBoard::new(instance, Arc::default());
     let observing = tokio::spawn(observe(router.clone(), board.clone()));
-    let admin = admin.map(|listener| tokio::spawn(admin::serve(listener, pages(&router), shutdown.clone())));
+    if let Some(admin) = &admin {
+        admin.show(pages(&router, &board));
+    }
     // Clients need no membership of the router: it registers while it serves, whenever membership is there.
     let registering = tokio::spawn(register(membership, record, shutdown.clone()));
 
@@ -125,7 +127,7 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
     let _ = registering.await;
     observing.abort();
     if let Some(admin) = admin {
-        admin.abort();
+        admin.finish().await;
     }
     tracing::info!(router = %router.id, "stopped");
     Ok(served?)
@@ -209,14 +211,22 @@ fn ready(router: &Router) -> Result<(), String> {
     Ok(())
 }
 
-fn pages(router: &Arc<Router>) -> Admin {
-    let (for_ready, for_status, for_metrics) = (router.clone(), router.clone(), router.clone());
+fn pages(router: &Arc<Router>, board: &StatusBoard) -> Admin {
+    let (for_ready, for_status, for_metrics, board) = (router.clone(), router.clone(), router.clone(), board.clone());
     Admin {
+        // Whether it answers is all there is to ask.
+        live: Arc::new(|| Ok(())),
         ready: Arc::new(move || ready(&for_ready)),
         status: Arc::new(move || {
             let loads = &for_status.loads;
             let status = status::cluster_status(&for_status.id, &loads.snapshot(), &loads.statuses());
-            status::page(&status, for_status.admission.admitted(), &ready(&for_status))
+            let own = status::Own {
+                instance: board.now().instance,
+                state: board.state(),
+                sessions: for_status.admission.admitted(),
+                ready: ready(&for_status),
+            };
+            status::page(&status, &own)
         }),
         metrics: Arc::new(move || for_metrics.metrics.render()),
     }

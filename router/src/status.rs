@@ -107,9 +107,22 @@ fn pairs(snapshot: &Snapshot) -> Vec<Pair> {
     pairs.into_iter().map(pair).collect()
 }
 
+/// What a router says of itself.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// This start of it.
+    pub instance: u64,
+    /// Where it is in its life.
+    pub state: NodeState,
+    /// Sessions it has admitted.
+    pub sessions: usize,
+    /// Whether it should get clients.
+    pub ready: Result<(), String>,
+}
+
 /// The same as a page of the admin listener.
 #[must_use]
-pub fn page(status: &ClusterStatusResponse, admitted: usize, ready: &Result<(), String>) -> Value {
+pub fn page(status: &ClusterStatusResponse, own: &Own) -> Value {
     let members = status.members.iter().map(|member| {
         json!({
             "id": member.id,
@@ -140,9 +153,11 @@ pub fn page(status: &ClusterStatusResponse, admitted: usize, ready: &Result<(), 
     });
     json!({
         "router": status.router,
-        "ready": ready.is_ok(),
-        "not_ready_because": ready.as_ref().err(),
-        "sessions": admitted,
+        "instance": format!("{:016x}", own.instance),
+        "state": state_name(own.state),
+        "ready": own.ready.is_ok(),
+        "not_ready_because": own.ready.as_ref().err(),
+        "sessions": own.sessions,
         "revision": status.revision,
         "members": members.collect::<Vec<_>>(),
         "pairs": pairs.collect::<Vec<_>>(),
@@ -202,8 +217,9 @@ mod tests {
         assert!(status.members[3].load.is_none());
         assert_eq!(status.pairs.len(), 1);
         assert_eq!((status.pairs[0].drafters, status.pairs[0].experts), (1, 2));
-        let page = page(&status, 7, &Err("draining".into()));
+        let own = Own { instance: 1, state: NodeState::Draining, sessions: 7, ready: Err("draining".into()) };
+        let page = page(&status, &own);
         assert_eq!(page["members"][2]["load"]["sessions"], 3);
-        assert_eq!((&page["ready"], &page["sessions"]), (&json!(false), &json!(7)));
+        assert_eq!((&page["ready"], &page["state"], &page["sessions"]), (&json!(false), &json!("draining"), &json!(7)));
     }
 }

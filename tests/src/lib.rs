@@ -153,6 +153,7 @@ pub struct Running {
     pub shutdown: Shutdown,
     /// How to hang its engine; a router has none.
     pub hang: Hang,
+    running: tokio::task::JoinHandle<()>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -167,14 +168,31 @@ impl Running {
         let hang = Hang::default();
         let (sender, receiver) = std::sync::mpsc::channel();
         let (own, stop, switch) = (id.clone(), shutdown.clone(), hang.clone());
-        runtime.spawn(async move {
+        let running = runtime.spawn(async move {
             let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
             sender.send(listener.address().to_owned()).expect("the test waits");
             let edge = Edge { id: own, listener, admin: None, connector: Connector::tcp(), membership, shutdown: stop };
             body(edge, switch).await;
         });
         let address = receiver.recv().expect("the node listens");
-        Self { id, address, shutdown, hang, runtime: Some(runtime) }
+        Self { id, address, shutdown, hang, running, runtime: Some(runtime) }
+    }
+
+    /// Whether the node has ended by itself.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.running.is_finished()
+    }
+
+    /// Waits until the node has ended by itself.
+    pub async fn gone(&self) {
+        for _ in 0..2_400 {
+            if self.is_gone() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("{} is still there after 60 s", self.id);
     }
 
     /// Ends the node without a word: its connections break.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
 use cascadia_node::Edge;
+use cascadia_node::admin::AdminPort;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{Membership, Registration};
 use cascadia_node::net::{self, Connector, Listener};
@@ -57,7 +58,7 @@ impl Cluster {
         let membership = Membership::embedded();
         let shutdown = Shutdown::new();
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let admin = Listener::bind("127.0.0.1:0").await.unwrap();
+        let admin = AdminPort::open(Listener::bind("127.0.0.1:0").await.unwrap(), &shutdown, None);
         let (address, admin_address) = (listener.address().to_owned(), admin.address().to_owned());
         let edge = Edge {
             id: NodeId("router-1".into()),
