@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 
-use crate::forward::{Logits, Pass, Plan};
+use crate::forward::{Logits, Pass};
 use crate::kernels::{Isa, SimdPath};
 use crate::kv::{Kv, PAGE};
+use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::threads::{Barrier, Team};
 use crate::weights::Weights;
@@ -32,7 +33,7 @@ impl Default for EngineOptions {
     }
 }
 
-/// A Llama on the CPU.
+/// A model on the CPU.
 pub struct CpuEngine {
     weights: Arc<Weights>,
     kv: Kv,
@@ -42,7 +43,8 @@ pub struct CpuEngine {
     always_team: bool,
     plan: Plan,
     scratch: Scratch,
-    angles: Vec<f32>,
+    /// For each of the model's ropes.
+    angles: Vec<Vec<f32>>,
     facts: ModelFacts,
     progress: Arc<AtomicU64>,
 }
@@ -85,7 +87,7 @@ impl CpuEngine {
             always_team: false,
             plan: Plan::default(),
             scratch,
-            angles: Vec::new(),
+            angles: vec![Vec::new(); weights.ropes.len()],
             facts,
             progress: Arc::default(),
             weights,
@@ -169,7 +171,9 @@ impl Engine for CpuEngine {
             .reserve(config, tokens, positions.next_multiple_of(PAGE))
             .map_err(|e| EngineError(format!("no memory for a pass over {tokens} tokens: {e}")))?;
         let table = positions.next_power_of_two().min(config.context);
-        self.weights.rope.extend(&mut self.angles, table);
+        for (rope, angles) in self.weights.ropes.iter().zip(&mut self.angles) {
+            rope.extend(angles, table);
+        }
 
         let pass = Pass {
             weights: &self.weights,

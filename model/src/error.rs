@@ -30,12 +30,14 @@ pub enum LoadError {
         problem: String,
     },
     /// An architecture that this crate does not compute.
-    #[error("{path} names the architecture {found}, and only LlamaForCausalLM is supported; choose a Llama model")]
+    #[error("{path} names the architecture {found}, which is not supported; these are: {supported}")]
     Architecture {
         /// The file.
         path: PathBuf,
         /// What it names.
         found: String,
+        /// What it could name.
+        supported: String,
     },
     /// A key of the configuration that is missing, malformed or not supported.
     #[error("{path}: `{key}` {problem}")]
@@ -71,7 +73,7 @@ pub enum LoadError {
     },
     /// A tensor that would change the result, and that this crate does not know.
     #[error(
-        "{path} holds the tensor `{tensor}`, which a plain Llama does not have; this model variant is not supported"
+        "{path} holds the tensor `{tensor}`, which a model of this configuration does not have; this variant is not supported"
     )]
     Unknown {
         /// The folder.
@@ -107,9 +109,11 @@ pub enum LoadError {
     },
     /// A weight that is infinite, not a number, or beyond what Q8_0 can scale.
     #[error(
-        "tensor `{tensor}` holds a weight that is not finite or too large for the dtype; the checkpoint is damaged"
+        "{path}: tensor `{tensor}` holds a weight that is not finite or too large for the dtype; the checkpoint is damaged"
     )]
     NotFinite {
+        /// The folder or file.
+        path: PathBuf,
         /// The tensor.
         tensor: String,
     },

@@ -10,72 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cascadia_core::engine::Chunk;
 
+use crate::arena::Slab;
 use crate::kernels::Isa;
 use crate::kernels::attention::{Attend, Query};
 use crate::kernels::product::{Activations, Product, Then};
 use crate::kernels::rowwise::{Norm, Quantise, Rotate};
 use crate::kv::{Kv, PAGE};
 use crate::matrix::Matrix;
+use crate::plan::{Item, Plan};
 use crate::quant::{BLOCK, Dtype};
 use crate::scratch::{FEW_ROWS, Own, Plane, Quantised, Scratch};
 use crate::threads::Barrier;
 use crate::weights::{Layer, Weights};
-
-/// The rows of a batch and how attention walks them; rebuilt for each pass in the same memory.
-#[derive(Default)]
-pub(crate) struct Plan {
-    pub(crate) rows: Vec<Row>,
-    /// Rows whose logits are wanted.
-    pub(crate) wanted: Vec<usize>,
-    /// Attention of all rows.
-    all: Vec<Item>,
-    /// Attention of the wanted rows, for the last block.
-    last: Vec<Item>,
-}
-
-/// One token of the batch.
-#[derive(Clone, Copy)]
-pub(crate) struct Row {
-    token: usize,
-    position: usize,
-    chunk: usize,
-}
-
-/// Neighbouring rows of a chunk whose queries share the loads of keys and values.
-#[derive(Clone, Copy)]
-struct Item {
-    chunk: usize,
-    row: usize,
-    /// Where the first row's result goes.
-    out: usize,
-    count: usize,
-}
-
-impl Plan {
-    /// Plans `batch`; `together` rows share an attention call.
-    pub(crate) fn build(&mut self, batch: &[Chunk<'_>], together: usize) {
-        self.rows.clear();
-        self.wanted.clear();
-        self.all.clear();
-        self.last.clear();
-        for (index, chunk) in batch.iter().enumerate() {
-            let first = self.rows.len();
-            let rows = chunk.tokens.iter().zip(chunk.start..);
-            self.rows.extend(rows.map(|(&token, position)| Row { token: token as usize, position, chunk: index }));
-            let end = self.rows.len();
-            items(&mut self.all, index, first..end, first, together);
-            items(&mut self.last, index, end - chunk.rows..end, self.wanted.len(), together);
-            self.wanted.extend(end - chunk.rows..end);
-        }
-    }
-}
-
-fn items(to: &mut Vec<Item>, chunk: usize, rows: Range<usize>, out: usize, together: usize) {
-    for row in rows.clone().step_by(together) {
-        let count = together.min(rows.end - row);
-        to.push(Item { chunk, row, out: out + row - rows.start, count });
-    }
-}
 
 /// What all threads of a pass see.
 ///
@@ -87,8 +33,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) scratch: &'a Scratch,
     pub(crate) plan: &'a Plan,
     pub(crate) batch: &'a [Chunk<'a>],
-    /// Rows of the table of [`crate::rope::Rope`].
-    pub(crate) angles: &'a [f32],
+    /// Tables of the model's ropes.
+    pub(crate) angles: &'a [Vec<f32>],
     pub(crate) logits: Logits,
     pub(crate) isa: Isa,
     pub(crate) progress: &'a AtomicU64,
@@ -151,7 +97,8 @@ impl Rank<'_> {
         if wanted.rows > 0 {
             let x = self.normed(wanted, &w.norm);
             let head = w.head.as_ref().unwrap_or(&w.embedding);
-            self.product(head, x, wanted.rows, (p.logits.0, head.outputs), Then::Store);
+            let then = w.config.logit_cap.map_or(Then::Store, Then::Cap);
+            self.product(head, x, wanted.rows, (p.logits.0, head.outputs), then);
         }
     }
 
@@ -169,6 +116,9 @@ impl Rank<'_> {
             // SAFETY: `width` values of a row that this thread alone has until the next meeting.
             let to = unsafe { std::slice::from_raw_parts_mut(p.scratch.x.row(row), width) };
             p.weights.embedding.row(p.plan.rows[row].token, to);
+            if let Some(scale) = p.weights.config.embedding_scale {
+                to.iter_mut().for_each(|x| *x *= scale);
+            }
         }
     }
 
@@ -181,11 +131,12 @@ impl Rank<'_> {
         self.product(&layer.qkv, normed, x.rows, (qkv.row(0), qkv.stride), Then::Store);
         self.barrier.meet();
         let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
-        let width = p.weights.rope.width();
+        let rope = c.blocks[index].rope;
+        let (width, angles) = (p.weights.ropes[rope].width(), &p.angles[rope]);
         for unit in self.part(x.rows * c.kv_heads, 1) {
             let (index_row, head) = (unit / c.kv_heads, unit % c.kv_heads);
             let row = p.plan.rows[index_row];
-            let angles = p.angles[row.position * width..][..width].as_ptr();
+            let angles = angles[row.position * width..][..width].as_ptr();
             let page = p.batch[row.chunk].pages[row.position / PAGE].index() * p.kv.page_stride;
             let slot = row.position % PAGE;
             // SAFETY: heads of this unit, and its slot of its page, which the engine checked; no other unit has them
@@ -195,8 +146,14 @@ impl Rank<'_> {
                 let queries = at.add(head * group * dim);
                 let key = at.add((c.heads + head) * dim);
                 let value = at.add((c.heads + c.kv_heads + head) * dim);
-                p.isa.rotate(&Rotate { x: queries, heads: group, half: dim / 2, angles });
-                p.isa.rotate(&Rotate { x: key, heads: 1, half: dim / 2, angles });
+                if let Some(norms) = &layer.head_norms {
+                    for query in 0..group {
+                        self.norm_head(queries.add(query * dim), &norms.queries);
+                    }
+                    self.norm_head(key, &norms.keys);
+                }
+                p.isa.rotate(&Rotate { x: queries, heads: group, head_dim: dim, half: width / 2, angles });
+                p.isa.rotate(&Rotate { x: key, heads: 1, head_dim: dim, half: width / 2, angles });
                 let keys = p.kv.raw().add(p.kv.keys(index, head) + page + slot);
                 for d in 0..dim {
                     *keys.add(d * PAGE) = *key.add(d);
@@ -206,6 +163,17 @@ impl Rank<'_> {
             }
         }
         self.barrier.meet();
+    }
+
+    /// Norms a head in place.
+    ///
+    /// # Safety
+    /// `head` is a head of this thread's own.
+    unsafe fn norm_head(&self, head: *mut f32, weight: &[f32]) {
+        let c = &self.pass.weights.config;
+        let (weight, width, eps) = (weight.as_ptr(), c.head_dim, c.norm_eps as f32);
+        // SAFETY: the caller's; the weights of a head have its width.
+        unsafe { self.pass.isa.rms_norm(&Norm { x: head, weight, out: head, width, eps, add: false }) };
     }
 
     /// The last block goes on with the wanted rows only.
@@ -224,8 +192,8 @@ impl Rank<'_> {
         let c = &p.weights.config;
         let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
         let most = p.isa.queries();
-        let scale = (1.0 / (dim as f64).sqrt()) as f32;
-        let mut queries = [Query { q: std::ptr::null(), out: std::ptr::null_mut(), last: 0 }; 8];
+        let window = c.blocks[layer].window.unwrap_or(usize::MAX);
+        let mut queries = [Query { q: std::ptr::null(), out: std::ptr::null_mut(), first: 0, last: 0 }; 8];
         // By turns, not by halves: later rows of a prefill see more keys.
         for unit in (self.rank..items.len() * c.kv_heads).step_by(self.barrier.ranks()) {
             let (item, head) = (items[unit / c.kv_heads], unit % c.kv_heads);
@@ -240,7 +208,8 @@ impl Rank<'_> {
                         let q = unsafe { p.scratch.qkv.row(item.row + row).add(head * dim) };
                         // SAFETY: as above.
                         let out = unsafe { p.scratch.attended.row(item.out + row).add(head * dim) };
-                        queries[n] = Query { q, out, last: p.plan.rows[item.row + row].position };
+                        let last = p.plan.rows[item.row + row].position;
+                        queries[n] = Query { q, out, first: (last + 1).saturating_sub(window), last };
                         n += 1;
                     }
                 }
@@ -254,7 +223,8 @@ impl Rank<'_> {
                         values: p.kv.raw().add(p.kv.values(layer, head)),
                         page_stride: p.kv.page_stride,
                         head_dim: dim,
-                        scale,
+                        scale: c.query_scale,
+                        cap: c.attention_cap,
                         scores: self.own.scores.row(0),
                         score_stride: self.own.scores.stride,
                     });
@@ -271,11 +241,11 @@ impl Rank<'_> {
         }
         let s = self.pass.scratch;
         let attended = self.activations(Source { plane: &s.attended, rows: x.rows });
-        self.product(&layer.output, attended, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
-        self.barrier.meet();
+        self.add_to(x, &layer.output, attended, layer.post_norms.as_ref().map(|n| &n.attention));
         let normed = self.normed(x, &layer.mlp_norm);
         let inner = &s.inner;
-        self.product(&layer.gate_up, normed, x.rows, (inner.row(0), inner.stride), Then::Gate);
+        let then = Then::Gate(self.pass.weights.config.activation);
+        self.product(&layer.gate_up, normed, x.rows, (inner.row(0), inner.stride), then);
         let mut gated = inner.floats();
         if self.pass.weights.dtype == Dtype::Q8_0 {
             // Each thread quantises the blocks that it has just written.
@@ -283,7 +253,25 @@ impl Rank<'_> {
             gated = self.quantise(&s.gated, inner, 0..x.rows, blocks.start / 4..blocks.end / 4);
         }
         self.barrier.meet();
-        self.product(&layer.down, gated, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
+        self.add_to(x, &layer.down, gated, layer.post_norms.as_ref().map(|n| &n.mlp));
+    }
+
+    /// Adds a product to the residual stream, after its norm if it has one.
+    fn add_to(&self, x: Source<'_>, matrix: &Matrix, from: Activations, norm: Option<&Slab<f32>>) {
+        let p = self.pass;
+        let Some(weight) = norm else {
+            self.product(matrix, from, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
+            return self.barrier.meet();
+        };
+        let branch = &p.scratch.branch;
+        self.product(matrix, from, x.rows, (branch.row(0), branch.stride), Then::Store);
+        self.barrier.meet();
+        let (width, eps) = (p.weights.config.hidden, p.weights.config.norm_eps as f32);
+        for row in self.part(x.rows, 1) {
+            let (x, weight, out) = (branch.row(row), weight.as_ptr(), x.plane.row(row));
+            // SAFETY: rows of two planes of one width; this thread alone has row `row` until the next meeting.
+            unsafe { p.isa.rms_norm(&Norm { x, weight, out, width, eps, add: true }) };
+        }
         self.barrier.meet();
     }
 
@@ -299,8 +287,8 @@ impl Rank<'_> {
                 weight: weight.as_ptr(),
                 out: to.normed.row(row),
                 width: p.weights.config.hidden,
-                padded: x.plane.stride,
                 eps: p.weights.config.norm_eps as f32,
+                add: false,
             };
             // SAFETY: two rows of one stride; `to` is this thread's own, or these rows of it are.
             unsafe { p.isa.rms_norm(&norm) };
@@ -363,8 +351,8 @@ impl Rank<'_> {
 
     fn product(&self, matrix: &Matrix, x: Activations, rows: usize, out: (*mut f32, usize), then: Then) {
         let tiles = match then {
-            Then::Gate => self.gate_tiles(matrix.tiles()),
-            Then::Store | Then::Add => self.part(matrix.tiles(), 2),
+            Then::Gate(_) => self.gate_tiles(matrix.tiles()),
+            _ => self.part(matrix.tiles(), 2),
         };
         let product = Product { matrix, x, rows, out: out.0, out_stride: out.1, tiles: (tiles.start, tiles.end), then };
         // SAFETY: `x` holds `rows` rows of the matrix's inputs, written before the last meeting or by this thread;

@@ -31,7 +31,8 @@ impl Kv {
         let value_width = config.head_dim.next_multiple_of(16);
         let page_stride = config.kv_heads * PAGE * (config.head_dim + value_width);
         let floats = config
-            .layers
+            .blocks
+            .len()
             .checked_mul(pages)
             .and_then(|n| n.checked_mul(page_stride))
             .filter(|&n| n < isize::MAX as usize / 8)

@@ -1,6 +1,6 @@
 //! Weights, paged KV, product and attention kernels, and one ragged forward over them.
 //!
-//! A Llama checkpoint in a Hugging Face folder becomes [`Weights`], shared by any number of [`CpuEngine`]s, each with
+//! A checkpoint in a Hugging Face folder becomes [`Weights`], shared by any number of [`CpuEngine`]s, each with
 //! its own KV pages and threads. The law is DESIGN section 5: **a row has one value**. Its bits, and the keys and values
 //! written, depend on nothing but the tokens before it: not on the batch, the chunking, page boundaries, the number of
 //! threads or the SIMD path. How each part keeps it:
@@ -25,16 +25,17 @@ mod kernels;
 mod kv;
 mod matrix;
 mod pad;
+mod plan;
 mod quant;
 mod rope;
 mod scratch;
 mod threads;
 mod weights;
 
-pub use config::Config;
+pub use config::{Activation, BlockConfig, Config, Family, RopeConfig, RopeScaling};
 pub use engine::{CpuEngine, EngineOptions};
 pub use error::LoadError;
 pub use kernels::SimdPath;
 pub use pad::{PadReport, pad};
 pub use quant::Dtype;
-pub use weights::{Progress, Weights};
+pub use weights::{LoadOptions, Progress, Weights};

@@ -3,6 +3,8 @@
 //! Sixteen outputs make a tile. `f32`: `[tile][input][16 outputs]`. Q8_0: `[tile][block][8 groups][16 outputs][4 inputs]`
 //! unsigned bytes (128 added), and `[tile][block][16 outputs]` binary16 scales. What pads a tile or a block is zero.
 
+use std::path::Path;
+
 use half::f16;
 
 use crate::arena::{Arena, Slab, slab_bytes};
@@ -27,6 +29,8 @@ pub(crate) struct Matrix {
     /// Blocks of 32 inputs.
     pub(crate) blocks: usize,
     pub(crate) store: Store,
+    /// Added to each output; whole tiles.
+    pub(crate) bias: Option<Slab<f32>>,
 }
 
 /// Fills one row of inputs; the row comes zeroed. Rows that no one fills stay zero.
@@ -50,7 +54,7 @@ impl Matrix {
     /// Packs `outputs` rows of `inputs` weights; `label` names them in errors.
     pub(crate) fn pack(
         arena: &mut Arena,
-        label: &str,
+        label: (&Path, &str),
         (outputs, inputs): (usize, usize),
         dtype: Dtype,
         rows: &mut RowSource<'_>,
@@ -84,7 +88,8 @@ impl Matrix {
                         let at = tile * blocks + block;
                         let scale = quantise_block(weights, &mut quantised);
                         // Sources refuse what is not finite, so only a scale beyond binary16 is left.
-                        let scale = scale.ok_or_else(|| LoadError::NotFinite { tensor: label.into() })?;
+                        let scale = scale
+                            .ok_or_else(|| LoadError::NotFinite { path: label.0.into(), tensor: label.1.into() })?;
                         scales[at * TILE + lane] = scale.to_bits();
                         let bytes = &mut bytes[at * BLOCK * TILE..][..BLOCK * TILE];
                         for (group, four) in quantised.chunks_exact(4).enumerate() {
@@ -96,7 +101,7 @@ impl Matrix {
                 }
             }
         }
-        Ok(Self { outputs, inputs, blocks, store })
+        Ok(Self { outputs, inputs, blocks, store, bias: None })
     }
 
     /// The weights of one output, as the products see them (so an embedding is what the tied head multiplies with).

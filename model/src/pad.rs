@@ -19,12 +19,12 @@ use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::config::{Config, read_json};
+use crate::checkpoint::{Checkpoint, Names, Part, Tensor, parts, shape};
+use crate::config::{Config, Family, read_json};
 use crate::error::LoadError;
 use crate::fingerprint::finish;
 use crate::quant::BLOCK;
-use crate::weights::{LAYER_PARTS, Progress, tensor_names};
+use crate::weights::Progress;
 
 /// How much wider the residual stream becomes.
 const FACTOR: usize = 4;
@@ -58,6 +58,7 @@ pub fn pad(
 ) -> Result<PadReport, LoadError> {
     let small = Config::read(from)?;
     let checkpoint = Checkpoint::open(from)?;
+    checkpoint.check(&small)?;
     let large = padded(&small, parameters)?;
     std::fs::create_dir_all(to).map_err(|source| LoadError::Write { path: to.into(), source })?;
     if std::fs::canonicalize(from).ok() == std::fs::canonicalize(to).ok() {
@@ -87,7 +88,7 @@ pub fn pad(
     Ok(PadReport {
         original: small.parameters(),
         parameters: large.parameters(),
-        layers: large.layers,
+        layers: large.blocks.len(),
         hidden: large.hidden,
         bytes,
     })
@@ -95,6 +96,9 @@ pub fn pad(
 
 /// The padded model's numbers.
 fn padded(small: &Config, parameters: u64) -> Result<Config, LoadError> {
+    if small.family != Family::Llama || small.qkv_bias || small.output_bias {
+        return Err(LoadError::Pad(format!("the model is a {:?}, and only plain Llamas can be padded", small.family)));
+    }
     for (what, size) in [
         ("hidden_size", small.hidden),
         ("intermediate_size", small.inner),
@@ -116,7 +120,7 @@ fn padded(small: &Config, parameters: u64) -> Result<Config, LoadError> {
         ..small.clone()
     };
     let least = large.parameters();
-    let block = (least - Config { layers: 0, ..large.clone() }.parameters()) / large.layers as u64;
+    let block = (least - Config { blocks: Vec::new(), ..large.clone() }.parameters()) / large.blocks.len() as u64;
     if parameters + block / 2 < least {
         let millions = |n: u64| n as f64 / 1e6;
         return Err(LoadError::Pad(format!(
@@ -125,7 +129,8 @@ fn padded(small: &Config, parameters: u64) -> Result<Config, LoadError> {
             millions(least)
         )));
     }
-    large.layers += ((parameters + block / 2).saturating_sub(least) / block) as usize;
+    let more = ((parameters + block / 2).saturating_sub(least) / block) as usize;
+    large.blocks.resize(small.blocks.len() + more, small.blocks[0]);
     Ok(large)
 }
 
@@ -156,17 +161,28 @@ struct Planned<'a> {
 fn plan<'a>(small: &Config, large: &Config, checkpoint: &'a Checkpoint) -> Result<Vec<Planned<'a>>, LoadError> {
     let mut at = 0;
     let mut plan = Vec::new();
-    for name in tensor_names(large) {
-        let layer =
-            name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok());
-        let original = layer.is_none_or(|layer: usize| layer < small.layers);
+    let names = Names::new(large);
+    let mut all = vec![(names.embedding(), None, None), (names.norm(), None, None)];
+    if !large.tied {
+        all.push((names.head(), None, None));
+    }
+    for layer in 0..large.blocks.len() {
+        all.extend(parts(large).into_iter().map(|part| (names.weight(layer, part), Some(layer), Some(part))));
+    }
+    let sized = |c: &Config, part: Option<Part>, name: &str| match part {
+        Some(part) => shape(c, part),
+        None if *name == names.norm() => vec![c.hidden],
+        None => vec![c.vocabulary, c.hidden],
+    };
+    for (name, layer, part) in all {
+        let original = layer.is_none_or(|layer| layer < small.blocks.len());
         // Blocks beyond the original's take their types from its first.
-        let like = match layer {
-            Some(layer) if !original => name.replacen(&format!(".{layer}."), ".0.", 1),
+        let like = match part {
+            Some(part) if !original => names.weight(0, part),
             _ => name.clone(),
         };
-        let corner = checkpoint.tensor(&like, &shape(small, &like))?;
-        let shape = shape(large, &name);
+        let corner = checkpoint.tensor(&like, &sized(small, part, &like))?;
+        let shape = sized(large, part, &name);
         let halved = shape.len() == 1;
         let writes = ["embed_tokens", "o_proj", "down_proj"].iter().any(|part| name.contains(part));
         let stored = if halved { Stored::F32 } else { corner.stored };
@@ -177,21 +193,6 @@ fn plan<'a>(small: &Config, large: &Config, checkpoint: &'a Checkpoint) -> Resul
         at += bytes;
     }
     Ok(plan)
-}
-
-/// The shape that a configuration gives a tensor.
-fn shape(c: &Config, name: &str) -> Vec<usize> {
-    let part = LAYER_PARTS.into_iter().find(|part| name.contains(part)).unwrap_or(name);
-    let (queries, keys) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    match part {
-        "self_attn.q_proj" => vec![queries, c.hidden],
-        "self_attn.k_proj" | "self_attn.v_proj" => vec![keys, c.hidden],
-        "self_attn.o_proj" => vec![c.hidden, queries],
-        "mlp.gate_proj" | "mlp.up_proj" => vec![c.inner, c.hidden],
-        "mlp.down_proj" => vec![c.hidden, c.inner],
-        "model.embed_tokens.weight" | "lm_head.weight" => vec![c.vocabulary, c.hidden],
-        _ => vec![c.hidden],
-    }
 }
 
 fn write_header(to: &mut impl Write, plan: &[Planned<'_>]) -> std::io::Result<()> {
@@ -305,7 +306,7 @@ fn write_config(from: &Path, to: &Path, large: &Config) -> Result<(), LoadError>
     for (key, value) in [
         ("hidden_size", json!(large.hidden)),
         ("intermediate_size", json!(large.inner)),
-        ("num_hidden_layers", json!(large.layers)),
+        ("num_hidden_layers", json!(large.blocks.len())),
         ("num_attention_heads", json!(large.heads)),
         ("num_key_value_heads", json!(large.kv_heads)),
         ("head_dim", json!(large.head_dim)),

@@ -6,11 +6,12 @@ use half::f16;
 pub(crate) const BLOCK: usize = 32;
 
 /// What weights are held in; norms are always `f32`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// As stored, widened.
     F32,
     /// Blocks of 32 signed bytes with a binary16 scale, as GGUF's Q8_0 (same scales, same bytes).
+    #[default]
     Q8_0,
 }
 

@@ -1,28 +1,36 @@
 //! Rotary positions: a table of cosines and sines, one row for each position.
 
-use crate::config::{Config, RopeScaling};
+use crate::config::{RopeConfig, RopeScaling};
 
-/// Frequencies of a model.
+/// Frequencies of a model, or of some of its blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
     frequencies: Vec<f32>,
+    factor: f32,
 }
 
 impl Rope {
-    pub(crate) fn new(config: &Config) -> Self {
-        let dim = config.head_dim as f32;
-        let plain = (0..config.head_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / dim;
-            1.0 / (libm::pow(config.rope_theta, f64::from(exponent)) as f32)
-        });
-        let frequencies = match config.rope_scaling {
-            None => plain.collect(),
-            Some(scaling) => plain.map(|f| scaled(f, scaling)).collect(),
+    /// The frequencies for a model that is served with `context` positions.
+    pub(crate) fn new(config: &RopeConfig, context: usize) -> Self {
+        let dims = config.dims as f32;
+        let wave = |i: usize| libm::pow(config.theta, f64::from((2 * i) as f32 / dims)) as f32;
+        let plain = (0..config.dims / 2).map(wave);
+        let frequencies = match &config.scaling {
+            RopeScaling::None => plain.map(|w| 1.0 / w).collect(),
+            RopeScaling::Linear(factor) => plain.map(|w| 1.0 / w / factor).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let bands = (*low_freq_factor, *high_freq_factor);
+                plain.map(|w| stretched(1.0 / w, *factor, bands, *original_context as f32)).collect()
+            }
+            RopeScaling::Long { short, long, original_context } => {
+                let factors = if context > *original_context { long } else { short };
+                plain.zip(factors).map(|(w, factor)| 1.0 / (factor * w)).collect()
+            }
         };
-        Self { frequencies }
+        Self { frequencies, factor: config.attention_factor }
     }
 
-    /// Values in a row of the table: `head_dim / 2` cosines, then as many sines.
+    /// Values in a row of the table: half as many cosines, then as many sines.
     pub(crate) fn width(&self) -> usize {
         2 * self.frequencies.len()
     }
@@ -31,22 +39,21 @@ impl Rope {
     pub(crate) fn extend(&self, table: &mut Vec<f32>, positions: usize) {
         for position in table.len() / self.width().max(1)..positions {
             let angle = |f: &f32| position as f32 * f;
-            table.extend(self.frequencies.iter().map(|f| libm::cosf(angle(f))));
-            table.extend(self.frequencies.iter().map(|f| libm::sinf(angle(f))));
+            table.extend(self.frequencies.iter().map(|f| libm::cosf(angle(f)) * self.factor));
+            table.extend(self.frequencies.iter().map(|f| libm::sinf(angle(f)) * self.factor));
         }
     }
 }
 
 /// `llama3`: long waves slowed by `factor`, short ones kept, a blend between.
-fn scaled(frequency: f32, s: RopeScaling) -> f32 {
-    let old = s.original_context as f32;
+fn stretched(frequency: f32, factor: f32, (low, high): (f32, f32), original_context: f32) -> f32 {
     let wave = 2.0 * std::f32::consts::PI / frequency;
-    if wave > old / s.low_freq_factor {
-        return frequency / s.factor;
+    if wave > original_context / low {
+        return frequency / factor;
     }
-    if wave < old / s.high_freq_factor {
+    if wave < original_context / high {
         return frequency;
     }
-    let smooth = (old / wave - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
-    (1.0 - smooth) * frequency / s.factor + smooth * frequency
+    let smooth = (original_context / wave - low) / (high - low);
+    (1.0 - smooth) * frequency / factor + smooth * frequency
 }

@@ -83,6 +83,8 @@ pub(crate) struct Scratch {
     pub(crate) qkv: Plane,
     pub(crate) attended: Plane,
     pub(crate) inner: Plane,
+    /// What a block's half gives, where it is normed before it is added; else empty.
+    pub(crate) branch: Plane,
     /// `inner`, quantised. Not in `shared`, which slower threads may still read when a faster one writes this.
     pub(crate) gated: Quantised,
     /// One for each thread.
@@ -94,10 +96,9 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Buffers of the least size.
     pub(crate) fn new(config: &Config, ranks: usize, rows: usize, positions: usize) -> std::io::Result<Self> {
-        let attended = config.heads * config.head_dim;
-        let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
-        let widest = config.hidden.max(attended).max(config.inner);
-        let planes = [config.hidden, config.hidden, qkv, attended, config.inner];
+        let widest = config.hidden.max(config.attended()).max(config.inner);
+        let branch = if config.post_norms { config.hidden } else { 0 };
+        let planes = [config.hidden, config.hidden, config.qkv(), config.attended(), config.inner, branch];
         let own = |rows, positions| {
             Plane::bytes(rows, config.hidden) + Quantised::bytes(rows, widest) + Plane::bytes(FEW_ROWS, positions)
         };
@@ -107,7 +108,7 @@ impl Scratch {
             + Quantised::bytes(rows, config.inner);
         let mut arena = Arena::new(bytes)?;
         let a = &mut arena;
-        let [x, wanted, qkv, attended, inner] = planes.map(|width| Plane::new(a, rows, width));
+        let [x, wanted, qkv, attended, inner, branch] = planes.map(|width| Plane::new(a, rows, width));
         let gated = Quantised::new(a, rows, config.inner);
         let mut own = |rows, positions| Own {
             normed: Plane::new(a, rows, config.hidden),
@@ -116,7 +117,7 @@ impl Scratch {
         };
         let shared = own(rows, 0);
         let own = (0..ranks).map(|_| own(FEW_ROWS, positions)).collect();
-        Ok(Self { rows, positions, x, wanted, qkv, attended, inner, gated, own, shared })
+        Ok(Self { rows, positions, x, wanted, qkv, attended, inner, branch, gated, own, shared })
     }
 
     /// Makes room; grows by doubling, so that steady work allocates nothing.

@@ -4,20 +4,12 @@ mod common;
 
 use std::path::Path;
 
-use cascadia_model::{CpuEngine, Dtype, EngineOptions, LoadError, Weights};
-use common::{copy_of, fixture, load};
+use cascadia_model::{Config, CpuEngine, Dtype, EngineOptions, LoadError, RopeScaling, Weights};
+use common::{copy_of, fixture, load, set};
 use serde_json::{Value, json};
 
 fn fails(folder: &Path) -> LoadError {
     Weights::load(folder, Dtype::Q8_0, &mut |_| {}).expect_err("the folder is damaged")
-}
-
-/// Sets a key of a folder's config.json.
-fn set(folder: &Path, key: &str, value: Value) {
-    let path = folder.join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config[key] = value;
-    std::fs::write(path, config.to_string()).unwrap();
 }
 
 #[test]
@@ -25,11 +17,14 @@ fn every_fault_of_a_configuration_is_named() {
     let folder = copy_of("grouped", "config-faults");
     let original = std::fs::read(folder.join("config.json")).unwrap();
     let cases = [
-        ("architectures", json!(["GemmaForCausalLM"]), "GemmaForCausalLM"),
+        ("architectures", json!(["MixtralForCausalLM"]), "MixtralForCausalLM"),
         ("architectures", Value::Null, "LlamaForCausalLM"),
         ("hidden_act", json!("gelu"), "hidden_act"),
-        ("attention_bias", json!(true), "attention_bias"),
+        ("attention_bias", json!(true), "q_proj.bias"),
         ("mlp_bias", json!(true), "mlp_bias"),
+        ("sliding_window", json!(64), "sliding_window"),
+        ("final_logit_softcapping", json!(30.0), "final_logit_softcapping"),
+        ("logits_scaling", json!(2.0), "logits_scaling"),
         ("quantization_config", json!({"bits": 4}), "quantization_config"),
         ("rope_parameters", json!({"rope_type": "yarn"}), "yarn"),
         ("rope_parameters", json!({"rope_type": "llama3", "factor": 8.0}), "low_freq_factor"),
@@ -102,8 +97,8 @@ fn facts_and_fingerprints() {
     // float16, the head not stored twice, and a header.
     assert!((1..6000).contains(&(stored as i64 - 2 * weights.parameters() as i64)));
     assert_eq!(weights.config().eos, [2]);
-    assert_eq!(load(&sharded, Dtype::F32).config().rope_scaling.unwrap().original_context, 32);
-    assert_eq!(load(&sharded, Dtype::F32).config().rope_theta, 500_000.0);
+    let rope = load(&sharded, Dtype::F32).config().ropes[0].clone();
+    assert!(matches!(rope.scaling, RopeScaling::Llama3 { original_context: 32, .. }) && rope.theta == 500_000.0);
 
     let print = |folder: &Path, dtype| load(folder, dtype).fingerprint().to_owned();
     assert_eq!(print(&tied, Dtype::Q8_0), weights.fingerprint());
@@ -124,6 +119,69 @@ fn facts_and_fingerprints() {
     bytes[end - 2] ^= 1;
     std::fs::write(copy.join("model.safetensors"), bytes).unwrap();
     assert_ne!(print(&copy, Dtype::Q8_0), weights.fingerprint());
+}
+
+/// What is on the hub was written by older versions of transformers, with other keys and many left out.
+#[test]
+fn older_configurations_say_the_same() {
+    /// A fixture, keys to set, keys to take away.
+    type Older<'a> = (&'a str, &'a [(&'a str, Value)], &'a [&'a str]);
+    let older: [Older<'_>; 6] = [
+        ("mistral", &[("rope_theta", json!(10_000.0)), ("sliding_window", json!(20))], &["rope_parameters"]),
+        (
+            "qwen2",
+            &[("rope_theta", json!(10_000.0)), ("sliding_window", json!(20)), ("use_sliding_window", json!(true))],
+            &["rope_parameters", "layer_types"],
+        ),
+        ("qwen3", &[("rope_theta", json!(10_000.0))], &["rope_parameters", "layer_types"]),
+        (
+            "gemma2",
+            &[("rope_theta", json!(10_000.0)), ("hidden_act", json!("gelu"))],
+            &["rope_parameters", "layer_types", "tie_word_embeddings", "use_bidirectional_attention"],
+        ),
+        (
+            "gemma3",
+            &[
+                ("rope_theta", json!(1_000_000.0)),
+                ("rope_local_base_freq", json!(10_000.0)),
+                ("rope_scaling", json!({"rope_type": "linear", "factor": 8.0})),
+                ("sliding_window_pattern", json!(3)),
+            ],
+            &["rope_parameters", "layer_types", "tie_word_embeddings", "attn_logit_softcapping"],
+        ),
+        (
+            "phi3",
+            &[
+                ("rope_theta", json!(10_000.0)),
+                ("partial_rotary_factor", json!(0.75)),
+                ("original_max_position_embeddings", json!(32)),
+                (
+                    "rope_scaling",
+                    json!({
+                        "type": "su",
+                        "long_factor": [1.0, 1.3, 1.9, 2.5, 4.0, 7.0],
+                        "short_factor": [1.0, 1.0, 1.05, 1.1, 1.2, 1.4],
+                    }),
+                ),
+            ],
+            &["rope_parameters"],
+        ),
+    ];
+    for (name, keys, absent) in older {
+        let folder = copy_of(name, "older");
+        for key in absent {
+            set(&folder, key, Value::Null);
+        }
+        for (key, value) in keys {
+            set(&folder, key, value.clone());
+        }
+        // Null says "none" to some keys; older files do not have them at all.
+        let path = folder.join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().retain(|key, _| !absent.contains(&key.as_str()));
+        std::fs::write(path, config.to_string()).unwrap();
+        assert_eq!(Config::read(&folder).unwrap(), Config::read(&fixture(name)).unwrap(), "{name}");
+    }
 }
 
 #[test]

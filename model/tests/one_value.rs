@@ -35,8 +35,8 @@ fn chunking_threads_and_paths_change_no_bit() {
 
 #[test]
 fn a_batch_changes_no_bit() {
-    for dtype in DTYPES {
-        let weights = load(&fixture("grouped"), dtype);
+    for (name, dtype) in FIXTURES.iter().flat_map(|name| DTYPES.map(|dtype| (name, dtype))) {
+        let weights = load(&fixture(name), dtype);
         let vocabulary = weights.config().vocabulary;
         let sessions: Vec<_> = (0..5).map(|s| tokens(40 + 7 * s, vocabulary, s as u64)).collect();
         let mut alone = engine(&weights, 1, None);
@@ -62,7 +62,7 @@ fn a_batch_changes_no_bit() {
                 for (s, chunk) in batch {
                     at[s] += chunk.tokens.len();
                     for wanted in &wanted[s][at[s] - chunk.rows..at[s]] {
-                        assert!(rows.next().as_ref() == Some(wanted), "{dtype}: session {s} up to {}", at[s]);
+                        assert!(rows.next().as_ref() == Some(wanted), "{name} {dtype}: session {s} up to {}", at[s]);
                     }
                 }
                 assert!(rows.next().is_none());

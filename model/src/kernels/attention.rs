@@ -2,12 +2,13 @@
 //!
 //! A page of keys is stored dimension by dimension, so that lane = key and a score is one chain along the head; a page
 //! of values is stored key by key, so that lane = dimension and an output is one chain along the keys. The sum of the
-//! softmax has one lane for each position modulo 16. Nothing depends on which queries share the loads.
+//! softmax has one lane for each position modulo 16. Nothing depends on which queries share the loads. A window begins at
+//! any position, and its pages are still the pages: positions before it have no weight, and their values are not read.
 
 use cascadia_core::ids::PageId;
 
 use super::lanes::Lanes;
-use super::rowwise::exp;
+use super::rowwise::{capped, exp};
 use crate::kv::PAGE;
 
 /// One head of one row.
@@ -15,6 +16,8 @@ use crate::kv::PAGE;
 pub(crate) struct Query {
     pub q: *const f32,
     pub out: *mut f32,
+    /// The first position it sees: zero, or where its window begins.
+    pub first: usize,
     /// The last position it sees: its own.
     pub last: usize,
 }
@@ -31,6 +34,8 @@ pub(crate) struct Attend<'a> {
     pub page_stride: usize,
     pub head_dim: usize,
     pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub cap: Option<f32>,
     /// Room for `queries.len()` rows of scores.
     pub scores: *mut f32,
     /// Floats from one row of scores to the next: at least 16 for each page.
@@ -59,7 +64,7 @@ pub(crate) unsafe fn attend<L: Lanes>(a: &Attend<'_>) {
 unsafe fn queries<L: Lanes, const Q: usize, const P: usize, const C: usize>(a: &Attend<'_>) {
     let last = a.queries.iter().map(|q| q.last).max().unwrap_or(0);
     let pages = last / PAGE + 1;
-    let mut page = 0;
+    let mut page = a.queries.iter().map(|q| q.first).min().unwrap_or(0) / PAGE;
     while page + P <= pages {
         score_pages::<L, Q, P>(a, page);
         page += P;
@@ -70,7 +75,8 @@ unsafe fn queries<L: Lanes, const Q: usize, const P: usize, const C: usize>(a: &
     }
     let mut sums = [0.0; Q];
     for (q, sum) in sums.iter_mut().enumerate() {
-        *sum = softmax::<L>(a.scores.add(q * a.score_stride), a.queries[q].last / PAGE + 1);
+        let query = a.queries.get_unchecked(q);
+        *sum = softmax::<L>(a.scores.add(q * a.score_stride), query.first / PAGE, query.last / PAGE + 1);
     }
     let width = a.head_dim.div_ceil(16);
     let mut column = 0;
@@ -107,10 +113,19 @@ unsafe fn score_pages<L: Lanes, const Q: usize, const P: usize>(a: &Attend<'_>, 
     for (p, sums) in sums.iter().enumerate() {
         for (q, &sum) in sums.iter().enumerate() {
             let start = (first + p) * PAGE;
-            let seen = (a.queries.get_unchecked(q).last + 1).saturating_sub(start);
+            let query = a.queries.get_unchecked(q);
+            let seen = (query.last + 1).saturating_sub(start);
+            let unseen = query.first.saturating_sub(start);
             let mut score = L::mul(sum, scale);
+            if let Some(cap) = a.cap {
+                score = capped::<L>(score, cap);
+            }
+            if unseen > 0 {
+                let none = L::splat(f32::NEG_INFINITY);
+                score = L::select_first(none, unseen.min(PAGE), score);
+            }
             if seen < PAGE {
-                score = L::keep_first(score, seen, f32::NEG_INFINITY);
+                score = L::select_first(score, seen, L::splat(f32::NEG_INFINITY));
             }
             L::store(a.scores.add(q * a.score_stride + start), score);
         }
@@ -119,14 +134,14 @@ unsafe fn score_pages<L: Lanes, const Q: usize, const P: usize>(a: &Attend<'_>, 
 
 /// Turns scores into `exp(score - largest)` and returns their sum.
 #[inline(always)]
-unsafe fn softmax<L: Lanes>(scores: *mut f32, pages: usize) -> f32 {
+unsafe fn softmax<L: Lanes>(scores: *mut f32, first: usize, pages: usize) -> f32 {
     let mut largest = L::splat(f32::NEG_INFINITY);
-    for page in 0..pages {
+    for page in first..pages {
         largest = L::max(largest, L::load(scores.add(page * PAGE)));
     }
     let largest = L::splat(L::largest(largest));
     let mut sum = L::splat(0.0);
-    for page in 0..pages {
+    for page in first..pages {
         let at = scores.add(page * PAGE);
         let e = exp::<L>(L::sub(L::load(at), largest));
         L::store(at, e);
@@ -139,14 +154,19 @@ unsafe fn softmax<L: Lanes>(scores: *mut f32, pages: usize) -> f32 {
 #[inline(always)]
 unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>, column: usize, sums: &[f32; Q]) {
     let width = a.head_dim.div_ceil(16) * 16;
-    // Up to here all queries see every key; the rest is each query's own, so that none reads a key it may not see.
-    let shared = a.queries.iter().map(|q| q.last + 1).min().unwrap_or(0);
+    // Between these all queries see every key; the rest is each query's own, so that none reads a key it may not see.
+    let from = a.queries.iter().map(|q| q.first).max().unwrap_or(0);
+    let to = a.queries.iter().map(|q| q.last + 1).min().unwrap_or(0).max(from);
     let mut outs = [[L::splat(0.0); C]; Q];
-    let mut position = 0;
-    while position < shared {
+    for (q, out) in outs.iter_mut().enumerate() {
+        let query = a.queries.get_unchecked(q);
+        weigh_alone::<L, C>(a, (q, column), query.first..from.min(query.last + 1), out);
+    }
+    let mut position = from;
+    while position < to {
         let page = a.pages.get_unchecked(position / PAGE).index();
-        let values = a.values.add(page * a.page_stride + column * 16);
-        let n = (shared - position).min(PAGE);
+        let (first, n) = (position % PAGE, (to - position).min(PAGE - position % PAGE));
+        let values = a.values.add(page * a.page_stride + first * width + column * 16);
         for slot in 0..n {
             let mut v = [L::splat(0.0); C];
             for (c, v) in v.iter_mut().enumerate() {
@@ -163,19 +183,31 @@ unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>,
     }
     for (q, out) in outs.iter_mut().enumerate() {
         let query = a.queries.get_unchecked(q);
-        for position in shared..=query.last {
-            let page = a.pages.get_unchecked(position / PAGE).index();
-            let values = a.values.add(page * a.page_stride + position % PAGE * width + column * 16);
-            let weight = L::splat(*a.scores.add(q * a.score_stride + position));
-            for (c, out) in out.iter_mut().enumerate() {
-                *out = L::fma(L::load(values.add(c * 16)), weight, *out);
-            }
-        }
+        weigh_alone::<L, C>(a, (q, column), to.max(query.first)..query.last + 1, out);
         let sum = L::splat(sums[q]);
         for (c, &out) in out.iter().enumerate() {
             let first = (column + c) * 16;
             let n = (a.head_dim - first).min(16);
             L::store_first(query.out.add(first), n, L::div(out, sum));
+        }
+    }
+}
+
+/// The part of a query's values that the others of its call do not see.
+#[inline(always)]
+unsafe fn weigh_alone<L: Lanes, const C: usize>(
+    a: &Attend<'_>,
+    (q, column): (usize, usize),
+    positions: std::ops::Range<usize>,
+    out: &mut [L::F; C],
+) {
+    let width = a.head_dim.div_ceil(16) * 16;
+    for position in positions {
+        let page = a.pages.get_unchecked(position / PAGE).index();
+        let values = a.values.add(page * a.page_stride + position % PAGE * width + column * 16);
+        let weight = L::splat(*a.scores.add(q * a.score_stride + position));
+        for (c, out) in out.iter_mut().enumerate() {
+            *out = L::fma(L::load(values.add(c * 16)), weight, *out);
         }
     }
 }

@@ -97,10 +97,10 @@ impl Lanes for Avx2 {
         )
     }
     #[inline(always)]
-    unsafe fn keep_first(v: Self::F, n: usize, fill: f32) -> Self::F {
+    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
         let mut lanes = [0.0; 16];
-        Self::store(lanes.as_mut_ptr(), v);
-        lanes[n..].fill(fill);
+        Self::store(lanes.as_mut_ptr(), b);
+        Self::store_first(lanes.as_mut_ptr(), n, a);
         Self::load(lanes.as_ptr())
     }
     #[inline(always)]

@@ -82,8 +82,8 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         _mm512_maskz_mov_ps(!below, v)
     }
     #[inline(always)]
-    unsafe fn keep_first(v: Self::F, n: usize, fill: f32) -> Self::F {
-        _mm512_mask_mov_ps(_mm512_set1_ps(fill), first(n), v)
+    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
+        _mm512_mask_mov_ps(b, first(n), a)
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {

@@ -43,8 +43,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn pow2(n: Self::F) -> Self::F;
     /// `v`, but zero in the lanes where `x < limit`.
     unsafe fn zero_below(x: Self::F, limit: f32, v: Self::F) -> Self::F;
-    /// The first `n` lanes of `v`, `fill` in the others.
-    unsafe fn keep_first(v: Self::F, n: usize, fill: f32) -> Self::F;
+    /// The first `n <= 16` lanes of `a`, the others of `b`.
+    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F;
     /// Sum by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
     unsafe fn sum(x: Self::F) -> f32;
     /// The largest lane by the same tree.

@@ -98,8 +98,8 @@ impl Lanes for Portable {
         each(|i| if x[i] < limit { 0.0 } else { v[i] })
     }
     #[inline(always)]
-    unsafe fn keep_first(v: Self::F, n: usize, fill: f32) -> Self::F {
-        each(|i| if i < n { v[i] } else { fill })
+    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
+        each(|i| if i < n { a[i] } else { b[i] })
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {

@@ -4,7 +4,8 @@
 //! bits do not depend on how many rows it is computed with.
 
 use super::lanes::Lanes;
-use super::rowwise::gated;
+use super::rowwise::{capped, gated};
+use crate::config::Activation;
 use crate::matrix::{Matrix, Store, TILE};
 use crate::quant::BLOCK;
 
@@ -22,14 +23,16 @@ pub(crate) struct Activations {
 }
 
 /// What happens to a tile's result.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Then {
     /// Stored, up to the matrix's last output.
     Store,
     /// Added to what is there; the row must have room for whole tiles.
     Add,
     /// Even tiles are gates, odd tiles what they gate; tile pair `i` gives outputs `16 i ..`.
-    Gate,
+    Gate(Activation),
+    /// Stored as `cap * tanh(result / cap)`.
+    Cap(f32),
 }
 
 /// A product of some rows with some tiles of a matrix.
@@ -169,11 +172,11 @@ unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
 ) {
     // Adding zero makes a negative zero positive: else zeros appended to the inputs could show in the sign.
     let zero = L::splat(0.0);
-    if p.then == Then::Gate {
+    if let Then::Gate(activation) = p.then {
         for (r, &gate) in sums[0].iter().enumerate() {
             let out = p.out.add((row + r) * p.out_stride + tile / 2 * TILE);
             let up = L::add(sums[T - 1][r], zero);
-            L::store(out, gated::<L>(L::add(gate, zero), up));
+            L::store(out, gated::<L>(activation, L::add(gate, zero), up));
         }
         return;
     }
@@ -181,13 +184,16 @@ unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
         let first = (tile + t) * TILE;
         for (r, &sum) in sums.iter().enumerate() {
             let out = p.out.add((row + r) * p.out_stride + first);
-            let sum = L::add(sum, zero);
-            if p.then == Then::Add {
-                L::store(out, L::add(L::load(out), sum));
-            } else if first + TILE <= p.matrix.outputs {
-                L::store(out, sum);
-            } else {
-                L::store_first(out, p.matrix.outputs - first, sum);
+            let mut sum = L::add(sum, zero);
+            if let Some(bias) = &p.matrix.bias {
+                sum = L::add(sum, L::load(bias.as_ptr().add(first)));
+            }
+            let n = (p.matrix.outputs - first).min(TILE);
+            match p.then {
+                Then::Add => L::store(out, L::add(L::load(out), sum)),
+                Then::Cap(cap) => L::store_first(out, n, capped::<L>(sum, cap)),
+                _ if n == TILE => L::store(out, sum),
+                _ => L::store_first(out, n, sum),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What is done to one row at a time: norm, quantisation, rotation, gate activation.
 
 use super::lanes::Lanes;
+use crate::config::Activation;
 use crate::quant::BLOCK;
 
 /// `exp(x)`: zero below -87.3, clamped above 88.3; within 2 units in the last place between.
@@ -20,37 +21,82 @@ pub(super) unsafe fn exp<L: Lanes>(x: L::F) -> L::F {
     L::zero_below(x, LEAST, L::mul(p, L::pow2(n)))
 }
 
-/// `gate / (1 + exp(-gate)) * up`.
+/// `tanh(x)`: an odd polynomial near zero, by `exp` elsewhere; within 2 units in the last place of 1.
 #[inline(always)]
-pub(super) unsafe fn gated<L: Lanes>(gate: L::F, up: L::F) -> L::F {
-    let e = exp::<L>(L::sub(L::splat(0.0), gate));
-    L::mul(L::div(gate, L::add(L::splat(1.0), e)), up)
+pub(super) unsafe fn tanh<L: Lanes>(x: L::F) -> L::F {
+    /// Below it the polynomial is the better one.
+    const NEAR: f32 = 0.625;
+    // Beyond 10 it is 1, and the polynomial would overflow; NaN stays.
+    let x = L::max(L::splat(-10.0), L::min(L::splat(10.0), x));
+    let magnitude = L::max(x, L::sub(L::splat(0.0), x));
+    let z = L::mul(x, x);
+    let mut p = L::splat(-5.704_988_7e-3);
+    for c in [2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
+        p = L::fma(p, z, L::splat(c));
+    }
+    let near = L::fma(L::mul(p, z), x, x);
+    let e = exp::<L>(L::mul(magnitude, L::splat(-2.0)));
+    let far = L::div(L::sub(L::splat(1.0), e), L::add(L::splat(1.0), e));
+    // x / |x| is a sign, and of no use where it is none: those lanes are near.
+    let far = L::zero_below(magnitude, NEAR, L::mul(far, L::div(x, magnitude)));
+    let near = L::sub(near, L::zero_below(magnitude, NEAR, near));
+    L::add(near, far)
 }
 
-/// A row to norm. `x`, `weight` and `out` are padded to `padded` (a multiple of 32) values; `x` and `weight` with zeros.
+/// `cap * tanh(x / cap)`.
+#[inline(always)]
+pub(super) unsafe fn capped<L: Lanes>(x: L::F, cap: f32) -> L::F {
+    let cap = L::splat(cap);
+    L::mul(cap, tanh::<L>(L::div(x, cap)))
+}
+
+/// What a gate lets through of `up`.
+#[inline(always)]
+pub(super) unsafe fn gated<L: Lanes>(activation: Activation, gate: L::F, up: L::F) -> L::F {
+    let one = L::splat(1.0);
+    let open = match activation {
+        Activation::Silu => L::div(gate, L::add(one, exp::<L>(L::sub(L::splat(0.0), gate)))),
+        Activation::GeluTanh => {
+            let cube = L::mul(L::mul(gate, gate), gate);
+            let inner = L::mul(L::splat(0.797_884_6), L::fma(L::splat(0.044_715), cube, gate));
+            L::mul(L::mul(L::splat(0.5), gate), L::add(one, tanh::<L>(inner)))
+        }
+    };
+    L::mul(open, up)
+}
+
+/// A row of `width` values to norm; what pads it is left alone.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm {
     pub x: *const f32,
     pub weight: *const f32,
+    /// May be `x`.
     pub out: *mut f32,
     pub width: usize,
-    pub padded: usize,
     pub eps: f32,
+    /// Whether the result is added to what is there.
+    pub add: bool,
 }
 
 /// RMS norm. Lane `i` sums the squares at `i` modulo 16, so zeros appended to the row change nothing.
 #[inline(always)]
 pub(crate) unsafe fn rms_norm<L: Lanes>(n: &Norm) {
+    let part = |from: *const f32, i: usize| {
+        if i + 16 <= n.width { L::load(from.add(i)) } else { L::load_first(from.add(i), n.width - i, 0.0) }
+    };
     let mut squares = L::splat(0.0);
-    for i in (0..n.padded).step_by(16) {
-        let x = L::load(n.x.add(i));
+    for i in (0..n.width).step_by(16) {
+        let x = part(n.x, i);
         squares = L::fma(x, x, squares);
     }
     let mean = L::sum(squares) / n.width as f32;
     let scale = L::splat(1.0 / (mean + n.eps).sqrt());
-    for i in (0..n.padded).step_by(16) {
-        let x = L::mul(L::load(n.x.add(i)), scale);
-        L::store(n.out.add(i), L::mul(x, L::load(n.weight.add(i))));
+    for i in (0..n.width).step_by(16) {
+        let mut y = L::mul(L::mul(part(n.x, i), scale), part(n.weight, i));
+        if n.add {
+            y = L::add(part(n.out, i), y);
+        }
+        L::store_first(n.out.add(i), (n.width - i).min(16), y);
     }
 }
 
@@ -90,11 +136,12 @@ pub(crate) unsafe fn quantise<L: Lanes>(q: &Quantise) {
     }
 }
 
-/// Heads to rotate in place: `heads` of `2 * half` values, one after the other.
+/// Heads to rotate in place, one after the other: the first `2 * half` of the `head_dim` values of each.
 #[derive(Clone, Copy)]
 pub(crate) struct Rotate {
     pub x: *mut f32,
     pub heads: usize,
+    pub head_dim: usize,
     pub half: usize,
     /// `half` cosines, then `half` sines.
     pub angles: *const f32,
@@ -104,7 +151,7 @@ pub(crate) struct Rotate {
 #[inline(always)]
 pub(crate) unsafe fn rotate<L: Lanes>(r: &Rotate) {
     for head in 0..r.heads {
-        let low = r.x.add(head * 2 * r.half);
+        let low = r.x.add(head * r.head_dim);
         let high = low.add(r.half);
         for i in (0..r.half).step_by(16) {
             let n = (r.half - i).min(16);

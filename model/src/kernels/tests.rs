@@ -1,5 +1,7 @@
 //! Every kernel on every instruction set of this CPU against a plain loop, bit for bit.
 
+use std::path::Path;
+
 use cascadia_core::ids::PageId;
 use half::f16;
 
@@ -116,7 +118,7 @@ fn products_are_the_plain_loop() {
         }
         for dtype in [Dtype::F32, Dtype::Q8_0] {
             let mut arena = Arena::new(Matrix::bytes(outputs, inputs, dtype)).unwrap();
-            let matrix = Matrix::pack(&mut arena, "", (outputs, inputs), dtype, &mut |row, to| {
+            let matrix = Matrix::pack(&mut arena, (Path::new(""), ""), (outputs, inputs), dtype, &mut |row, to| {
                 to.copy_from_slice(&weights[row * inputs..(row + 1) * inputs]);
                 Ok(())
             })
@@ -208,17 +210,24 @@ fn norms_and_rotations_agree() {
         let half = 1 + random.below(40);
         let heads = 1 + random.below(4);
         let angles: Vec<f32> = random.floats(2 * half);
-        let turned = random.floats(heads * 2 * half);
+        let head_dim = 2 * half + random.below(3) * 5;
+        let turned = random.floats(heads * head_dim);
         let results: Vec<_> = isas()
             .into_iter()
             .map(|isa| {
-                let mut out = vec![f32::NAN; padded];
+                let (mut out, mut added) = (vec![-1.0; padded], vec![0.5; padded]);
                 let (to, eps) = (out.as_mut_ptr(), 1e-5);
                 let mut turned = turned.clone();
-                // SAFETY: rows of `padded` values; `heads` heads of twice `half`.
+                // SAFETY: rows of `padded` values; `heads` heads of `head_dim`, which is twice `half` or more.
                 unsafe {
-                    isa.rms_norm(&Norm { x: x.as_ptr(), weight: weight.as_ptr(), out: to, width, padded, eps });
-                    isa.rotate(&Rotate { x: turned.as_mut_ptr(), heads, half, angles: angles.as_ptr() });
+                    let norm = Norm { x: x.as_ptr(), weight: weight.as_ptr(), out: to, width, eps, add: false };
+                    isa.rms_norm(&norm);
+                    isa.rms_norm(&Norm { out: added.as_mut_ptr(), add: true, ..norm });
+                    isa.rotate(&Rotate { x: turned.as_mut_ptr(), heads, head_dim, half, angles: angles.as_ptr() });
+                }
+                for (i, (out, added)) in out.iter().zip(&added).enumerate() {
+                    let wanted = if i < width { 0.5 + out } else { 0.5 };
+                    assert!(added.to_bits() == wanted.to_bits() && (i < width || *out == -1.0), "{isa:?}, {i}");
                 }
                 (out, turned)
             })
@@ -226,20 +235,21 @@ fn norms_and_rotations_agree() {
         let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / width as f64;
         for (out, rotated) in &results {
             assert_eq!((bits(out), bits(rotated)), (bits(&results[0].0), bits(&results[0].1)));
-            for i in 0..padded {
+            for i in 0..width {
                 let wanted = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(weight[i]);
                 assert!((f64::from(out[i]) - wanted).abs() <= 1e-6 * wanted.abs().max(1e-3));
             }
-            for (i, wanted) in turned.chunks_exact(2 * half).enumerate() {
-                let first = wanted[0] * angles[0] - wanted[half] * angles[half];
-                assert_eq!(rotated[i * 2 * half].to_bits(), first.to_bits());
+            for (was, is) in turned.chunks_exact(head_dim).zip(rotated.chunks_exact(head_dim)) {
+                let first = was[0] * angles[0] - was[half] * angles[half];
+                assert_eq!(is[0].to_bits(), first.to_bits());
+                assert_eq!(bits(&is[2 * half..]), bits(&was[2 * half..]), "what does not turn");
             }
         }
     }
 }
 
 /// One query over pages in disorder, whose unseen slots hold NaN, against `f64`; and the same bits however many
-/// queries share the call, on every path.
+/// queries share the call, on every path; with and without a window and a cap.
 #[test]
 fn attention_sees_what_it_may_and_nothing_else() {
     let mut random = Random(4);
@@ -251,14 +261,18 @@ fn attention_sees_what_it_may_and_nothing_else() {
         let stride = PAGE * (head_dim + width);
         let mut pool = vec![f32::NAN; pages.len() * stride];
         let (keys, values) = (random.floats(length * head_dim), random.floats(length * head_dim));
-        for position in 0..length {
+        let n = 1 + random.below(4.min(length));
+        let window = [usize::MAX, 1 + random.below(length), 1 + random.below(4)][case % 3];
+        let cap = [None, Some(1.5)][case % 2];
+        let first = |last: usize| (last + 1).saturating_sub(window);
+        // What is before all windows is never read.
+        for position in first(length - n)..length {
             let (page, slot) = (pages[position / PAGE].index() * stride, position % PAGE);
             for d in 0..head_dim {
                 pool[page + d * PAGE + slot] = keys[position * head_dim + d];
                 pool[page + PAGE * head_dim + slot * width + d] = values[position * head_dim + d];
             }
         }
-        let n = 1 + random.below(4.min(length));
         let queries = random.floats(n * head_dim);
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let run = |isa: Isa, which: std::ops::Range<usize>| {
@@ -266,7 +280,8 @@ fn attention_sees_what_it_may_and_nothing_else() {
             let to = out.as_mut_ptr();
             // SAFETY: rows of `n` queries.
             let each = |i: usize| unsafe {
-                Query { q: queries.as_ptr().add(i * head_dim), out: to.add(i * head_dim), last: length - n + i }
+                let (q, last) = (queries.as_ptr().add(i * head_dim), length - n + i);
+                Query { q, out: to.add(i * head_dim), first: first(last), last }
             };
             let list: Vec<_> = which.map(each).collect();
             let mut scores = vec![0.0; list.len() * pages.len() * PAGE];
@@ -280,6 +295,7 @@ fn attention_sees_what_it_may_and_nothing_else() {
                     page_stride: stride,
                     head_dim,
                     scale,
+                    cap,
                     scores: scores.as_mut_ptr(),
                     score_stride: pages.len() * PAGE,
                 });
@@ -297,13 +313,16 @@ fn attention_sees_what_it_may_and_nothing_else() {
         for i in 0..n {
             let dot = |p: usize| {
                 let at = |d: usize| f64::from(queries[i * head_dim + d]) * f64::from(keys[p * head_dim + d]);
-                (0..head_dim).map(at).sum::<f64>() * f64::from(scale)
+                let score = (0..head_dim).map(at).sum::<f64>() * f64::from(scale);
+                cap.map_or(score, |cap| f64::from(cap) * libm::tanh(score / f64::from(cap)))
             };
-            let scores: Vec<f64> = (0..=length - n + i).map(dot).collect();
+            let from = first(length - n + i);
+            let scores: Vec<f64> = (from..=length - n + i).map(dot).collect();
             let largest = scores.iter().copied().fold(f64::MIN, f64::max);
             let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
             for d in 0..head_dim {
-                let sum: f64 = weights.iter().enumerate().map(|(p, w)| w * f64::from(values[p * head_dim + d])).sum();
+                let value = |p: usize| f64::from(values[(from + p) * head_dim + d]);
+                let sum: f64 = weights.iter().enumerate().map(|(p, w)| w * value(p)).sum();
                 let wanted = sum / weights.iter().sum::<f64>();
                 let error = (f64::from(together[i * head_dim + d]) - wanted).abs();
                 assert!(error < 2e-3 * wanted.abs().max(0.1), "case {case}: {error} of {wanted}");
@@ -331,6 +350,23 @@ fn exponentials_are_near_and_end_well() {
     assert_eq!(exp(f32::NEG_INFINITY), 0.0);
     assert!(exp(f32::INFINITY) > 2e38 && exp(f32::INFINITY).is_finite());
     assert!(exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn hyperbolic_tangents_are_near_and_end_well() {
+    use super::lanes::Lanes;
+    use super::portable::Portable;
+    // SAFETY: the portable path needs no instructions of its own.
+    let tanh = |x: f32| unsafe { super::rowwise::tanh::<Portable>(Portable::splat(x))[0] };
+    for i in -12_000..12_000 {
+        let x = i as f32 / 1000.0;
+        let wanted = libm::tanh(f64::from(x));
+        assert!((f64::from(tanh(x)) - wanted).abs() <= 2e-7 * wanted.abs(), "tanh({x}) = {}", tanh(x));
+    }
+    for x in [1e4, 1e30, f32::INFINITY] {
+        assert_eq!((tanh(x), tanh(-x)), (1.0, -1.0));
+    }
+    assert!(tanh(f32::NAN).is_nan());
 }
 
 #[test]

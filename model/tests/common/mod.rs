@@ -8,7 +8,9 @@ use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_core::ids::PageId;
 use cascadia_model::{CpuEngine, Dtype, EngineOptions, SimdPath, Weights};
 
-pub const FIXTURES: [&str; 3] = ["grouped", "tied_odd", "llama3_sharded"];
+/// Three Llamas, and one of every other family.
+pub const FIXTURES: [&str; 9] =
+    ["grouped", "tied_odd", "llama3_sharded", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -60,6 +62,25 @@ pub fn rows_in_chunks(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], se
         start = end;
     }
     all
+}
+
+/// Ids, and logits that transformers gave for them.
+pub fn expected(name: &str, logits: &str) -> (Vec<u32>, Vec<f32>) {
+    let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let words = |key: &str| -> Vec<u32> {
+        let data = tensors.tensor(key).unwrap();
+        data.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    (words("ids"), words(logits).into_iter().map(f32::from_bits).collect())
+}
+
+/// Sets a key of a folder's config.json.
+pub fn set(folder: &Path, key: &str, value: serde_json::Value) {
+    let path = folder.join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config[key] = value;
+    std::fs::write(path, config.to_string()).unwrap();
 }
 
 /// Rows as bits: equal means equal.

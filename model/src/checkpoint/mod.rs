@@ -2,7 +2,9 @@
 
 #![allow(unsafe_code)] // Mapping a file: see the SAFETY comment.
 
-use std::collections::BTreeMap;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,9 @@ use memmap2::Mmap;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype as Stored, SafeTensors};
 
-use crate::config::read_json;
+use crate::config::{Config, Family, read_json};
 use crate::error::LoadError;
+pub(crate) use names::{Names, Part, parts, shape};
 
 /// The files of a checkpoint and where in them each tensor is.
 pub(crate) struct Checkpoint {
@@ -33,6 +36,7 @@ struct Entry {
 /// A tensor of one or two dimensions.
 #[derive(Clone)]
 pub(crate) struct Tensor<'a> {
+    pub(crate) path: &'a Path,
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) stored: Stored,
@@ -84,12 +88,15 @@ impl Checkpoint {
         let damaged = |problem: String| LoadError::Damaged { path: path.clone(), problem };
         let (header, meta): (usize, Metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
         for (name, info) in meta.tensors() {
+            if name.contains("vision_tower.") || name.contains("multi_modal_projector.") {
+                continue;
+            }
             let bytes = 8 + header + info.data_offsets.0..8 + header + info.data_offsets.1;
             if bytes.end > map.len() {
                 return Err(damaged(format!("`{name}` ends at byte {} of {}", bytes.end, map.len())));
             }
             let entry = Entry { file: self.files.len(), stored: info.dtype, shape: info.shape.clone(), bytes };
-            self.tensors.insert(name, entry);
+            self.tensors.insert(text_part(&name), entry);
         }
         if let Some(missing) = promised.unwrap_or(&[]).iter().find(|name| !self.tensors.contains_key(**name)) {
             return Err(LoadError::Missing { path, tensor: (*missing).into() });
@@ -103,14 +110,28 @@ impl Checkpoint {
         self.tensors.values().map(|e| e.bytes.len() as u64).sum()
     }
 
-    /// Names of all tensors, in order.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+    /// What the tensors of a model of this configuration are called here.
+    pub(crate) fn names(&self, config: &Config) -> Names {
+        Names::new(config)
     }
 
-    /// An error for a tensor that is there and should not be.
-    pub(crate) fn unknown(&self, tensor: &str) -> LoadError {
-        LoadError::Unknown { path: self.folder.clone(), tensor: tensor.into() }
+    /// Whether the weights of norms are stored less one.
+    pub(crate) fn norms_less_one(&self, config: &Config) -> bool {
+        matches!(config.family, Family::Gemma2 | Family::Gemma3)
+    }
+
+    /// All tensors are there in the right shapes, and no other that would change the result.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), LoadError> {
+        let expected = self.names(config).expected(config);
+        for (name, shape) in &expected {
+            self.tensor(name, shape)?;
+        }
+        let ignored = |name: &str| name.ends_with("rotary_emb.inv_freq") || config.tied && name == "lm_head.weight";
+        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        match self.tensors.keys().find(|name| !known.contains(name.as_str()) && !ignored(name)) {
+            None => Ok(()),
+            Some(tensor) => Err(LoadError::Unknown { path: self.folder.clone(), tensor: tensor.into() }),
+        }
     }
 
     /// The tensor `name`, which must have the shape `wanted`.
@@ -131,11 +152,21 @@ impl Checkpoint {
             return Err(LoadError::Dtype { path: path.clone(), tensor: name.into(), found });
         }
         Ok(Tensor {
+            path,
             name: name.into(),
             shape: entry.shape.clone(),
             stored: entry.stored,
             bytes: &map[entry.bytes.clone()],
         })
+    }
+}
+
+/// The name without what the text part of an image model has before it.
+fn text_part(name: &str) -> String {
+    match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
+        (Some(rest), _) => rest.to_owned(),
+        (_, Some(rest)) => format!("model.{rest}"),
+        _ => name.to_owned(),
     }
 }
 
@@ -164,6 +195,6 @@ impl Tensor<'_> {
             }
         }
         let finite = to.iter().fold(true, |all, x| all & x.is_finite());
-        if finite { Ok(()) } else { Err(LoadError::NotFinite { tensor: self.name.clone() }) }
+        if finite { Ok(()) } else { Err(LoadError::NotFinite { path: self.path.into(), tensor: self.name.clone() }) }
     }
 }

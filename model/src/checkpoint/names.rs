@@ -1,0 +1,135 @@
+//! What the tensors of a model are called, and which a configuration asks for.
+
+use crate::config::{Config, Family};
+
+/// A tensor of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    AttentionNorm,
+    Queries,
+    Keys,
+    Values,
+    /// Queries, keys and values in one.
+    Qkv,
+    QueryNorm,
+    KeyNorm,
+    Output,
+    PostAttentionNorm,
+    MlpNorm,
+    Gate,
+    Up,
+    /// Gates and what they gate in one.
+    GateUp,
+    Down,
+    PostMlpNorm,
+}
+
+/// Names as Hugging Face has them.
+pub(crate) struct Names {
+    post_norms: bool,
+}
+
+impl Names {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { post_norms: config.post_norms }
+    }
+
+    pub(crate) fn embedding(&self) -> String {
+        "model.embed_tokens.weight".into()
+    }
+
+    pub(crate) fn norm(&self) -> String {
+        "model.norm.weight".into()
+    }
+
+    pub(crate) fn head(&self) -> String {
+        "lm_head.weight".into()
+    }
+
+    pub(crate) fn weight(&self, layer: usize, part: Part) -> String {
+        format!("model.layers.{layer}.{}.weight", self.part(part))
+    }
+
+    pub(crate) fn bias(&self, layer: usize, part: Part) -> String {
+        format!("model.layers.{layer}.{}.bias", self.part(part))
+    }
+
+    fn part(&self, part: Part) -> &'static str {
+        match part {
+            Part::AttentionNorm => "input_layernorm",
+            Part::Queries => "self_attn.q_proj",
+            Part::Keys => "self_attn.k_proj",
+            Part::Values => "self_attn.v_proj",
+            Part::Qkv => "self_attn.qkv_proj",
+            Part::QueryNorm => "self_attn.q_norm",
+            Part::KeyNorm => "self_attn.k_norm",
+            Part::Output => "self_attn.o_proj",
+            Part::PostAttentionNorm => "post_attention_layernorm",
+            // Where there is no norm after attention, the one before the feed-forward layer has its name.
+            Part::MlpNorm if self.post_norms => "pre_feedforward_layernorm",
+            Part::MlpNorm => "post_attention_layernorm",
+            Part::Gate => "mlp.gate_proj",
+            Part::Up => "mlp.up_proj",
+            Part::GateUp => "mlp.gate_up_proj",
+            Part::Down => "mlp.down_proj",
+            Part::PostMlpNorm => "post_feedforward_layernorm",
+        }
+    }
+
+    /// All tensors that a checkpoint of this configuration has, with their shapes.
+    pub(crate) fn expected(&self, c: &Config) -> Vec<(String, Vec<usize>)> {
+        let mut all = vec![(self.embedding(), vec![c.vocabulary, c.hidden]), (self.norm(), vec![c.hidden])];
+        if !c.tied {
+            all.push((self.head(), vec![c.vocabulary, c.hidden]));
+        }
+        for layer in 0..c.blocks.len() {
+            for part in parts(c) {
+                let shape = shape(c, part);
+                let biased = match part {
+                    Part::Queries | Part::Keys | Part::Values => c.qkv_bias,
+                    Part::Output => c.output_bias,
+                    _ => false,
+                };
+                let outputs = shape[0];
+                all.push((self.weight(layer, part), shape));
+                if biased {
+                    all.push((self.bias(layer, part), vec![outputs]));
+                }
+            }
+        }
+        all
+    }
+}
+
+/// The tensors of a block.
+pub(crate) fn parts(c: &Config) -> Vec<Part> {
+    let mut parts = vec![Part::AttentionNorm];
+    match c.family {
+        Family::Phi3 => parts.extend([Part::Qkv, Part::GateUp]),
+        _ => parts.extend([Part::Queries, Part::Keys, Part::Values, Part::Gate, Part::Up]),
+    }
+    parts.extend([Part::Output, Part::MlpNorm, Part::Down]);
+    if c.head_norms {
+        parts.extend([Part::QueryNorm, Part::KeyNorm]);
+    }
+    if c.post_norms {
+        parts.extend([Part::PostAttentionNorm, Part::PostMlpNorm]);
+    }
+    parts
+}
+
+/// The shape that a configuration gives a tensor.
+pub(crate) fn shape(c: &Config, part: Part) -> Vec<usize> {
+    let keys = c.kv_heads * c.head_dim;
+    match part {
+        Part::AttentionNorm | Part::PostAttentionNorm | Part::MlpNorm | Part::PostMlpNorm => vec![c.hidden],
+        Part::QueryNorm | Part::KeyNorm => vec![c.head_dim],
+        Part::Queries => vec![c.attended(), c.hidden],
+        Part::Keys | Part::Values => vec![keys, c.hidden],
+        Part::Qkv => vec![c.qkv(), c.hidden],
+        Part::Output => vec![c.hidden, c.attended()],
+        Part::Gate | Part::Up => vec![c.inner, c.hidden],
+        Part::GateUp => vec![2 * c.inner, c.hidden],
+        Part::Down => vec![c.hidden, c.inner],
+    }
+}

@@ -1,0 +1,160 @@
+//! A model's weights, packed for the kernels and shared by the engines of a process.
+
+mod loader;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::arena::{Arena, Slab};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::LoadError;
+use crate::fingerprint::Fingerprint;
+use crate::matrix::Matrix;
+use crate::quant::Dtype;
+use crate::rope::Rope;
+use loader::{Loader, Shapes};
+
+/// Changes whenever the bits of a result do, for any input.
+const ARITHMETIC: &str = "cascadia-cpu-1";
+
+/// How far loading (or padding) has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// What is being done, for a person.
+    pub stage: &'a str,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// What weights are held in.
+    pub dtype: Dtype,
+    /// Most positions to serve; `None`: what the model was made for. Long-rope models take the frequencies for short
+    /// contexts only if this is no more than their original one.
+    pub context: Option<usize>,
+}
+
+impl From<Dtype> for LoadOptions {
+    fn from(dtype: Dtype) -> Self {
+        Self { dtype, context: None }
+    }
+}
+
+/// A loaded model. Engines of one process share it.
+///
+/// With Q8_0 the embedding is quantised too, and a token's row is the dequantised one: a tied head multiplies with
+/// exactly what was looked up, and no second copy is held.
+pub struct Weights {
+    pub(crate) config: Config,
+    pub(crate) dtype: Dtype,
+    pub(crate) embedding: Matrix,
+    /// `None` where the embedding is the head.
+    pub(crate) head: Option<Matrix>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Slab<f32>,
+    pub(crate) ropes: Vec<Rope>,
+    parameters: u64,
+    fingerprint: String,
+}
+
+/// One block.
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Slab<f32>,
+    /// Queries, keys, values.
+    pub(crate) qkv: Matrix,
+    pub(crate) head_norms: Option<HeadNorms>,
+    pub(crate) output: Matrix,
+    pub(crate) mlp_norm: Slab<f32>,
+    /// Tiles of gates and of what they gate, by turns.
+    pub(crate) gate_up: Matrix,
+    pub(crate) down: Matrix,
+    pub(crate) post_norms: Option<PostNorms>,
+}
+
+/// Norms of each head of queries and keys.
+pub(crate) struct HeadNorms {
+    pub(crate) queries: Slab<f32>,
+    pub(crate) keys: Slab<f32>,
+}
+
+/// Norms of what is added to the residual stream.
+pub(crate) struct PostNorms {
+    pub(crate) attention: Slab<f32>,
+    pub(crate) mlp: Slab<f32>,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("config", &self.config).field("dtype", &self.dtype).finish_non_exhaustive()
+    }
+}
+
+impl Weights {
+    /// Loads a Hugging Face folder; `progress` is called after every tensor.
+    ///
+    /// # Errors
+    /// When the folder holds no checkpoint that this crate can compute; see [`LoadError`].
+    pub fn load(
+        folder: &Path,
+        options: impl Into<LoadOptions>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Arc<Self>, LoadError> {
+        let options: LoadOptions = options.into();
+        let dtype = options.dtype;
+        let mut config = Config::read(folder)?;
+        config.limit_context(options.context);
+        let checkpoint = Checkpoint::open(folder)?;
+        // Before any memory is asked for: sizes in a configuration are believed only if the tensors bear them out.
+        checkpoint.check(&config)?;
+        let mut hash = Fingerprint::new();
+        for part in [ARITHMETIC, dtype.name(), &config.canonical()] {
+            hash.add(part.as_bytes());
+        }
+        let shapes = Shapes::of(&config);
+        let bytes = shapes.bytes(&config, dtype);
+        let arena = Arena::new(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
+        let mut loader = Loader::new(&checkpoint, &config, (dtype, arena, hash), progress);
+
+        let names = checkpoint.names(&config);
+        let embedding = loader.matrix(&names.embedding(), (config.vocabulary, config.hidden))?;
+        let layers = (0..config.blocks.len()).map(|layer| loader.layer(layer, &shapes)).collect::<Result<_, _>>()?;
+        let norm = loader.norm(&names.norm(), config.hidden)?;
+        let head = match config.tied {
+            true => None,
+            false => Some(loader.matrix(&names.head(), (config.vocabulary, config.hidden))?),
+        };
+        let fingerprint = loader.fingerprint();
+        let ropes = config.ropes.iter().map(|rope| Rope::new(rope, config.context)).collect();
+        let parameters = config.parameters();
+        Ok(Arc::new(Self { config, dtype, embedding, head, layers, norm, ropes, parameters, fingerprint }))
+    }
+
+    /// The model's numbers.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the weights are held in.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Parameters, tied weights once.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// Hash of configuration, weights, dtype and arithmetic: equal fingerprints give equal bits.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
