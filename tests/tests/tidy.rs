@@ -9,8 +9,9 @@ use serde_json::Value;
 const ARROWS: &[(&str, &[&str])] = &[
     ("cascadia-core", &[]),
     ("cascadia-proto", &["cascadia-core"]),
-    ("cascadia-text", &["cascadia-core"]),
-    ("cascadia-model", &["cascadia-core"]),
+    ("cascadia-gguf", &[]),
+    ("cascadia-text", &["cascadia-core", "cascadia-gguf"]),
+    ("cascadia-model", &["cascadia-core", "cascadia-gguf"]),
     ("cascadia-node", &["cascadia-core", "cascadia-proto"]),
     ("cascadia-router", &["cascadia-core", "cascadia-proto", "cascadia-node"]),
     ("cascadia-drafter-node", &["cascadia-core", "cascadia-proto", "cascadia-node", "cascadia-text", "cascadia-model"]),
