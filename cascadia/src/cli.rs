@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::LoadArgs;
 use crate::generate::GenerateArgs;
 use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
 use crate::pad::PadArgs;
@@ -39,6 +40,8 @@ pub enum Command {
     Up(Box<UpArgs>),
     /// Ask a router for an answer and stream it, coloured by which model wrote what.
     Generate(Box<GenerateArgs>),
+    /// Drive a running cluster and measure throughput, latencies, goodput, acceptance and accuracy.
+    Bench(Box<LoadArgs>),
     /// Show members, roles, state, load and pairs, as a router sees them.
     Status(StatusArgs),
     /// Take a node out of the cluster: no new sessions, open ones finish or move, then its process ends; as SIGTERM does.

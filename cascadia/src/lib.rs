@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod colours;
 pub mod columns;
+pub mod contender;
 pub mod demo;
 pub mod drain;
 pub mod durations;

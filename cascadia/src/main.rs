@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use cascadia::cli::{Cli, Command};
-use cascadia::{Failure, Outcome, demo, drain, generate, nodes, pad, status, up};
+use cascadia::{Failure, Outcome, bench, demo, drain, generate, nodes, pad, status, up};
 use clap::Parser;
 
 fn main() -> ExitCode {
@@ -44,6 +44,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => demo::run(&args).await,
         Command::Up(args) => up::run(&args).await,
         Command::Generate(args) => generate::run(&args).await,
+        Command::Bench(args) => bench::run(&args).await,
         Command::Status(args) => status::run(&args).await,
         Command::Drain(args) => drain::run(&args).await,
         Command::Router(args) => nodes::router(*args).await,

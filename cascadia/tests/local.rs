@@ -2,7 +2,7 @@
 
 use cascadia::client::Client;
 use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster};
-use cascadia::demo::contest::{ALL, CASCADE};
+use cascadia::demo::contest::{ALL, CASCADE, request};
 use cascadia::demo::problems::{Problem, held_out};
 use cascadia::load::{Model, Pair, shipped_pair};
 
@@ -18,7 +18,7 @@ async fn cluster(config: ClusterConfig) -> LocalCluster {
 }
 
 async fn text(client: &Client, problem: &Problem, salt: &str) -> String {
-    client.answer(CASCADE.request(problem, salt.into())).await.expect("an answer").text
+    client.answer(request(&CASCADE, problem, salt.into())).await.expect("an answer").text
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,11 +51,12 @@ async fn every_strategy_of_the_demo_answers() {
     let problem = &held_out()[1];
     let mut texts = Vec::new();
     for contender in ALL {
-        let answer = client.answer(contender.request(problem, contender.strategy.into())).await.expect("an answer");
+        let answer =
+            client.answer(request(&contender, problem, contender.strategy.to_string())).await.expect("an answer");
         assert_eq!(answer.token_ids.len(), answer.usage().completion_tokens as usize);
         assert!(answer.finished.reproducible, "{contender:?}");
         let drafted = answer.from_drafter();
-        match contender.strategy {
+        match &*contender.strategy {
             "expert" => assert_eq!(drafted, 0),
             "drafter" => assert_eq!((drafted, answer.speculation().expert_passes), (answer.token_ids.len(), 0)),
             _ => {}

@@ -2,6 +2,7 @@
 
 use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::ids::{NodeId, TokenId};
+use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_client::VerifyClient;
 use cascadia_proto::v1::verify_request::Message as Order;
@@ -59,6 +60,8 @@ pub struct ExpertLink {
     pub context: usize,
     /// Whether its arithmetic gives every row one value.
     pub row_exact: bool,
+    /// Its share of a connection.
+    _lease: Lease,
 }
 
 impl ExpertLink {
@@ -67,7 +70,7 @@ impl ExpertLink {
     /// # Errors
     /// The transport's, or the expert's refusal.
     pub async fn open(
-        channel: Channel,
+        (channel, lease): (Channel, Lease),
         expert: Expert,
         open: VerifyOpen,
         ids: &[TokenId],
@@ -94,6 +97,7 @@ impl ExpertLink {
                 held: held.n as usize,
                 context: held.context as usize,
                 row_exact: held.row_exact,
+                _lease: lease,
             }),
             _ => Err(Status::unavailable("the expert closed the stream without saying what it holds")),
         }

@@ -13,6 +13,7 @@ pub mod admin;
 pub mod config;
 pub mod drive;
 mod jitter;
+pub mod lanes;
 pub mod leaving;
 pub mod lifecycle;
 pub mod loads;

@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::lanes::{LANE_STREAMS, Lanes, Lease};
 use crate::lifecycle::Shutdown;
 
 /// How often a quiet connection is asked whether it lives.
@@ -257,11 +258,11 @@ fn accept(listener: TcpListener) -> impl Stream<Item = io::Result<BoxIo>> + Send
 
 type Dial = dyn Fn(Uri) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync;
 
-/// The way to other nodes: one lazily connected channel per address.
+/// The way to other nodes: lazily connected channels, for each address as many as its streams need.
 #[derive(Clone)]
 pub struct Connector {
     dial: Arc<Dial>,
-    channels: Arc<Mutex<BTreeMap<String, Channel>>>,
+    channels: Arc<Mutex<BTreeMap<String, Lanes<Channel>>>>,
 }
 
 impl fmt::Debug for Connector {
@@ -289,20 +290,28 @@ impl Connector {
         Self { dial: Arc::new(dial), channels: Arc::default() }
     }
 
-    /// The channel to `host:port`. It connects when first used and again after it broke; while the other end is away
-    /// calls fail at once.
+    /// The channel to `host:port`, for calls that are short or few. It connects when first used and again after it
+    /// broke; while the other end is away calls fail at once.
     #[must_use]
     pub fn channel(&self, address: &str) -> Channel {
-        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(address) {
-            return channel.clone();
-        }
-        let channel = self.open(address);
-        channels.insert(address.to_owned(), channel.clone());
-        channel
+        self.with_lanes(address, |lanes| lanes.first(|| self.open(address)))
     }
 
-    /// Drops the channel to an address whose node is gone; calls in flight keep theirs.
+    /// A channel to `host:port` with room for one more session's stream, and the session's claim to it.
+    #[must_use]
+    pub fn lease(&self, address: &str) -> (Channel, Lease) {
+        self.with_lanes(address, |lanes| lanes.lease(|| self.open(address)))
+    }
+
+    fn with_lanes<T>(&self, address: &str, act: impl FnOnce(&mut Lanes<Channel>) -> T) -> T {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lanes) = channels.get_mut(address) {
+            return act(lanes);
+        }
+        act(channels.entry(address.to_owned()).or_insert_with(|| Lanes::new(LANE_STREAMS)))
+    }
+
+    /// Drops the channels to an address whose node is gone; calls in flight keep theirs.
     pub fn forget(&self, address: &str) {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
     }

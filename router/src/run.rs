@@ -2,6 +2,7 @@
 
 use cascadia_core::ids::Epoch;
 use cascadia_core::limits;
+use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::convert;
 use cascadia_proto::v1::run_request::Message as Order;
@@ -26,6 +27,8 @@ pub struct Run {
     responses: Streaming<RunResponse>,
     /// Open as long as the session: an owner takes the end of its orders for the router's leaving.
     _orders: mpsc::Sender<RunRequest>,
+    /// Its share of a connection.
+    _lease: Lease,
 }
 
 impl Run {
@@ -33,13 +36,17 @@ impl Run {
     ///
     /// # Errors
     /// As the owner, or the way to it, says.
-    pub async fn open(channel: Channel, opening: Vec<RunRequest>, trace: &TraceContext) -> Result<Self, Status> {
+    pub async fn open(
+        (channel, lease): (Channel, Lease),
+        opening: Vec<RunRequest>,
+        trace: &TraceContext,
+    ) -> Result<Self, Status> {
         let (orders, later) = mpsc::channel(1);
         let mut request = Request::new(futures::stream::iter(opening).chain(ReceiverStream::new(later)));
         trace.inject(request.metadata_mut());
         let mut owner = SessionClient::new(channel).max_decoding_message_size(limits::REQUEST_BYTES);
         let responses = owner.run(request).await?.into_inner();
-        Ok(Self { responses, _orders: orders })
+        Ok(Self { responses, _orders: orders, _lease: lease })
     }
 
     /// The next thing the owner says.

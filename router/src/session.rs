@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
         let _running = router.metrics.running();
         let mut run = tokio::select! {
             biased;
-            run = Run::open(router.connector.channel(&owner.address), opening, &self.terms.trace) => match run {
+            run = Run::open(router.connector.lease(&owner.address), opening, &self.terms.trace) => match run {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },

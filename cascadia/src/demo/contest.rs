@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use super::problems::Problem;
 use crate::Failure;
 use crate::client::{Answer, Client};
+use crate::contender::Contender;
 
 /// Tokens of an answer at most; the longest right ones have about 80.
 pub const MAX_TOKENS: u32 = 128;
@@ -18,58 +19,29 @@ pub const MAX_TOKENS: u32 = 128;
 /// where sessions run out, weighs little.
 const TURN: usize = 4;
 
-/// One way to share the work.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Contender {
-    /// The strategy.
-    pub strategy: &'static str,
-    /// Its deferral rule.
-    pub rule: Option<&'static str>,
-    /// Its threshold.
-    pub alpha: Option<f64>,
-}
-
-impl Contender {
-    const fn new(strategy: &'static str) -> Self {
-        Self { strategy, rule: None, alpha: None }
-    }
-
-    /// The request for one problem. Nothing of it is found in a prefix cache unless `salt` was used before.
-    #[must_use]
-    pub fn request(&self, problem: &Problem, salt: String) -> v1::GenerateRequest {
-        let message = v1::Message { role: "user".into(), content: problem.question.clone() };
-        let parameters = v1::Parameters {
-            strategy: self.strategy.into(),
-            // The sequential cascade has no choice of rule; naming it is for the table.
-            rule: if self.strategy == "speculative_cascade" {
-                self.rule.unwrap_or_default().into()
-            } else {
-                String::new()
-            },
-            alpha: self.alpha,
-            temperature: Some(0.0),
-            max_tokens: Some(MAX_TOKENS),
-            ..Default::default()
-        };
-        v1::GenerateRequest {
-            prompt: Some(v1::Prompt { kind: Some(Kind::Messages(v1::Messages { messages: vec![message] })) }),
-            parameters: Some(parameters),
-            cache_salt: Some(salt),
-            ..Default::default()
-        }
+/// The request for one problem. Nothing of it is found in a prefix cache unless `salt` was used before.
+#[must_use]
+pub fn request(contender: &Contender, problem: &Problem, salt: String) -> v1::GenerateRequest {
+    let message = v1::Message { role: "user".into(), content: problem.question.clone() };
+    let parameters = v1::Parameters { temperature: Some(0.0), max_tokens: Some(MAX_TOKENS), ..contender.parameters() };
+    v1::GenerateRequest {
+        prompt: Some(v1::Prompt { kind: Some(Kind::Messages(v1::Messages { messages: vec![message] })) }),
+        parameters: Some(parameters),
+        cache_salt: Some(salt),
+        ..Default::default()
     }
 }
 
 /// The recommended lossy strategy; the streamed answers use it too.
-pub const CASCADE: Contender = Contender { strategy: "speculative_cascade", rule: Some("token_v3"), alpha: Some(0.67) };
+pub const CASCADE: Contender = Contender::with("speculative_cascade", Some("token_v3"), 0.67);
 
 /// All strategies, the yardstick first. Their thresholds were compared on these same held-out problems, so that a point of
 /// accuracy between them means nothing.
 pub const ALL: [Contender; 6] = [
     Contender::new("expert"),
     Contender::new("drafter"),
-    Contender { strategy: "cascade_query", rule: None, alpha: Some(-0.05) },
-    Contender { strategy: "cascade_token", rule: Some("chow"), alpha: Some(0.3) },
+    Contender::with("cascade_query", None, -0.05),
+    Contender::with("cascade_token", Some("chow"), 0.3),
     Contender::new("speculative"),
     CASCADE,
 ];
@@ -123,7 +95,7 @@ pub async fn run(
             // Nobody always goes first.
             let which = (place + number) % contenders.len();
             let contender = &contenders[which];
-            bar.set_message(contender.strategy);
+            bar.set_message(contender.strategy.clone());
             let began = Instant::now();
             let answers = take_turn(client, contender, turn, (number, sessions)).await?;
             tallies[which].time += began.elapsed();
@@ -145,7 +117,7 @@ async fn take_turn(
     stream::iter(problems.iter().enumerate())
         .map(|(i, problem)| {
             let salt = format!("{}/{number}/{i}", contender.strategy);
-            let request = contender.request(problem, salt);
+            let request = request(contender, problem, salt);
             async move {
                 client.answer(request).await.map_err(|error| {
                     Failure::from(format!("{} failed on {:?}: {error}", contender.strategy, problem.question))
@@ -168,8 +140,8 @@ mod tests {
 
     #[test]
     fn the_yardstick_comes_first_and_names_are_unique() {
-        assert_eq!((ALL[0].strategy, SHORT[0].strategy), ("expert", "expert"));
-        let names: std::collections::BTreeSet<_> = ALL.iter().map(|contender| contender.strategy).collect();
+        assert_eq!((&*ALL[0].strategy, &*SHORT[0].strategy), ("expert", "expert"));
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(|contender| contender.strategy.clone()).collect();
         assert_eq!(names.len(), ALL.len());
         assert!(SHORT.iter().all(|contender| ALL.contains(contender)));
     }
@@ -177,7 +149,7 @@ mod tests {
     #[test]
     fn a_request_is_greedy_and_names_a_rule_only_where_there_is_a_choice() {
         for contender in ALL {
-            let request = contender.request(&problem(), "salt".into());
+            let request = request(&contender, &problem(), "salt".into());
             let parameters = request.parameters.expect("parameters");
             assert_eq!(parameters.temperature, Some(0.0));
             assert_eq!(!parameters.rule.is_empty(), contender.strategy == "speculative_cascade");

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use crate::cli::DemoArgs;
 use crate::cluster::{ClusterConfig, LocalCluster};
 use crate::colours::Marks;
+use crate::contender::Contender;
 use crate::load::{self, Model, Pair};
 use crate::pad::PadArgs;
 use crate::{Failure, Outcome, pad};
-use contest::{ALL, Contender, SHORT};
+use contest::{ALL, SHORT};
 use problems::Problem;
 use table::{Table, millions};
 

@@ -3,7 +3,7 @@
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_text::{Detokenizer, Tokenizer};
 
-use super::contest::CASCADE;
+use super::contest::{CASCADE, request};
 use super::problems::Problem;
 use crate::client::{Answer, Client};
 use crate::colours::Marks;
@@ -29,7 +29,7 @@ pub async fn show(client: &Client, tokenizer: &Tokenizer, problems: &[Problem], 
 }
 
 async fn one(client: &Client, tokenizer: &Tokenizer, problem: &Problem, marks: Marks) -> Result<Answer, Failure> {
-    let mut events = client.generate(CASCADE.request(problem, "stream".into())).await?;
+    let mut events = client.generate(request(&CASCADE, problem, "stream".into())).await?;
     let mut words = Words::new(tokenizer, marks);
     let mut answer = Answer::default();
     crate::print("  ")?;

@@ -1,9 +1,12 @@
 //! What the demo measured, as a table and as JSON.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
-use super::contest::{Contender, Tally};
+use super::contest::Tally;
 use crate::columns::{Side, layout};
+use crate::contender::Contender;
 
 /// One pair's table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -27,9 +30,9 @@ pub struct Table {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// The strategy.
-    pub strategy: &'static str,
+    pub strategy: Cow<'static, str>,
     /// Its deferral rule.
-    pub rule: Option<&'static str>,
+    pub rule: Option<Cow<'static, str>>,
     /// Its threshold.
     pub alpha: Option<f64>,
     /// Share of problems solved.
@@ -59,8 +62,8 @@ pub fn rows(contenders: &[Contender], tallies: &[Tally]) -> Vec<Row> {
         .iter()
         .zip(tallies)
         .map(|(contender, tally)| Row {
-            strategy: contender.strategy,
-            rule: contender.rule,
+            strategy: contender.strategy.clone(),
+            rule: contender.rule.clone(),
             alpha: contender.alpha,
             accuracy: ratio(tally.right as f64, tally.problems as f64),
             tokens_per_second: speed(tally),
@@ -114,10 +117,10 @@ impl Table {
 impl Row {
     /// The strategy with what was chosen for it.
     fn name(&self) -> String {
-        match (self.rule, self.alpha) {
+        match (&self.rule, self.alpha) {
             (Some(rule), Some(alpha)) => format!("{}({rule}, {alpha})", self.strategy),
             (None, Some(alpha)) => format!("{}({alpha})", self.strategy),
-            _ => self.strategy.to_owned(),
+            _ => self.strategy.to_string(),
         }
     }
 }

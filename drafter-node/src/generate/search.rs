@@ -129,7 +129,7 @@ impl Generation<'_> {
     /// Opens a stream; `None` where this expert is lost and another may do.
     async fn try_link(&mut self, expert: Expert) -> Result<Option<ExpertLink>, Status> {
         let id = expert.id.clone();
-        let channel = self.node.connector.channel(&expert.address);
+        let channel = self.node.connector.lease(&expert.address);
         let opened = tokio::select! {
                 biased;
             opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &self.opening.trace) => opened,

@@ -1,0 +1,224 @@
+//! `cascadia bench`: drives a running cluster and says how it did.
+//!
+//! [`arrivals`] and [`workload`] say what is sent and when, [`drive`] sends it to a [`target`] (a router over gRPC, or [`openai`]), [`measure`] makes figures of
+//! what came back, [`report`] prints them. Only `drive` and the targets have a clock.
+
+mod args;
+pub mod arrivals;
+pub mod drive;
+pub mod measure;
+pub mod openai;
+pub mod report;
+pub mod target;
+pub mod workload;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use args::LoadArgs;
+use tokio::sync::watch;
+
+use crate::contender::Contender;
+use crate::{Failure, Outcome, load};
+use arrivals::Arrival;
+use drive::{Arrivals, Load};
+use measure::Figures;
+use report::Run;
+use target::{Ask, Target};
+use workload::{Item, Ruler};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the server cannot be reached, a file cannot be read, or no request is answered at all.
+pub async fn run(args: &LoadArgs) -> Outcome {
+    let target = Arc::new(Target::connect(args).await?);
+    let plan = Plan::new(args, &target).await?;
+    let cut = interrupt();
+    let mut runs = Vec::new();
+    for contender in contenders(args) {
+        runs.push(plan.measure(&target, contender, cut.clone()).await?);
+        if *cut.borrow() {
+            eprintln!("interrupted; this is what was measured until then");
+            break;
+        }
+    }
+    show(args, &runs)
+}
+
+fn show(args: &LoadArgs, runs: &[Run]) -> Outcome {
+    if args.json {
+        let json = serde_json::json!({"load": load_name(args), "runs": report::to_json(runs)});
+        crate::print_line(&json.to_string())?;
+    } else {
+        crate::print_line(&load_name(args))?;
+        crate::print(&report::table(runs))?;
+    }
+    Ok(())
+}
+
+/// Nothing, which leaves the choice to the server, or each strategy in turn.
+fn contenders(args: &LoadArgs) -> Vec<Option<Contender>> {
+    if args.strategy.is_empty() { vec![None] } else { args.strategy.iter().cloned().map(Some).collect() }
+}
+
+fn load_name(args: &LoadArgs) -> String {
+    let whom = args.openai.as_deref().unwrap_or(&args.server);
+    match (args.rate, &args.trace) {
+        (Some(rate), _) => format!("{whom}, open loop, Poisson arrivals at {rate} a second, seed {}", args.seed),
+        (None, Some(trace)) => format!("{whom}, open loop, {} at {} x its speed", trace.display(), args.speedup),
+        (None, None) => format!("{whom}, closed loop, {} at a time", args.concurrency.unwrap_or(1)),
+    }
+}
+
+/// True once Ctrl-C was pressed.
+fn interrupt() -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    // Ends with the process.
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            let _ = sender.send(true);
+        }
+        // Receivers that outlive their sender would wake at once.
+        sender.closed().await;
+    });
+    receiver
+}
+
+/// What every run of a comparison has alike.
+struct Plan<'a> {
+    args: &'a LoadArgs,
+    items: Arc<Vec<Item>>,
+    arrivals: Arrivals,
+    requests: usize,
+}
+
+impl<'a> Plan<'a> {
+    async fn new(args: &'a LoadArgs, target: &Target) -> Result<Self, Failure> {
+        let output = args.output_len.unwrap_or(args.max_tokens);
+        // With a duration and no number of requests, as many as it takes.
+        let requests = match (args.requests, args.duration) {
+            (Some(requests), _) => requests as usize,
+            (None, Some(_)) => usize::MAX,
+            (None, None) => DEFAULT_REQUESTS,
+        };
+        if let Some(file) = &args.trace {
+            let trace = read(file, arrivals::parse)?;
+            let trace: Vec<Arrival> = trace.into_iter().take(requests).collect();
+            let times = trace.iter().map(|arrival| arrival.at.div_f64(args.speedup)).collect();
+            let lengths: Vec<(u32, u32)> = trace.iter().map(|arrival| (arrival.input, arrival.output)).collect();
+            let items = of_lengths(args, target, &lengths).await?;
+            return Ok(Self { args, requests: lengths.len(), items: Arc::new(items), arrivals: Arrivals::Open(times) });
+        }
+        let mut items = match (&args.prompts, args.input_len) {
+            (Some(file), _) => read(file, |text| workload::parse(text, output))?,
+            (None, Some(input)) => {
+                of_lengths(args, target, &vec![(input, output); requests.min(DISTINCT_PROMPTS)]).await?
+            }
+            (None, None) => workload::held_out(output),
+        };
+        for item in &mut items {
+            item.exact = args.output_len.is_some();
+        }
+        let arrivals = match args.rate {
+            Some(rate) => Arrivals::Open(times(rate, args.seed, requests, args.duration)),
+            None => Arrivals::Closed(args.concurrency.unwrap_or(1) as usize),
+        };
+        Ok(Self { args, items: Arc::new(items), arrivals, requests })
+    }
+
+    /// One run: warm-up, load, figures.
+    async fn measure(
+        &self,
+        target: &Arc<Target>,
+        contender: Option<Contender>,
+        cut: watch::Receiver<bool>,
+    ) -> Result<Run, Failure> {
+        let name = contender.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
+        let ask = Ask { contender, ..ask(self.args) };
+        let load = |arrivals, requests, phase: &str| Load {
+            target: target.clone(),
+            ask: ask.clone(),
+            items: self.items.clone(),
+            arrivals,
+            requests,
+            duration: self.args.duration,
+            salt: (!self.args.share_prefixes).then(|| format!("bench/{}/{name}/{phase}", std::process::id())),
+        };
+        let warmup = self.args.warmup as usize;
+        if warmup > 0 {
+            let bar = load::bar(warmup as u64, "{msg} {bar:30} {pos}/{len}");
+            bar.set_message(format!("{name}: warm-up"));
+            let warm =
+                load(Arrivals::Closed(warmup.min(WARMUP_AT_ONCE)), warmup, "warmup").run(&bar, cut.clone()).await;
+            bar.finish_and_clear();
+            let failed = warm.records.iter().filter(|record| record.error.is_some()).count();
+            if failed > 0 && failed == warm.records.len() {
+                let sentence = warm.sentences.first().cloned().unwrap_or_default();
+                return Err(format!("{name}: no warm-up request was answered: {sentence}").into());
+            }
+        }
+        let bar = match self.requests {
+            usize::MAX => load::bar(0, "{msg} {spinner} {pos} {elapsed}"),
+            requests => load::bar(requests as u64, "{msg} {bar:30} {pos}/{len} {elapsed}"),
+        };
+        bar.set_message(name.clone());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        let outcome = load(self.arrivals.clone(), self.requests, "run").run(&bar, cut).await;
+        bar.finish_and_clear();
+        for sentence in outcome.sentences.iter().take(SENTENCES) {
+            eprintln!("{name}: {sentence}");
+        }
+        Ok((name, Figures::of(&outcome.records, outcome.unfinished, self.args.goodput.as_ref())))
+    }
+}
+
+/// Requests of a run where nothing is said of their number.
+const DEFAULT_REQUESTS: usize = 100;
+
+/// Synthetic prompts that are made; a longer run asks them again.
+const DISTINCT_PROMPTS: usize = 2_000;
+
+/// Warm-up requests sent at once.
+const WARMUP_AT_ONCE: usize = 8;
+
+/// What failed requests said, shown at most.
+const SENTENCES: usize = 5;
+
+/// Arrivals of an open loop; a duration without a number bounds them.
+fn times(rate: f64, seed: u64, requests: usize, duration: Option<Duration>) -> Vec<Duration> {
+    arrivals::poisson(rate, seed).take(requests).take_while(|at| duration.is_none_or(|end| *at < end)).collect()
+}
+
+fn ask(args: &LoadArgs) -> Ask {
+    Ask {
+        model: args.model.clone().unwrap_or_default(),
+        contender: None,
+        temperature: Some(args.temperature),
+        raw: args.raw,
+    }
+}
+
+fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Failure> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    parse(&text).map_err(|reason| format!("{}: {reason}", file.display()).into())
+}
+
+/// Synthetic prompts of these lengths: two requests tell how many tokens the model makes of a word.
+async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) -> Result<Vec<Item>, Failure> {
+    let mut tokens = [0; 2];
+    for (tokens, words) in tokens.iter_mut().zip(Ruler::WORDS) {
+        let item = Item { prompt: workload::words(words, args.seed), answer: None, output: 1, exact: false };
+        let observed = target.ask(&ask(args), &item, None).await;
+        *tokens = observed.map_err(|failed| format!("no prompt could be counted: {}", failed.sentence))?.input;
+    }
+    let ruler = Ruler::new(tokens);
+    let item = |(number, &(input, output)): (usize, &(u32, u32))| Item {
+        prompt: workload::words(ruler.words(input), args.seed.wrapping_add(number as u64 + 1)),
+        answer: None,
+        output: output.max(1),
+        exact: true,
+    };
+    Ok(lengths.iter().enumerate().map(item).collect())
+}
