@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::LoadArgs;
+use crate::config::{ConfigArgs, FileArgs};
 use crate::generate::GenerateArgs;
 use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
 use crate::pad::PadArgs;
@@ -31,6 +32,27 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// What is logged: a node says what it does, the other commands only what goes wrong.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        let is_node = matches!(self.command, Command::Router(_) | Command::Drafter(_) | Command::Expert(_));
+        self.log.as_deref().unwrap_or(if is_node { "info" } else { "warn" })
+    }
+
+    /// How the command is configured by a file, if it is.
+    #[must_use]
+    pub fn file(&self) -> Option<&FileArgs> {
+        match &self.command {
+            Command::Router(args) => Some(&args.file),
+            Command::Drafter(args) => Some(&args.file),
+            Command::Expert(args) => Some(&args.file),
+            Command::Up(args) => Some(&args.file),
+            _ => None,
+        }
+    }
+}
+
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -52,6 +74,8 @@ pub enum Command {
     Drafter(Box<DrafterArgs>),
     /// Run one expert node.
     Expert(Box<ExpertArgs>),
+    /// Write a configuration file.
+    Config(ConfigArgs),
     /// Write a checkpoint of a larger model's shape that computes the same function bit for bit.
     Pad(PadArgs),
 }
@@ -79,6 +103,10 @@ pub struct DemoArgs {
 /// Arguments of `up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
+    /// How it is configured.
+    #[command(flatten)]
+    pub file: FileArgs,
+
     /// Drafter nodes.
     #[arg(long, value_name = "N", env = "CASCADIA_DRAFTERS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub drafters: u32,

@@ -8,6 +8,7 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::admin::AdminPort;
+use cascadia_node::config::{Live, Replace};
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
@@ -60,6 +61,31 @@ impl Default for ClusterConfig {
             drive: Drive::Thread,
             isolated: false,
         }
+    }
+}
+
+/// What the nodes of a running cluster were told, and how they are told otherwise.
+#[derive(Clone, Debug)]
+struct InForce {
+    router: Live<RouterConfig>,
+    drafter: Live<DrafterConfig>,
+    expert: Live<ExpertConfig>,
+}
+
+/// Replaces the configuration of a running cluster's nodes.
+#[derive(Debug)]
+pub struct Reconfigure {
+    router: Replace<RouterConfig>,
+    drafter: Replace<DrafterConfig>,
+    expert: Replace<ExpertConfig>,
+}
+
+impl Reconfigure {
+    /// What comes from now on, and nodes that are added, get this.
+    pub fn with(&self, config: ClusterConfig) {
+        self.router.with(config.router);
+        self.drafter.with(config.drafter);
+        self.expert.with(config.expert);
     }
 }
 
@@ -126,6 +152,8 @@ impl Drop for Node {
 /// A running cluster. Dropping it stops it at once.
 pub struct LocalCluster {
     config: ClusterConfig,
+    in_force: InForce,
+    reconfigure: Option<Reconfigure>,
     models: Models,
     membership: Membership,
     address: String,
@@ -149,7 +177,13 @@ impl LocalCluster {
     /// When an address cannot be listened on, or a node ends, or they do not find each other.
     pub async fn start(config: ClusterConfig, models: Models) -> Result<Self, ClusterError> {
         let listener = Listener::bind(&config.listen).await?;
+        let (router, replace_router) = Live::new(config.router.clone());
+        let (drafter, replace_drafter) = Live::new(config.drafter.clone());
+        let (expert, replace_expert) = Live::new(config.expert.clone());
+        let reconfigure = Reconfigure { router: replace_router, drafter: replace_drafter, expert: replace_expert };
         let mut cluster = Self {
+            in_force: InForce { router, drafter, expert },
+            reconfigure: Some(reconfigure),
             address: listener.address().to_owned(),
             membership: Membership::embedded(),
             nodes: Vec::new(),
@@ -157,7 +191,7 @@ impl LocalCluster {
             config,
             models,
         };
-        let (router, edge) = (cluster.config.router.clone(), cluster.edge("router-1".into(), listener).await?);
+        let (router, edge) = (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener).await?);
         cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
             cascadia_router::run(router, edge).await.map_err(|error| error.to_string())
         })?;
@@ -175,6 +209,11 @@ impl LocalCluster {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The one way to configure the running nodes otherwise; whoever asks first has it.
+    pub fn reconfigure(&mut self) -> Option<Reconfigure> {
+        self.reconfigure.take()
     }
 
     /// The registry that all nodes share.
@@ -199,7 +238,7 @@ impl LocalCluster {
         self.started[0] += 1;
         let edge = self.edge(format!("drafter-{}", self.started[0]), Listener::bind("127.0.0.1:0").await?).await?;
         let (config, parts, drive, id) = (
-            self.config.drafter.clone(),
+            self.in_force.drafter.clone(),
             (self.models.drafter)().map_err(ClusterError::Parts)?,
             self.config.drive,
             edge.id.clone(),
@@ -218,7 +257,7 @@ impl LocalCluster {
         self.started[1] += 1;
         let edge = self.edge(format!("expert-{}", self.started[1]), Listener::bind("127.0.0.1:0").await?).await?;
         let (config, parts, drive, id) = (
-            self.config.expert.clone(),
+            self.in_force.expert.clone(),
             (self.models.expert)().map_err(ClusterError::Parts)?,
             self.config.drive,
             edge.id.clone(),

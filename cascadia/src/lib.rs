@@ -12,6 +12,7 @@ pub mod client;
 pub mod cluster;
 pub mod colours;
 pub mod columns;
+pub mod config;
 pub mod contender;
 pub mod demo;
 pub mod drain;

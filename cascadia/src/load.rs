@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cascadia_core::engine::Engine;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_model::{CpuEngine, Dtype, EngineOptions, Progress, Weights};
+use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, Progress, Weights};
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -106,17 +106,7 @@ impl Pair {
     /// # Errors
     /// When their tokenizers differ.
     pub fn new(drafter: Model, expert: Model) -> Result<Self, Failure> {
-        if drafter.tokenizer.fingerprint() != expert.tokenizer.fingerprint() {
-            return Err(format!(
-                "{} and {} have different tokenizers ({} and {}), so no draft of one means anything to the other; \
-                 choose two models of one family",
-                drafter.folder.display(),
-                expert.folder.display(),
-                drafter.tokenizer.fingerprint(),
-                expert.tokenizer.fingerprint()
-            )
-            .into());
-        }
+        one_tokenizer((&drafter.folder, &drafter.tokenizer), (&expert.folder, &expert.tokenizer))?;
         Ok(Self { drafter, expert })
     }
 
@@ -130,6 +120,36 @@ impl Pair {
             expert: Arc::new(move || e.expert.expert_parts(&expert)),
         }
     }
+}
+
+/// Whether two models can work together.
+///
+/// # Errors
+/// When their tokenizers differ: one sentence with the cure.
+pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) -> Result<(), Failure> {
+    let ((drafter, d), (expert, e)) = (drafter, expert);
+    if d.fingerprint() == e.fingerprint() {
+        return Ok(());
+    }
+    Err(format!(
+        "{} and {} have different tokenizers ({} and {}), so no draft of one means anything to the other; choose two \
+         models of one family",
+        drafter.display(),
+        expert.display(),
+        d.fingerprint(),
+        e.fingerprint()
+    )
+    .into())
+}
+
+/// Checks what of a model's folder is cheap to check: its configuration and its tokenizer, not its weights.
+///
+/// # Errors
+/// When a file is missing or says what this binary does not know: one sentence with the cure.
+pub fn check(folder: &Path, dtype: &str) -> Result<Tokenizer, Failure> {
+    parse_dtype(dtype)?;
+    ModelConfig::read(folder)?;
+    Ok(Tokenizer::load(folder)?)
 }
 
 fn parse_dtype(name: &str) -> Result<Dtype, Failure> {

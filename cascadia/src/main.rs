@@ -5,15 +5,21 @@
 use std::process::ExitCode;
 
 use cascadia::cli::{Cli, Command};
+use cascadia::config::{self, Settings};
 use cascadia::{Failure, Outcome, bench, demo, drain, generate, nodes, pad, status, up};
-use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let (cli, settings) = match config::read(std::env::args_os().collect()) {
+        Ok(read) => read,
+        Err(refusal) => return refusal.say(),
+    };
+    if let (Some(settings), true) = (&settings, cli.file().is_some_and(|file| file.check)) {
+        return config::check::run(&cli, settings);
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers(&cli.command)).enable_all().build();
     let outcome = runtime.map_err(Failure::from).and_then(|runtime| {
-        let outcome = runtime.block_on(run(cli));
+        let outcome = runtime.block_on(run(cli, settings));
         // Engine threads end with their mailboxes; nothing is worth waiting for them.
         runtime.shutdown_background();
         outcome
@@ -36,21 +42,26 @@ fn workers(command: &Command) -> usize {
     if matches!(command, Command::Router(_)) { cores } else { (cores / 2).max(1) }
 }
 
-async fn run(cli: Cli) -> Outcome {
-    let is_node = matches!(cli.command, Command::Router(_) | Command::Drafter(_) | Command::Expert(_));
-    let filter = cli.log.unwrap_or_else(|| if is_node { "info" } else { "warn" }.to_owned());
-    cascadia_node::telemetry::init(&filter, cli.log_json)?;
-    match cli.command {
-        Command::Demo(args) => demo::run(&args).await,
-        Command::Up(args) => up::run(&args).await,
-        Command::Generate(args) => generate::run(&args).await,
-        Command::Bench(args) => bench::run(&args).await,
-        Command::Status(args) => status::run(&args).await,
-        Command::Drain(args) => drain::run(&args).await,
-        Command::Router(args) => nodes::router(*args).await,
-        Command::Drafter(args) => nodes::drafter(*args).await,
-        Command::Expert(args) => nodes::expert(*args).await,
-        Command::Pad(args) => pad::run(&args),
+async fn run(cli: Cli, settings: Option<Settings>) -> Outcome {
+    cascadia_node::telemetry::init(cli.filter(), cli.log_json)?;
+    if let (Some(settings), true) = (&settings, cli.file().is_some_and(|file| file.print_config)) {
+        return Ok(cascadia::print(&config::print::effective(settings))?);
+    }
+    match (cli.command, settings) {
+        (Command::Demo(args), _) => demo::run(&args).await,
+        (Command::Up(args), Some(settings)) => up::run(&args, settings).await,
+        (Command::Generate(args), _) => generate::run(&args).await,
+        (Command::Bench(args), _) => bench::run(&args).await,
+        (Command::Status(args), _) => status::run(&args).await,
+        (Command::Drain(args), _) => drain::run(&args).await,
+        (Command::Router(args), Some(settings)) => nodes::router(*args, settings).await,
+        (Command::Drafter(args), Some(settings)) => nodes::drafter(*args, settings).await,
+        (Command::Expert(args), Some(settings)) => nodes::expert(*args, settings).await,
+        (Command::Config(args), _) => config::print::run(&args),
+        (Command::Pad(args), _) => pad::run(&args),
+        (Command::Up(_) | Command::Router(_) | Command::Drafter(_) | Command::Expert(_), None) => {
+            unreachable!("every command that a file configures comes with its settings")
+        }
     }
 }
 

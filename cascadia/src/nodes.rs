@@ -12,16 +12,19 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::admin::AdminPort;
+use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
-use cascadia_node::net::{Connector, Listener};
+use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::token::Token;
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use clap::Args;
 use clap::builder::ArgPredicate;
 
+use crate::cli::Command;
+use crate::config::{FileArgs, Settings, follow};
 use crate::load::Model;
 use crate::static_list::{self, Entry, EntryModel};
 use crate::synthetic::{self, Synthetic};
@@ -96,34 +99,43 @@ struct Source {
 /// Arguments of `router`.
 #[derive(Args, Clone, Debug)]
 pub struct RouterArgs {
+    /// How it is configured.
     #[command(flatten)]
-    node: NodeArgs,
+    pub file: FileArgs,
     #[command(flatten)]
-    config: RouterConfig,
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) config: RouterConfig,
 }
 
 /// Arguments of `drafter`.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("model", or_synthetic))]
 pub struct DrafterArgs {
+    /// How it is configured.
     #[command(flatten)]
-    node: NodeArgs,
+    pub file: FileArgs,
     #[command(flatten)]
-    config: DrafterConfig,
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) config: DrafterConfig,
     #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
-    synthetic: Option<Synthetic>,
+    pub(crate) synthetic: Option<Synthetic>,
 }
 
 /// Arguments of `expert`.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("model", or_synthetic))]
 pub struct ExpertArgs {
+    /// How it is configured.
     #[command(flatten)]
-    node: NodeArgs,
+    pub file: FileArgs,
     #[command(flatten)]
-    config: ExpertConfig,
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) config: ExpertConfig,
     #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
-    synthetic: Option<Synthetic>,
+    pub(crate) synthetic: Option<Synthetic>,
 }
 
 /// A node has a model or is synthetic.
@@ -136,23 +148,25 @@ fn or_synthetic(model: clap::Arg) -> clap::Arg {
 ///
 /// # Errors
 /// When it cannot listen or register.
-pub async fn router(args: RouterArgs) -> Outcome {
+pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
     if args.node.source.print_record {
         return args.node.print_record(Role::Router, None, Vec::new());
     }
     let edge = args.node.edge(Role::Router).await?;
-    Ok(cascadia_router::run(args.config, edge).await?)
+    let (config, replace) = Live::new(args.config);
+    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+        Command::Router(args) => args.config.check().map(|()| replace.with(args.config)),
+        _ => Ok(()),
+    });
+    Ok(cascadia_router::run(config, edge).await?)
 }
 
 /// Runs a drafter until it is told to stop.
 ///
 /// # Errors
 /// When it cannot listen, load its model, or register.
-pub async fn drafter(args: DrafterArgs) -> Outcome {
-    let mut config = args.config;
-    if let Some(synthetic) = &args.synthetic {
-        synthetic.configure_drafter(&mut config);
-    }
+pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
+    let config = args.resolved();
     let parts = |config: &DrafterConfig| match &args.synthetic {
         Some(synthetic) => Ok(synthetic.drafter_parts(config)),
         None => Model::load(&config.model, &config.dtype)?.drafter_parts(config),
@@ -163,6 +177,14 @@ pub async fn drafter(args: DrafterArgs) -> Outcome {
     }
     let edge = args.node.edge(Role::Drafter).await?;
     let parts = parts(&config)?;
+    let (config, replace) = Live::new(config);
+    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+        Command::Drafter(args) => {
+            let config = args.resolved();
+            config.check().map(|()| replace.with(config))
+        }
+        _ => Ok(()),
+    });
     Ok(cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await?)
 }
 
@@ -170,14 +192,8 @@ pub async fn drafter(args: DrafterArgs) -> Outcome {
 ///
 /// # Errors
 /// When it cannot listen, load its model, or register.
-pub async fn expert(args: ExpertArgs) -> Outcome {
-    let mut config = args.config;
-    if let Some(synthetic) = &args.synthetic {
-        synthetic.configure_expert(&mut config);
-    }
-    if config.served_model.is_empty() {
-        config.served_model = vec![crate::load::folder_name(&config.model)];
-    }
+pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
+    let config = args.resolved();
     let parts = |config: &ExpertConfig| match &args.synthetic {
         Some(synthetic) => Ok(synthetic.expert_parts(config)),
         None => Model::load(&config.model, &config.dtype)?.expert_parts(config),
@@ -188,7 +204,40 @@ pub async fn expert(args: ExpertArgs) -> Outcome {
     }
     let edge = args.node.edge(Role::Expert).await?;
     let parts = parts(&config)?;
+    let (config, replace) = Live::new(config);
+    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+        Command::Expert(args) => {
+            let config = args.resolved();
+            config.check().map(|()| replace.with(config))
+        }
+        _ => Ok(()),
+    });
     Ok(cascadia_expert_node::run(config, edge, parts, Drive::Thread).await?)
+}
+
+impl DrafterArgs {
+    /// The configuration that is meant.
+    pub(crate) fn resolved(&self) -> DrafterConfig {
+        let mut config = self.config.clone();
+        if let Some(synthetic) = &self.synthetic {
+            synthetic.configure_drafter(&mut config);
+        }
+        config
+    }
+}
+
+impl ExpertArgs {
+    /// The configuration that is meant: it serves a model by its folder's name unless another is given.
+    pub(crate) fn resolved(&self) -> ExpertConfig {
+        let mut config = self.config.clone();
+        if let Some(synthetic) = &self.synthetic {
+            synthetic.configure_expert(&mut config);
+        }
+        if config.served_model.is_empty() {
+            config.served_model = vec![crate::load::folder_name(&config.model)];
+        }
+        config
+    }
 }
 
 impl NodeArgs {
@@ -213,12 +262,29 @@ impl NodeArgs {
         })
     }
 
-    async fn etcd(&self) -> Result<Membership, Failure> {
-        let config = EtcdConfig {
+    /// What can be checked without binding or asking anybody.
+    pub(crate) fn checked(&self, role: Role) -> [Result<(), String>; 4] {
+        let address = |address: &str| check_address(address).map_err(|error| error.to_string());
+        let listen = self.address(role).map_err(|error| error.to_string()).and_then(|listen| address(&listen));
+        let source = match &self.source.fixed {
+            Some(file) => static_list::read(file).map(drop).map_err(|error| error.to_string()),
+            None if self.source.print_record => Ok(()),
+            None => self.etcd_config().check().map_err(|error| error.to_string()),
+        };
+        let token = Token::find(self.admin_token_file.as_deref()).map(drop).map_err(|error| error.to_string());
+        [listen, address(&self.admin), source, token]
+    }
+
+    fn etcd_config(&self) -> EtcdConfig {
+        EtcdConfig {
             endpoints: self.source.etcd.clone(),
             prefix: self.etcd_prefix.clone(),
             lease_ttl: Duration::from_secs(self.lease_ttl.into()),
-        };
+        }
+    }
+
+    async fn etcd(&self) -> Result<Membership, Failure> {
+        let config = self.etcd_config();
         let patience = self.etcd_wait.map(|seconds| Duration::from_secs(seconds.into()));
         let began = Instant::now();
         while let Err(error) = probe(&config, PROBE.min(patience.unwrap_or(PROBE)).max(PAUSE)).await {

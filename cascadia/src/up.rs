@@ -1,9 +1,15 @@
 //! `cascadia up`: a whole cluster in this process.
 
-use cascadia_core::ids::NodeId;
+use std::path::PathBuf;
 
-use crate::cli::UpArgs;
-use crate::cluster::{ClusterConfig, LocalCluster, Models};
+use cascadia_core::ids::NodeId;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+use cascadia_node::lifecycle::Shutdown;
+
+use crate::cli::{Cli, Command, UpArgs};
+use crate::cluster::{ClusterConfig, LocalCluster, Models, Reconfigure};
+use crate::config::{Section, Settings, follow};
 use crate::load::{self, Model, Pair};
 use crate::{Failure, Outcome};
 
@@ -11,17 +17,14 @@ use crate::{Failure, Outcome};
 ///
 /// # Errors
 /// When a model cannot be loaded, the address cannot be listened on, or a node ends.
-pub async fn run(args: &UpArgs) -> Outcome {
-    let mut config = ClusterConfig {
-        listen: args.listen.clone(),
-        drafters: args.drafters as usize,
-        experts: args.experts as usize,
-        ..ClusterConfig::default()
-    };
-    // No load balancer has to learn that this router goes.
-    config.router.lame_duck_ms = 0;
-    let (served, models) = models(args, &mut config)?;
+pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
+    let config = configured(args, &settings)?;
+    let (served, models) = models(args, &config)?;
     let mut cluster = LocalCluster::start(config, models).await?;
+    let followed = Shutdown::new();
+    if let Some(reconfigure) = cluster.reconfigure() {
+        follow::spawn(settings, &followed, move |cli, settings| apply(&cli, settings, &reconfigure));
+    }
     let names = cluster.nodes().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     crate::print_line(&format!("Cascadia serves {served} on {} ({names}).", cluster.address()))?;
     crate::print_line(&format!("Try: cascadia generate --server {} {:?}", cluster.address(), EXAMPLE))?;
@@ -47,6 +50,9 @@ pub async fn run(args: &UpArgs) -> Outcome {
     Ok(())
 }
 
+/// The name of the shipped pair.
+const SHIPPED: &str = "demo";
+
 const EXAMPLE: &str = "Tom has 7 apples. He buys 3 boxes with 4 apples each. How many apples does Tom have now?";
 
 fn ended(id: &NodeId, reason: &str) -> Failure {
@@ -59,35 +65,72 @@ fn served(pair: &Pair) -> String {
 }
 
 /// What is served, and what makes its nodes.
-fn models(args: &UpArgs, config: &mut ClusterConfig) -> Result<(String, Models), Failure> {
-    let Some(synthetic) = &args.synthetic else {
-        let pair = pair(args, config)?;
-        return Ok((served(&pair), pair.models(&config.drafter, &config.expert)));
-    };
-    config.drafter.served_model = Vec::new();
-    config.expert.served_model = Vec::new();
-    synthetic.configure_drafter(&mut config.drafter);
-    synthetic.configure_expert(&mut config.expert);
-    Ok(("no model but its pace".to_owned(), synthetic.models(&config.drafter, &config.expert)))
+fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Failure> {
+    if let Some(synthetic) = &args.synthetic {
+        return Ok(("no model but its pace".to_owned(), synthetic.models(&config.drafter, &config.expert)));
+    }
+    let (drafter, expert) = (&config.drafter, &config.expert);
+    let pair = Pair::new(Model::load(&drafter.model, &drafter.dtype)?, Model::load(&expert.model, &expert.dtype)?)?;
+    Ok((served(&pair), pair.models(drafter, expert)))
 }
 
-/// The pair that is asked for; its expert's folder names the served model.
-fn pair(args: &UpArgs, config: &mut ClusterConfig) -> Result<Pair, Failure> {
-    let (drafter, expert) = match (&args.drafter_model, &args.expert_model) {
+/// The cluster that is meant: its nodes are configured by the file's sections.
+///
+/// # Errors
+/// When a section cannot be meant, or one model of the pair is missing.
+pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, Failure> {
+    // No load balancer has to learn that this router goes.
+    let router = settings.part(Section::Router, &[("lame_duck_ms", "0".to_owned())])?;
+    let beneath = [("model", "none".to_owned())];
+    let mut drafter: DrafterConfig = settings.part(Section::Drafter, &beneath)?;
+    let mut expert: ExpertConfig = settings.part(Section::Expert, &beneath)?;
+    match &args.synthetic {
+        Some(synthetic) => {
+            synthetic.configure_drafter(&mut drafter);
+            synthetic.configure_expert(&mut expert);
+        }
+        None => {
+            let (drafter_model, expert_model, name) = pair(args, settings)?;
+            (drafter.model, expert.model) = (drafter_model, expert_model);
+            for served in [&mut drafter.served_model, &mut expert.served_model] {
+                if served.is_empty() {
+                    *served = vec![name.clone()];
+                }
+            }
+        }
+    }
+    let (drafters, experts) = (args.drafters as usize, args.experts as usize);
+    Ok(ClusterConfig { listen: args.listen.clone(), drafters, experts, router, drafter, expert, ..Default::default() })
+}
+
+/// The folders of the pair that is asked for, and the name it is served under: the expert's folder's.
+fn pair(args: &UpArgs, settings: &Settings) -> Result<(PathBuf, PathBuf, String), Failure> {
+    let own = |section| settings.of_file(section, "model").map(PathBuf::from);
+    let drafter = args.drafter_model.clone().or_else(|| own(Section::Drafter));
+    let expert = args.expert_model.clone().or_else(|| own(Section::Expert));
+    match (drafter, expert) {
         (Some(drafter), Some(expert)) => {
-            let name = load::folder_name(expert);
-            config.drafter.served_model = vec![name.clone()];
-            config.expert.served_model = vec![name];
-            (drafter.clone(), expert.clone())
+            let name = load::folder_name(&expert);
+            Ok((drafter, expert, name))
         }
-        _ => {
+        (None, None) => {
             let folder = load::shipped_pair()?;
-            (folder.join("drafter"), folder.join("expert"))
+            Ok((folder.join("drafter"), folder.join("expert"), SHIPPED.to_owned()))
         }
-    };
-    config.drafter.model.clone_from(&drafter);
-    config.expert.model.clone_from(&expert);
-    Pair::new(Model::load(&drafter, &config.drafter.dtype)?, Model::load(&expert, &config.expert.dtype)?)
+        (Some(_), None) => Err("a drafter's model is given and no expert's; a pair needs both".into()),
+        (None, Some(_)) => Err("an expert's model is given and no drafter's; a pair needs both".into()),
+    }
+}
+
+/// Takes up a changed file, if all of it can be.
+fn apply(cli: &Cli, settings: &Settings, reconfigure: &Reconfigure) -> Result<(), String> {
+    let Command::Up(args) = &cli.command else { return Ok(()) };
+    let config = configured(args, settings).map_err(|error| error.to_string())?;
+    config.router.check()?;
+    config.drafter.check()?;
+    config.expert.check()?;
+    reconfigure.with(config);
+    Ok(())
 }
 
 /// Whether any session is open.

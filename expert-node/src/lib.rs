@@ -20,6 +20,7 @@ use cascadia_core::engine::Engine;
 use cascadia_core::placement::{Role, ServedModel};
 use cascadia_core::stepper::{Stepper, StepperConfig};
 use cascadia_node::Edge;
+use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::process::{Identity, Process, offered};
@@ -42,7 +43,14 @@ pub struct Parts {
 ///
 /// # Errors
 /// When the model fails its first pass, the node cannot register, or its listener fails.
-pub async fn run(config: ExpertConfig, edge: Edge, mut parts: Parts, drive: Drive) -> Result<(), ExpertError> {
+pub async fn run(
+    config: impl Into<Live<ExpertConfig>>,
+    edge: Edge,
+    mut parts: Parts,
+    drive: Drive,
+) -> Result<(), ExpertError> {
+    let live = config.into();
+    let config = live.now();
     config.check().map_err(ExpertError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());

@@ -16,7 +16,7 @@ use crate::engine::ExpertWork;
 /// One expert node, as its services see it.
 pub struct ExpertNode {
     /// What the operator set.
-    pub config: ExpertConfig,
+    pub config: Arc<ExpertConfig>,
     /// The model.
     pub facts: ModelFacts,
     /// Its tokenizer and chat template.

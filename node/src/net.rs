@@ -170,6 +170,18 @@ impl NetError {
     }
 }
 
+/// Whether an address has the form `host:port`.
+///
+/// # Errors
+/// One sentence that names the address and the cure.
+pub fn check_address(address: &str) -> Result<(), NetError> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(NetError::Syntax { address: address.to_owned() }),
+    }
+}
+
 /// An address with whoever connects to it.
 pub struct Listener {
     address: String,
@@ -189,10 +201,7 @@ impl Listener {
     /// # Errors
     /// One sentence that names the address, the cause and the cure.
     pub async fn bind(address: &str) -> Result<Self, NetError> {
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-        if !matches!(port, Some(Ok(_))) {
-            return Err(NetError::Syntax { address: address.to_owned() });
-        }
+        check_address(address)?;
         let listener = TcpListener::bind(address).await.map_err(|source| NetError::of(address, source))?;
         let bound = listener.local_addr().map_err(|source| NetError::of(address, source))?.to_string();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);

@@ -46,6 +46,14 @@ impl Default for EtcdConfig {
 }
 
 impl EtcdConfig {
+    /// Refuses what cannot be meant.
+    ///
+    /// # Errors
+    /// One sentence with the cure.
+    pub fn check(&self) -> Result<(), MembershipError> {
+        self.clone().resolved().map(drop)
+    }
+
     /// The configuration as it is meant, or one sentence that says what is wrong with it.
     fn resolved(mut self) -> Result<Self, MembershipError> {
         let wrong = |sentence: String| Err(MembershipError::Config(sentence));

@@ -1,0 +1,98 @@
+//! `--check`: is this a configuration? Nothing is listened on, asked or loaded.
+
+use std::process::ExitCode;
+
+use cascadia_core::placement::Role;
+use cascadia_drafter_node::DrafterConfig;
+use cascadia_expert_node::ExpertConfig;
+
+use super::layers::Origin;
+use super::settings::Settings;
+use crate::cli::{Cli, Command};
+use crate::{Failure, load, up};
+
+/// Checks a command's configuration, prints one line, or one a problem, and says how the process ends.
+#[must_use]
+pub fn run(cli: &Cli, settings: &Settings) -> ExitCode {
+    let problems = problems(cli, settings);
+    if problems.is_empty() {
+        // Whoever closed standard output has the exit code.
+        let _ = crate::print_line(&fine(cli, settings));
+        return ExitCode::SUCCESS;
+    }
+    problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+    ExitCode::from(2)
+}
+
+fn fine(cli: &Cli, settings: &Settings) -> String {
+    let count = |what: &str, from: &dyn Fn(&Origin) -> bool| match settings.count(from) {
+        0 => None,
+        number => Some(format!("{number} {what}")),
+    };
+    let file = settings.path().map(|path| format!("from {}", path.display())).unwrap_or_default();
+    let given = [
+        count("typed", &|origin| *origin == Origin::Flag),
+        count("from the environment", &|origin| *origin == Origin::Variable),
+        count(&file, &|origin| matches!(origin, Origin::File(_))),
+        count("by default", &|origin| *origin == Origin::Default),
+    ];
+    let given = given.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let untried = match cli.command {
+        Command::Router(_) => "ports, etcd",
+        Command::Up(_) => "ports, weights",
+        _ => "ports, etcd, weights",
+    };
+    let name = settings.section().name();
+    format!("ok: {name}: {} settings ({given}); not tried: {untried}", settings.values().len())
+}
+
+/// All that is wrong, one sentence each.
+#[must_use]
+pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
+    let logs = cascadia_node::telemetry::init(cli.filter(), cli.log_json).map_err(sentence);
+    let mut found = vec![logs];
+    match &cli.command {
+        Command::Router(args) => {
+            found.extend(args.node.checked(Role::Router));
+            found.push(args.config.check());
+        }
+        Command::Drafter(args) => {
+            let config = args.resolved();
+            found.extend(args.node.checked(Role::Drafter));
+            found.push(config.check());
+            if args.synthetic.is_none() {
+                found.push(load::check(&config.model, &config.dtype).map(drop).map_err(sentence));
+            }
+        }
+        Command::Expert(args) => {
+            let config = args.resolved();
+            found.extend(args.node.checked(Role::Expert));
+            found.push(config.check());
+            if args.synthetic.is_none() {
+                found.push(load::check(&config.model, &config.dtype).map(drop).map_err(sentence));
+            }
+        }
+        Command::Up(args) => match up::configured(args, settings) {
+            Err(problem) => found.push(Err(sentence(problem))),
+            Ok(config) => {
+                found.push(cascadia_node::net::check_address(&args.listen).map_err(sentence));
+                found.extend([config.router.check(), config.drafter.check(), config.expert.check()]);
+                if args.synthetic.is_none() {
+                    found.push(pair(&config.drafter, &config.expert).map_err(sentence));
+                }
+            }
+        },
+        _ => {}
+    }
+    found.into_iter().filter_map(Result::err).collect()
+}
+
+fn pair(drafter: &DrafterConfig, expert: &ExpertConfig) -> Result<(), Failure> {
+    let one = load::check(&drafter.model, &drafter.dtype)?;
+    let other = load::check(&expert.model, &expert.dtype)?;
+    load::one_tokenizer((&drafter.model, &one), (&expert.model, &other))
+}
+
+fn sentence(error: impl ToString) -> String {
+    error.to_string()
+}

@@ -1,0 +1,166 @@
+//! A running process follows its file: SIGHUP reads it at once, a change of its contents within seconds.
+//!
+//! Contents are compared, not times or inodes: a mounted ConfigMap changes by swapping links.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cascadia_node::lifecycle::Shutdown;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::settings::{Reread, Settings};
+use crate::cli::Cli;
+
+/// How often the file is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Follows the file of `settings`, if there is one, until the process is to be gone. What comes of a change goes to
+/// `apply`, which takes all of it or refuses with a sentence; then, as with a file that cannot be used, everything stays
+/// as it was.
+pub fn spawn(
+    settings: Settings,
+    shutdown: &Shutdown,
+    apply: impl FnMut(Cli, &Settings) -> Result<(), String> + Send + 'static,
+) {
+    let Some(path) = settings.path().map(Path::to_owned) else { return };
+    let hangups = signal(SignalKind::hangup())
+        .inspect_err(|error| tracing::warn!(%error, "cannot listen for SIGHUP; changes of the file are still seen"));
+    let stopped = shutdown.stopped();
+    // Ends with the node.
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = stopped => {}
+            () = follow(&path, settings, hangups.ok(), apply) => {}
+        }
+    });
+}
+
+async fn follow(
+    path: &Path,
+    mut settings: Settings,
+    mut hangups: Option<tokio::signal::unix::Signal>,
+    mut apply: impl FnMut(Cli, &Settings) -> Result<(), String>,
+) {
+    let mut contents = Contents::new(settings.text());
+    loop {
+        let hangup = async {
+            match &mut hangups {
+                Some(hangups) => hangups.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let asked = tokio::select! {
+            biased;
+            _ = hangup => true,
+            () = tokio::time::sleep(PERIOD) => false,
+        };
+        let text = match tokio::task::spawn_blocking({
+            let path = path.to_owned();
+            move || std::fs::read_to_string(path)
+        })
+        .await
+        {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => {
+                if contents.lost() || asked {
+                    let file = path.display();
+                    tracing::warn!(%error, "cannot read {file}; the configuration stays as it is");
+                }
+                continue;
+            }
+            // The runtime is going.
+            Err(_) => return,
+        };
+        if !contents.news(&text, asked) {
+            continue;
+        }
+        match settings.reread(&text) {
+            Err(problems) => problems.iter().for_each(|problem| kept(problem)),
+            Ok(Reread { cli, settings: new, changed, held }) => match apply(cli, &new) {
+                Err(problem) => kept(&format!("{}: {problem}", path.display())),
+                Ok(()) => {
+                    for change in &changed {
+                        let (old, new) = (&change.old, &change.new);
+                        tracing::info!(key = change.key, old, new, "changed for what comes from now on");
+                    }
+                    for change in &held {
+                        let (old, new) = (&change.old, &change.new);
+                        tracing::warn!(key = change.key, old, new, "needs a restart: the old value stays in force");
+                    }
+                    let (changed, held) = (changed.len(), held.len());
+                    tracing::info!(changed, held, "read {} again", path.display());
+                    settings = new;
+                }
+            },
+        }
+    }
+}
+
+fn kept(problem: &str) {
+    tracing::error!("{problem}; the configuration stays as it was");
+}
+
+/// What the file held, and when it holds something new.
+#[derive(Debug)]
+struct Contents {
+    taken: String,
+    /// New contents, seen once: the next look must find the same, so that a file is not read while it is written.
+    seen: Option<String>,
+    missing: bool,
+}
+
+impl Contents {
+    fn new(taken: &str) -> Self {
+        Self { taken: taken.to_owned(), seen: None, missing: false }
+    }
+
+    /// Whether this text is to be taken; whoever asks for it says that it is whole.
+    fn news(&mut self, text: &str, asked: bool) -> bool {
+        self.missing = false;
+        let steady = self.seen.as_deref() == Some(text);
+        if !asked && (text == self.taken || !steady) {
+            self.seen = (text != self.taken).then(|| text.to_owned());
+            return false;
+        }
+        self.seen = None;
+        text.clone_into(&mut self.taken);
+        true
+    }
+
+    /// The file cannot be read; whether that is new.
+    fn lost(&mut self) -> bool {
+        !std::mem::replace(&mut self.missing, true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_taken_when_it_is_whole() {
+        let mut contents = Contents::new("a");
+        assert!(!contents.news("a", false));
+        // Half written.
+        assert!(!contents.news("b", false));
+        assert!(!contents.news("bc", false));
+        assert!(contents.news("bc", false));
+        assert!(!contents.news("bc", false));
+        // A change that was taken back is none.
+        assert!(!contents.news("d", false));
+        assert!(!contents.news("bc", false));
+        assert!(!contents.news("d", false));
+        // Who asks is answered, also where nothing changed.
+        assert!(contents.news("d", true));
+        assert!(contents.news("d", true));
+    }
+
+    #[test]
+    fn a_lost_file_is_said_once() {
+        let mut contents = Contents::new("a");
+        assert!(contents.lost() && !contents.lost());
+        assert!(!contents.news("a", false));
+        assert!(contents.lost());
+    }
+}
