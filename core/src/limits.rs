@@ -53,6 +53,9 @@ pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Sessions the router admits at once.
 pub const MAX_ADMITTED: usize = 4_096;
 
+/// Tenants that have metrics of their own: each has some sixty series at every router.
+pub const METRICS_TENANTS: usize = 20;
+
 /// Bytes of a prompt that make a placement key; a shorter prompt has none.
 pub const PLACEMENT_KEY_BYTES: usize = 1_024;
 

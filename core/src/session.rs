@@ -58,6 +58,29 @@ pub struct Counters {
     pub moves: u64,
     /// Blocks answered `Stale`.
     pub stale_blocks: u64,
+    /// Drafts that a verdict on earlier ones made void, in blocks or not yet sent.
+    pub stale_drafts: u64,
+    /// Drafts in flight when a stream ended and another was opened.
+    pub moved_drafts: u64,
+}
+
+impl Counters {
+    /// What was added since an earlier account.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            blocks: self.blocks - earlier.blocks,
+            drafted: self.drafted - earlier.drafted,
+            accepted: self.accepted - earlier.accepted,
+            relaxed: self.relaxed - earlier.relaxed,
+            deferred: self.deferred - earlier.deferred,
+            expert_passes: self.expert_passes - earlier.expert_passes,
+            moves: self.moves - earlier.moves,
+            stale_blocks: self.stale_blocks - earlier.stale_blocks,
+            stale_drafts: self.stale_drafts - earlier.stale_drafts,
+            moved_drafts: self.moved_drafts - earlier.moved_drafts,
+        }
+    }
 }
 
 /// A block in flight.
@@ -142,6 +165,12 @@ impl Session {
         self.in_flight.len()
     }
 
+    /// Drafts in them.
+    #[must_use]
+    pub fn unanswered_drafts(&self) -> u64 {
+        self.in_flight.iter().map(|flight| flight.block.drafts.len() as u64).sum()
+    }
+
     /// The expert grants so many unanswered blocks.
     pub fn limit_depth(&mut self, slots: usize) {
         self.pipeline.limit(slots);
@@ -194,6 +223,7 @@ impl Session {
     /// send if there is one. Drafts of a void order are dropped.
     pub fn drafted(&mut self, ticket: u64, mut drafts: Vec<Draft>) -> (Vec<Emitted>, Option<DraftBlock>) {
         if self.drafting != Some(ticket) {
+            self.counters.stale_drafts += drafts.len() as u64;
             return (Vec::new(), None);
         }
         self.drafting = None;
@@ -274,6 +304,7 @@ impl Session {
         match answer {
             Answer::Stale(_) => {
                 self.counters.stale_blocks += 1;
+                self.counters.stale_drafts += flight.block.drafts.len() as u64;
                 if !flight.void {
                     self.reject_from(self.committed);
                 }
@@ -361,6 +392,7 @@ impl Session {
 
     /// The session goes on with another stream: nothing is in flight, the expert will be told the whole history.
     pub fn reopen(&mut self) -> Epoch {
+        self.counters.moved_drafts += self.unanswered_drafts();
         self.in_flight.clear();
         self.reject_from(self.committed);
         self.known = if self.decoding.logprobs.is_some() { self.scored } else { self.committed };

@@ -153,6 +153,10 @@ pub struct StepperLoad {
     pub pages_free: usize,
     /// Pages of the pool.
     pub pages_total: usize,
+    /// Tokens that sessions came with, ever.
+    pub prefix_queries: u64,
+    /// Of these, tokens that were found in pages of equal content.
+    pub prefix_hits: u64,
 }
 
 struct Entry<T> {
@@ -163,6 +167,8 @@ struct Entry<T> {
     cached: Vec<TokenId>,
     /// Whether the task may have changed its tokens since they were compared with `cached`.
     changed: bool,
+    /// Whether the tokens it came with are in the account of found prefixes.
+    counted: bool,
     /// Number of the last batch it was in, or that was last cut when it came.
     served: u64,
     used: Duration,
@@ -187,6 +193,15 @@ impl<T: Task> Entry<T> {
         self.cached.extend_from_slice(&tokens[self.cached.len()..held]);
     }
 
+    /// Adds the tokens it came with, and how many of these were found, once.
+    fn count_prefix(&mut self, (queries, hits): &mut (u64, u64)) {
+        let brought = self.task.tokens().len();
+        if brought > 0 && !std::mem::replace(&mut self.counted, true) {
+            *queries += brought as u64;
+            *hits += self.cached.len() as u64;
+        }
+    }
+
     /// Why it can never be served.
     fn fault(&self, context: usize, total: usize) -> Option<StepError> {
         let tokens = self.task.tokens().len();
@@ -208,6 +223,8 @@ pub struct Stepper<T: Task> {
     /// Batches cut so far.
     batches: u64,
     running: (usize, usize),
+    /// Tokens that sessions came with, and how many of these were found.
+    prefix: (u64, u64),
     /// The first in the order of service that found no pages for this batch.
     hopeless: Option<(Rank, SessionId)>,
     waiting: Vec<Waiting>,
@@ -229,6 +246,7 @@ impl<T: Task> Stepper<T> {
             sessions: BTreeMap::new(),
             batches: 0,
             running: (0, 0),
+            prefix: (0, 0),
             hopeless: None,
             waiting: Vec::new(),
             pieces: Vec::new(),
@@ -249,8 +267,18 @@ impl<T: Task> Stepper<T> {
             return Err(Refused::Full(self.config.max_sessions));
         }
         let table = self.pages.open(salt);
-        let mut entry = Entry { task, rank, table, cached: Vec::new(), changed: true, served: self.batches, used: now };
+        let mut entry = Entry {
+            task,
+            rank,
+            table,
+            cached: Vec::new(),
+            changed: true,
+            counted: false,
+            served: self.batches,
+            used: now,
+        };
         entry.settle(&mut self.pages);
+        entry.count_prefix(&mut self.prefix);
         self.sessions.insert(key, entry);
         Ok(())
     }
@@ -305,6 +333,8 @@ impl<T: Task> Stepper<T> {
             pages_used: self.pages.used(),
             pages_free: self.pages.available(),
             pages_total: self.pages.total(),
+            prefix_queries: self.prefix.0,
+            prefix_hits: self.prefix.1,
         }
     }
 
@@ -353,6 +383,7 @@ impl<T: Task> Stepper<T> {
                 continue;
             }
             entry.settle(&mut self.pages);
+            entry.count_prefix(&mut self.prefix);
             let outstanding = tokens - entry.cached.len();
             debug_assert!(outstanding >= rows, "the wanted rows are computed together");
             if outstanding == 0 {

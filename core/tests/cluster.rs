@@ -77,9 +77,18 @@ struct Lane {
     session: Session,
     text: Vec<TokenId>,
     over: bool,
+    /// Drafts that the engine handed over.
+    finished: u64,
 }
 
 impl Lane {
+    /// Every draft is verified, kept, void, or waits for its answer.
+    fn audit(&self) {
+        let counters = self.session.counters();
+        let accounted = counters.drafted + counters.stale_drafts + self.session.unanswered_drafts();
+        assert_eq!(accounted, self.finished, "{counters:?}");
+    }
+
     fn emit(&mut self, tokens: impl IntoIterator<Item = TokenId>) {
         for token in tokens {
             if self.over {
@@ -114,7 +123,7 @@ impl Cluster {
         let session = Session::new(decoding.clone(), ids, epoch, Pipeline::new(depth, 3));
         self.drafter.open(key, DraftTask::new(decoding.clone()));
         self.expert.open(key, VerifyTask::new(decoding.clone(), ids, epoch));
-        self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false });
+        self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false, finished: 0 });
     }
 
     /// Drafts as far as may be, then lets the expert answer: blocks pile up to the depth.
@@ -136,6 +145,7 @@ impl Cluster {
                     let Some((ticket, drafts)) = self.drafter.stepper.get_mut(lane.key).expect("open").drain() else {
                         continue;
                     };
+                    lane.finished += drafts.len() as u64;
                     let (emitted, block) = lane.session.drafted(ticket, drafts);
                     lane.emit(emitted.into_iter().map(|e| e.token));
                     if let Some(block) = block {
@@ -162,6 +172,7 @@ impl Cluster {
     fn run(&mut self) -> Vec<Vec<TokenId>> {
         for _ in 0..4_000 {
             if self.lanes.iter().all(|lane| lane.over) {
+                self.lanes.iter().for_each(Lane::audit);
                 return self.lanes.iter().map(|lane| lane.text.clone()).collect();
             }
             self.round();

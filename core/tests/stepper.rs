@@ -359,6 +359,8 @@ fn equal_beginnings_are_computed_once() {
     world.insert(4, 3, [prefill(1, 64, 0)]);
     let report = world.step();
     assert_eq!((report.tokens, report.ran.as_slice()), (0, [SessionId(4)].as_slice()), "nothing to compute");
+    let load = world.stepper.load();
+    assert_eq!((load.prefix_queries, load.prefix_hits), (70 + 70 + 70 + 64, 64 + 48 + 64), "each session once");
     world.close_all();
 }
 

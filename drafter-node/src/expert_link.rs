@@ -1,5 +1,8 @@
 //! A session's stream to its expert: open with the history, send blocks, hear answers.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_node::lanes::Lease;
@@ -9,7 +12,9 @@ use cascadia_proto::v1::verify_request::Message as Order;
 use cascadia_proto::v1::verify_response::Message as Response;
 use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse};
 use cascadia_proto::{convert, v1::VerifyOpen};
+use prost::Message as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
@@ -35,8 +40,8 @@ impl Expert {
 /// What the expert says.
 #[derive(Debug)]
 pub enum Said {
-    /// The answer to the oldest block.
-    Answer(Answer),
+    /// The answer to the oldest block, and how long it took.
+    Answer(Answer, Duration),
     /// Leave: the expert drains.
     Move,
     /// It lost pages and fills them again by itself; nothing to do.
@@ -48,6 +53,8 @@ pub enum Said {
 pub struct ExpertLink {
     outbound: mpsc::Sender<VerifyRequest>,
     inbound: Streaming<VerifyResponse>,
+    /// When each unanswered block was sent.
+    sent: VecDeque<Instant>,
     /// Where it leads.
     pub expert: Expert,
     /// Unanswered blocks the expert grants.
@@ -91,6 +98,7 @@ impl ExpertLink {
             Some(VerifyResponse { message: Some(Response::Held(held)) }) => Ok(Self {
                 outbound,
                 inbound,
+                sent: VecDeque::new(),
                 expert,
                 slots: held.slots.max(1) as usize,
                 fingerprint: held.fingerprint,
@@ -103,12 +111,21 @@ impl ExpertLink {
         }
     }
 
-    /// Sends a block.
+    /// Sends a block; how many bytes it has.
     ///
     /// # Errors
     /// When the stream has ended.
-    pub fn send(&self, block: &DraftBlock) -> Result<(), Status> {
-        queue(&self.outbound, Order::Block(convert::block_message(block)))
+    pub fn send(&mut self, block: &DraftBlock) -> Result<usize, Status> {
+        let block = convert::block_message(block);
+        let bytes = block.encoded_len();
+        queue(&self.outbound, Order::Block(block))?;
+        self.sent.push_back(Instant::now());
+        Ok(bytes)
+    }
+
+    /// How long the oldest block waited for its answer.
+    fn took(&mut self) -> Duration {
+        self.sent.pop_front().map(|sent| sent.elapsed()).unwrap_or_default()
     }
 
     /// What the expert says next.
@@ -120,11 +137,11 @@ impl ExpertLink {
         match message {
             Some(Response::Verdict(verdict)) => {
                 let verdict = convert::verdict_of(verdict).map_err(|e| Status::internal(e.to_string()))?;
-                Ok(Said::Answer(Answer::Verdict(verdict)))
+                Ok(Said::Answer(Answer::Verdict(verdict), self.took()))
             }
             Some(Response::Stale(stale)) => {
                 let stale = convert::stale_of(stale).map_err(|e| Status::internal(e.to_string()))?;
-                Ok(Said::Answer(Answer::Stale(stale)))
+                Ok(Said::Answer(Answer::Stale(stale), self.took()))
             }
             Some(Response::Move(_)) => Ok(Said::Move),
             Some(Response::Held(_)) => Ok(Said::Held),

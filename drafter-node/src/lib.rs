@@ -27,6 +27,7 @@ use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
+use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Identity, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
@@ -62,7 +63,8 @@ pub async fn run(
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());
     let process = Process::new(edge, parts.engine.progress());
-    let metrics = metrics::Metrics::default();
+    let mut registry = Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(
         &facts,
         StepperConfig {
@@ -78,6 +80,7 @@ pub async fn run(
 
     // No name: it drafts for every model of its tokenizer.
     let names = if config.served_model.is_empty() { vec![String::new()] } else { config.served_model.clone() };
+    names.iter().filter(|name| !name.is_empty()).for_each(|name| metrics.serves(name));
     let served = names.into_iter().map(|name| ServedModel {
         name,
         fingerprint: facts.fingerprint.clone(),
@@ -107,11 +110,12 @@ pub async fn run(
         connector: edge.connector.clone(),
         leaving,
         board: process.board().clone(),
+        metrics,
         config: live,
     });
     let service =
         SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
     let routes = tonic::service::Routes::new(service);
-    process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
+    process.serve(identity, routes, registry).await?;
     Ok(())
 }

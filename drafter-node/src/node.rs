@@ -18,6 +18,7 @@ use cascadia_proto::v1;
 use crate::config::DrafterConfig;
 use crate::engine::DrafterWork;
 use crate::expert_link::Expert;
+use crate::metrics::Metrics;
 
 /// One drafter node, as its sessions see it.
 pub struct DrafterNode {
@@ -37,6 +38,8 @@ pub struct DrafterNode {
     pub leaving: Leaving,
     /// Where open sessions are counted.
     pub board: StatusBoard,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl std::fmt::Debug for DrafterNode {

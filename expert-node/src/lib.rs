@@ -23,6 +23,7 @@ use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
+use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Identity, Process, offered};
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
@@ -55,7 +56,8 @@ pub async fn run(
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());
     let process = Process::new(edge, parts.engine.progress());
-    let metrics = metrics::Metrics::default();
+    let mut registry = Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(
         &facts,
         StepperConfig {
@@ -85,7 +87,7 @@ pub async fn run(
     };
     let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
     let board = process.board().clone();
-    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, config });
+    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, metrics, config });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
     let routes = tonic::service::Routes::new(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),
@@ -93,7 +95,7 @@ pub async fn run(
     .add_service(
         SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
     );
-    process.serve(identity, routes, Arc::new(move || metrics.render())).await?;
+    process.serve(identity, routes, registry).await?;
     Ok(())
 }
 

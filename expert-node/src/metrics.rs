@@ -1,89 +1,110 @@
 //! What an expert counts, as verbs; names and units only here.
 
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use cascadia_core::block::Answer;
+use cascadia_core::stepper::StepReport;
+use cascadia_node::metrics::{Counter, EngineMetrics, Gauge, Histogram, PASS_SECONDS, Registry};
 use cascadia_node::sessions::Observer;
 
 use crate::engine::ExpertReply;
 
-/// Counters of one expert node.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics(Arc<Counters>);
+/// Counters of one expert node; clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    engine: EngineMetrics,
+    verdicts: Counter,
+    stale: Counter,
+    queue: Histogram,
+    waiting: Gauge,
+}
 
-#[derive(Debug, Default)]
-struct Counters {
-    blocks: AtomicU64,
-    accepted: AtomicU64,
-    deferred: AtomicU64,
-    relaxed: AtomicU64,
-    stale: AtomicU64,
-    steps: AtomicU64,
-    batch_sessions: AtomicU64,
-    batch_tokens: AtomicU64,
-    verify_nanos: AtomicU64,
+impl Metrics {
+    /// Registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let answers =
+            registry.counters("verify_answers", "Draft blocks answered, with a verdict or as stale", ["answer"]);
+        Self {
+            engine: EngineMetrics::register(registry, "verify"),
+            verdicts: answers.of(["verdict"]),
+            stale: answers.of(["stale"]),
+            queue: registry.histogram(
+                "verify_queue_seconds",
+                "From a draft block's arrival to the forward pass that verifies it",
+                PASS_SECONDS,
+            ),
+            waiting: registry.gauge("verify_queue_blocks", "Draft blocks that wait for their answer"),
+        }
+    }
+
+    /// The blocks of one session that wait for their answer, until this is dropped.
+    #[must_use]
+    pub fn waiting(&self) -> Waiting {
+        Waiting { gauge: self.waiting.clone(), blocks: 0 }
+    }
+
+    /// A block waited so long for the pass that verified it.
+    pub fn verified(&self, waited: Duration) {
+        self.queue.observe(waited.as_secs_f64());
+    }
 }
 
 impl Observer<ExpertReply> for Metrics {
     fn replied(&mut self, reply: &ExpertReply) {
-        let ExpertReply::Answer(answer, _) = reply else { return };
-        let counters = &self.0;
-        match answer {
-            Answer::Stale(_) => {
-                counters.stale.fetch_add(1, Relaxed);
-            }
-            Answer::Verdict(verdict) => {
-                counters.blocks.fetch_add(1, Relaxed);
-                counters.accepted.fetch_add(verdict.accepted as u64, Relaxed);
-                counters.deferred.fetch_add(u64::from(verdict.replacement.is_some()), Relaxed);
-                let relaxed = verdict.scores.iter().filter(|score| score.relaxed).count();
-                counters.relaxed.fetch_add(relaxed as u64, Relaxed);
-            }
-        }
+        let answer = match reply {
+            ExpertReply::Answer(Answer::Verdict(_), _) => &self.verdicts,
+            ExpertReply::Answer(Answer::Stale(_), _) => &self.stale,
+            ExpertReply::Decoded(decoded, _) => return self.engine.decoded(decoded.len()),
+        };
+        answer.inc();
     }
 
-    fn stepped(&mut self, sessions: usize, tokens: usize, elapsed: Duration) {
-        let counters = &self.0;
-        counters.steps.fetch_add(1, Relaxed);
-        counters.batch_sessions.fetch_add(sessions as u64, Relaxed);
-        counters.batch_tokens.fetch_add(tokens as u64, Relaxed);
-        counters.verify_nanos.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    fn stepped(&mut self, report: &StepReport, elapsed: Duration) {
+        self.engine.stepped(report, elapsed);
     }
 }
 
-impl Metrics {
-    /// The Prometheus text of the counters.
-    #[must_use]
-    pub fn render(&self) -> String {
-        let c = &self.0;
-        let mut text = String::new();
-        let mut counter = |name: &str, help: &str, value: f64| {
-            let _ = writeln!(
-                text,
-                "# HELP cascadia_{name} {help}\n# TYPE cascadia_{name} counter\ncascadia_{name} {value}"
-            );
-        };
-        let read = |counter: &AtomicU64| counter.load(Relaxed) as f64;
-        counter("spec_decode_num_drafts_total", "Draft blocks verified.", read(&c.blocks));
-        counter("spec_decode_num_accepted_tokens_total", "Drafts accepted.", read(&c.accepted));
-        counter(
-            "spec_decode_num_deferred_tokens_total",
-            "Tokens written by the expert in verified blocks.",
-            read(&c.deferred),
-        );
-        counter(
-            "spec_decode_num_relaxed_accepted_tokens_total",
-            "Drafts accepted only thanks to the rule.",
-            read(&c.relaxed),
-        );
-        counter("stale_blocks_total", "Blocks answered Stale.", read(&c.stale));
-        counter("verify_batches_total", "Batches run.", read(&c.steps));
-        counter("verify_batch_sessions_total", "Sessions in them.", read(&c.batch_sessions));
-        counter("verify_batch_tokens_total", "Tokens in them.", read(&c.batch_tokens));
-        counter("verify_seconds_total", "Time in them.", read(&c.verify_nanos) / 1e9);
-        text
+/// One session's part of the queue; leaves it whatever ends the session.
+#[derive(Debug)]
+pub struct Waiting {
+    gauge: Gauge,
+    blocks: i64,
+}
+
+impl Waiting {
+    /// A block came.
+    pub fn came(&mut self) {
+        self.blocks += 1;
+        self.gauge.inc();
+    }
+
+    /// The oldest was answered.
+    pub fn answered(&mut self) {
+        self.blocks -= 1;
+        self.gauge.dec();
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.gauge.dec_by(self.blocks);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_ends_leaves_the_queue() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let (mut one, mut other) = (metrics.waiting(), metrics.waiting());
+        one.came();
+        one.came();
+        other.came();
+        one.answered();
+        assert_eq!(metrics.waiting.get(), 2);
+        drop(one);
+        assert_eq!(metrics.waiting.get(), 1);
     }
 }

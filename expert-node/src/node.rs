@@ -12,6 +12,7 @@ use tonic::Status;
 
 use crate::config::ExpertConfig;
 use crate::engine::ExpertWork;
+use crate::metrics::Metrics;
 
 /// One expert node, as its services see it.
 pub struct ExpertNode {
@@ -29,6 +30,8 @@ pub struct ExpertNode {
     pub leaving: Leaving,
     /// Where open sessions are counted.
     pub board: StatusBoard,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl std::fmt::Debug for ExpertNode {

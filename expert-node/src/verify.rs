@@ -1,5 +1,6 @@
 //! `Verify/Stream`: one stream a session. Decode, bound, mailbox, answer.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse, verify_server};
 use cascadia_proto::{convert, parameters};
 use futures::Stream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response as Answered, Status, Streaming};
 
@@ -68,15 +70,21 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
     let mut session = node.engine.open(Open { key, epoch, work, priority, salt, age: opening.age }).await?;
     say(outbound, Response::Held(node.held(opening.protocol, session.cached))).await?;
 
-    let mut unanswered: u32 = 0;
+    // When each unanswered block came.
+    let mut unanswered: VecDeque<Instant> = VecDeque::new();
+    let mut waiting = node.metrics.waiting();
     let mut told_to_move = None;
     loop {
         tokio::select! {
             biased;
             heard = session.next() => match heard? {
                 Heard::Reply(ExpertReply::Answer(answer, hint)) => {
-                    unanswered =
-                        unanswered.checked_sub(1).ok_or_else(|| Status::internal("an answer came to no block"))?;
+                    let came =
+                        unanswered.pop_front().ok_or_else(|| Status::internal("an answer came to no block"))?;
+                    waiting.answered();
+                    if let (Answer::Verdict(_), Some(began)) = (&answer, hint.began) {
+                        node.metrics.verified(began.saturating_duration_since(came));
+                    }
                     say(outbound, message_of(answer, hint)).await?;
                 }
                 Heard::Evicted(held) => say(outbound, Response::Held(node.held(opening.protocol, held))).await?,
@@ -85,14 +93,15 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
             message = inbound.message() => match message? {
                 None => return Ok(()),
                 Some(VerifyRequest { message: Some(Request::Block(block)) }) => {
-                    if unanswered >= node.config.slots {
+                    if unanswered.len() >= node.config.slots as usize {
                         return Err(Status::resource_exhausted(format!(
-                            "{unanswered} blocks are unanswered and the expert granted {} slots", node.config.slots)));
+                            "{} blocks are unanswered and the expert granted {} slots", unanswered.len(), node.config.slots)));
                     }
                     let block = convert::block(block).map_err(|e| Status::invalid_argument(e.to_string()))?;
                     check(node, &opening.decoding, &block)?;
-                    unanswered += 1;
                     session.order(block)?;
+                    unanswered.push_back(Instant::now());
+                    waiting.came();
                 }
                 Some(VerifyRequest { message: Some(Request::Move(_)) }) => return Ok(()),
                 Some(_) => return Err(Status::invalid_argument("after `open` and its history a session sends blocks")),

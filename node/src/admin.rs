@@ -1,4 +1,4 @@
-//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, gRPC health, and `POST /drain`. Plain HTTP, no prompts.
+//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, `/targets` at a router, gRPC health, and `POST /drain`. Plain HTTP, no prompts.
 //!
 //! It answers from the first moment of a process, while a model still loads. Whatever changes something is a POST that
 //! shows the admin token; without one set, nothing can be changed from afar.
@@ -12,7 +12,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt;
@@ -22,6 +22,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::lifecycle::Shutdown;
+use crate::metrics::Page;
 use crate::net::{BoxIo, Listener, STOP_GRACE};
 use crate::token::Token;
 
@@ -37,8 +38,10 @@ pub struct Admin {
     pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Everything an operator asks first.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
-    /// Prometheus text.
-    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What is counted.
+    pub metrics: Page,
+    /// Where Prometheus finds all nodes, at the router: what `http_sd_configs` reads.
+    pub targets: Option<Arc<dyn Fn() -> serde_json::Value + Send + Sync>>,
 }
 
 impl fmt::Debug for Admin {
@@ -144,6 +147,7 @@ fn pages(port: Arc<Port>) -> Router {
         .route("/ready", get(ready))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
+        .route("/targets", get(targets))
         .route("/drain", post(drain))
         .with_state(port)
 }
@@ -166,9 +170,18 @@ async fn status(State(port): Shared) -> Json<serde_json::Value> {
     Json(port.pages.get().map_or_else(|| serde_json::json!({"state": "starting"}), |pages| (pages.status)()))
 }
 
-async fn metrics(State(port): Shared) -> Response {
-    let text = port.pages.get().map_or_else(String::new, |pages| (pages.metrics)());
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+async fn metrics(State(port): Shared, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let page = port.pages.get().map_or_else(Page::default, |pages| pages.metrics.clone());
+    let (kind, text) = page.render(accept);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn targets(State(port): Shared) -> Response {
+    match port.pages.get().and_then(|pages| pages.targets.clone()) {
+        Some(targets) => Json(targets()).into_response(),
+        None => (StatusCode::NOT_FOUND, "only a router, once it serves, knows the cluster's nodes\n").into_response(),
+    }
 }
 
 /// What SIGTERM does.
@@ -266,11 +279,14 @@ mod tests {
             let flag = flag.clone();
             Arc::new(move || flag.load(Relaxed).then_some(()).ok_or_else(|| otherwise.to_owned()))
         };
+        let mut registry = crate::metrics::Registry::default();
+        registry.counter("asked", "How often").inc();
         port.show(Admin {
             live: says(&alive, "the engine is stuck"),
             ready: says(&ready, "no router has seen it"),
             status: Arc::new(|| serde_json::json!({"state": "ready"})),
-            metrics: Arc::new(|| "cascadia_up 1\n".into()),
+            metrics: registry.page(),
+            targets: None,
         });
         let not_ready = page(&address, "/ready").await;
         assert!(not_ready.starts_with("HTTP/1.1 503") && not_ready.contains("no router has seen it"), "{not_ready}");
@@ -280,7 +296,7 @@ mod tests {
         alive.store(false, Relaxed);
         assert!(page(&address, "/live").await.starts_with("HTTP/1.1 503"));
         assert!(page(&address, "/status").await.ends_with(r#"{"state":"ready"}"#));
-        assert!(page(&address, "/metrics").await.ends_with("cascadia_up 1\n"));
+        assert!(page(&address, "/metrics").await.ends_with("cascadia_asked_total 1\n"));
         assert!(page(&address, "/else").await.starts_with("HTTP/1.1 404"));
 
         tokio::time::sleep(HEALTH_PERIOD * 2).await;

@@ -2,8 +2,8 @@
 //!
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
-//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and trace context · [`config`] the
-//! configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
+//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and trace context · [`metrics`] what
+//! all nodes' metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
@@ -18,6 +18,7 @@ pub mod leaving;
 pub mod lifecycle;
 pub mod loads;
 pub mod membership;
+pub mod metrics;
 pub mod net;
 pub mod owner;
 pub mod process;

@@ -278,8 +278,9 @@ impl Output {
     /// # Errors
     /// `CANCELLED` where the router has gone.
     pub async fn emit(&mut self, emitted: &[Emitted], from: Scorer) -> Result<Option<Finish>, Status> {
-        for run in emitted.chunk_by(|a, b| a.provenance == b.provenance) {
-            let finish = self.emit_run(run, from).await?;
+        let mut runs = emitted.chunk_by(|a, b| a.provenance == b.provenance).peekable();
+        while let Some(run) = runs.next() {
+            let finish = self.emit_run(run, from, runs.peek().is_some()).await?;
             if finish.is_some() {
                 return Ok(finish);
             }
@@ -287,7 +288,7 @@ impl Output {
         Ok(None)
     }
 
-    async fn emit_run(&mut self, run: &[Emitted], from: Scorer) -> Result<Option<Finish>, Status> {
+    async fn emit_run(&mut self, run: &[Emitted], from: Scorer, more: bool) -> Result<Option<Finish>, Status> {
         let ids: Vec<TokenId> = run.iter().map(|e| e.token).collect();
         let Committed { taken, text, finish } = self.commit.commit(&ids);
         let kept = &run[..taken];
@@ -299,6 +300,7 @@ impl Output {
             text,
             provenance: kept.iter().map(|e| convert::provenance(e.provenance).into()).collect(),
             logprobs,
+            more: more && finish.is_none(),
         };
         self.position += taken;
         if taken > 0 || !tokens.text.is_empty() {

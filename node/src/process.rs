@@ -15,6 +15,7 @@ use tonic::service::Routes;
 use crate::Edge;
 use crate::admin::Admin;
 use crate::membership::MembershipError;
+use crate::metrics::{self, Registry};
 use crate::net;
 use crate::status::StatusBoard;
 
@@ -70,17 +71,22 @@ impl Process {
         &self.edge
     }
 
-    /// Serves `routes` until told to stop: ready, then draining while open sessions finish, then gone.
+    /// Serves `routes`, and `metrics` with what every node says of itself, until told to stop: ready, then draining while open sessions finish, then gone.
     ///
     /// # Errors
     /// When the node cannot register or its listener fails.
-    pub async fn serve(
-        self,
-        identity: Identity,
-        routes: Routes,
-        metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    ) -> Result<(), ProcessError> {
+    pub async fn serve(self, identity: Identity, routes: Routes, mut metrics: Registry) -> Result<(), ProcessError> {
         let Self { mut edge, board, instance } = self;
+        let (ready, sessions) = (board.clone(), board.clone());
+        let ready: metrics::Ready = Arc::new(move || ready.ready());
+        metrics::node(&mut metrics, &edge.id, identity.role, &board, ready.clone());
+        metrics::sessions(
+            &mut metrics,
+            identity.role,
+            move || identity.capacity as usize,
+            move || sessions.load().sessions,
+        );
+        metrics::board(&mut metrics, identity.role, &board);
         let admin_address = edge.admin.as_ref().map(|listener| listener.address().to_owned()).unwrap_or_default();
         let mut record = NodeRecord {
             id: edge.id.clone(),
@@ -98,12 +104,13 @@ impl Process {
         let mut serving = JoinSet::new();
         let admin = edge.admin.take();
         if let Some(admin) = &admin {
-            let (live, ready, status) = (board.clone(), board.clone(), board.clone());
+            let (live, status) = (board.clone(), board.clone());
             admin.show(Admin {
                 live: Arc::new(move || live.live()),
-                ready: Arc::new(move || ready.ready()),
+                ready,
                 status: Arc::new(move || status.json()),
-                metrics,
+                metrics: metrics.page(),
+                targets: None,
             });
         }
         // The health service answers on the serving port as well, where gRPC clients look for it.

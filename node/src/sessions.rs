@@ -42,6 +42,8 @@ pub struct Hint {
     pub batch_sessions: usize,
     /// Tokens in the batch.
     pub batch_tokens: usize,
+    /// When the batch began; absent where none was needed.
+    pub began: Option<Instant>,
 }
 
 /// What a session hears.
@@ -213,8 +215,8 @@ impl<W: Work> Drop for OpenSession<W> {
 
 /// Observes an engine's loop, for metrics.
 pub trait Observer<R>: Send + 'static {
-    /// A batch of so many sessions and tokens ran.
-    fn stepped(&mut self, sessions: usize, tokens: usize, elapsed: Duration);
+    /// A step was done.
+    fn stepped(&mut self, report: &StepReport, elapsed: Duration);
     /// A session got a reply.
     fn replied(&mut self, reply: &R);
 }
@@ -316,14 +318,17 @@ impl<W: Work> SessionLoop<W> {
             kv_pages_free: load.pages_free,
             batch_tokens_last,
             batch_budget: self.batch_tokens,
+            prefix_queries: load.prefix_queries,
+            prefix_hits: load.prefix_hits,
         });
     }
 
-    fn settle(&mut self, report: StepReport) {
+    fn settle(&mut self, report: StepReport, began: Instant) {
         let hint = Hint {
             queued_tokens: self.stepper.load().queued_tokens,
             batch_sessions: report.sessions,
             batch_tokens: report.tokens,
+            began: Some(began),
         };
         for eviction in report.evicted {
             if let Some(listener) = self.listeners.get(&eviction.key) {
@@ -383,9 +388,9 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
         let elapsed = started.elapsed();
         let finished = u32::try_from(layers.load(Relaxed) - before).unwrap_or(u32::MAX);
         self.board.observe_layer(elapsed / finished.max(1));
-        self.observer.stepped(report.sessions, report.tokens, elapsed);
+        self.observer.stepped(&report, elapsed);
         let tokens = report.tokens;
-        self.settle(report);
+        self.settle(report, started);
         self.report(tokens);
     }
 

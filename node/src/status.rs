@@ -33,6 +33,10 @@ pub struct EngineLoad {
     pub batch_tokens_last: usize,
     /// Tokens that a batch may have.
     pub batch_budget: usize,
+    /// Tokens that sessions came with, ever.
+    pub prefix_queries: u64,
+    /// Of these, tokens that were found in the cache.
+    pub prefix_hits: u64,
 }
 
 /// An engine with work that finishes no layer for so long is stuck for good: a restart is what helps.
@@ -153,10 +157,16 @@ impl StatusBoard {
         self.0.longest_layer_us.fetch_max(u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// How busy the engine is, as it last said.
+    #[must_use]
+    pub fn load(&self) -> EngineLoad {
+        *self.0.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The status as watchers get it.
     #[must_use]
     pub fn now(&self) -> NodeStatus {
-        let load = *self.0.load.lock().unwrap_or_else(PoisonError::into_inner);
+        let load = self.load();
         let batch_occupancy =
             if load.batch_budget == 0 { 0.0 } else { load.batch_tokens_last as f64 / load.batch_budget as f64 };
         NodeStatus {

@@ -105,6 +105,7 @@ fn tokens() -> Tokens {
         text: "ab".into(),
         provenance: vec![Provenance::Accepted.into(), Provenance::Deferred.into()],
         logprobs: vec![logprobs()],
+        more: true,
     }
 }
 

@@ -40,6 +40,9 @@ pub enum Loss {
 }
 
 impl Loss {
+    /// Every way.
+    pub const ALL: [Self; 5] = [Self::Connection, Self::Stream, Self::Hung, Self::Leaving, Self::Unfit];
+
     /// The metric's label.
     #[must_use]
     pub fn reason(self) -> &'static str {

@@ -145,6 +145,20 @@ impl GenerateError {
 /// The metric's label of a request whose client left.
 pub const CLIENT_LEFT: &str = "client_left";
 
+/// Every label.
+pub const LABELS: [&str; 10] = [
+    "invalid_argument",
+    "not_found",
+    "failed_precondition",
+    "resource_exhausted",
+    "deadline_exceeded",
+    "internal",
+    "unavailable",
+    "cancelled",
+    "other",
+    CLIENT_LEFT,
+];
+
 fn label(code: Code) -> &'static str {
     match code {
         Code::InvalidArgument => "invalid_argument",
@@ -188,6 +202,13 @@ mod tests {
         assert_eq!(status.message(), "this router serves 8 sessions at most and is full: retry in 3 s");
         assert_eq!(status.metadata().get("retry-after").unwrap(), "3");
         assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "3000");
+    }
+
+    #[test]
+    fn every_label_is_listed() {
+        for code in (0..=16).map(Code::from_i32) {
+            assert!(LABELS.contains(&label(code)), "{code:?}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tracing::Instrument;
 use crate::admission::{Admission, Place, Terms, model_of};
 use crate::client::{self, Client, ClientStream, OpenStreams};
 use crate::config::RouterConfig;
-use crate::error::{CLIENT_LEFT, GenerateError};
+use crate::error::GenerateError;
 use crate::metrics::Metrics;
 use crate::outlook::Outlook;
 use crate::session::Session;
@@ -76,7 +76,7 @@ impl Router {
             biased;
             outcome = session.run() => outcome,
             () = client.closed() => {
-                self.metrics.failed(CLIENT_LEFT);
+                session.left();
                 tracing::info!("the client left");
                 return;
             }
@@ -90,8 +90,9 @@ impl Router {
             Ok(()) => tracing::info!(seconds = terms.arrived.elapsed().as_secs_f64(), "finished"),
             Err(error) => {
                 let error = if matches!(error, GenerateError::OutOfTime) { session.out_of_time() } else { error };
-                self.metrics.failed(error.label());
+                session.failed(error.label());
                 tracing::warn!(%error, "ended");
+                drop(session);
                 client.fail(error.into());
             }
         }
@@ -109,8 +110,10 @@ impl Inference for Service {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<ClientStream>, Status> {
         let router = self.0.clone();
+        let (model, tenant) = (request.get_ref().model.clone(), request.get_ref().tenant.clone());
         let (terms, place) = router.admit(request).inspect_err(|error| {
-            router.metrics.failed(error.label());
+            let model = router.outlook.known_models().take(&model);
+            router.metrics.refused(model.as_deref(), &tenant, error.label());
             tracing::info!(%error, "refused");
         })?;
         let (client, stream) = client::channel(terms.parameters.max_tokens() as usize, &router.streams);

@@ -35,6 +35,7 @@ use cascadia_node::admin::Admin;
 use cascadia_node::config::Live;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::membership::Membership;
+use cascadia_node::metrics::Registry;
 use cascadia_node::net;
 use cascadia_node::status::StatusBoard;
 use cascadia_proto::v1::inference_server::InferenceServer;
@@ -62,13 +63,15 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
     let watcher = format!("router:{id}");
     let loads = LoadWatch::spawn(&membership, &connector, &watcher, &[Role::Drafter, Role::Expert], &shutdown);
     let capacity = u32::try_from(config.now().max_sessions).unwrap_or(u32::MAX);
+    let mut registry = Registry::default();
+    let metrics = metrics::Metrics::register(&mut registry, config.now().metrics_tenants);
     let router = Arc::new(Router {
         admission: Arc::default(),
         config,
         loads,
         outlook: outlook::Outlook::default(),
         connector,
-        metrics: metrics::Metrics::default(),
+        metrics,
         streams: client::OpenStreams::default(),
         shutdown: shutdown.clone(),
         id,
@@ -87,7 +90,7 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
     let board = StatusBoard::new(instance, Arc::default());
     let observing = tokio::spawn(observe(router.clone(), board.clone()));
     if let Some(admin) = &admin {
-        admin.show(pages(&router, &board));
+        admin.show(pages(&router, registry, &board));
     }
     // Clients need no membership of the router: it registers while it serves, whenever membership is there.
     let registering = tokio::spawn(register(membership, record, shutdown.clone()));
@@ -174,6 +177,7 @@ async fn observe(router: Arc<Router>, board: StatusBoard) {
     let mut changes = router.loads.changed();
     loop {
         router.outlook.observe(&router.loads.snapshot(), &router.loads.loads());
+        router.outlook.known_models().iter().for_each(|model| router.metrics.serves(model));
         if router.outlook.was_servable() && board.state() == NodeState::Starting {
             board.set_state(NodeState::Ready);
         }
@@ -211,23 +215,32 @@ fn ready(router: &Router) -> Result<(), String> {
     Ok(())
 }
 
-fn pages(router: &Arc<Router>, board: &StatusBoard) -> Admin {
-    let (for_ready, for_status, for_metrics, board) = (router.clone(), router.clone(), router.clone(), board.clone());
+fn pages(router: &Arc<Router>, mut registry: Registry, board: &StatusBoard) -> Admin {
+    let (for_ready, for_status, for_targets) = (router.clone(), router.clone(), router.clone());
+    let for_board = board.clone();
+    let ready_now: cascadia_node::metrics::Ready = Arc::new(move || ready(&for_ready));
+    cascadia_node::metrics::node(&mut registry, &router.id, Role::Router, board, ready_now.clone());
+    let (admission, loads) = (router.admission.clone(), router.loads.clone());
+    let config = router.config.clone();
+    let limit = move || config.now().max_sessions;
+    cascadia_node::metrics::sessions(&mut registry, Role::Router, limit, move || admission.admitted());
+    metrics::cluster(&mut registry, move || status::census(&loads.snapshot(), &loads.loads()));
     Admin {
         // Whether it answers is all there is to ask.
         live: Arc::new(|| Ok(())),
-        ready: Arc::new(move || ready(&for_ready)),
+        ready: ready_now,
         status: Arc::new(move || {
             let loads = &for_status.loads;
             let status = status::cluster_status(&for_status.id, &loads.snapshot(), &loads.statuses());
             let own = status::Own {
-                instance: board.now().instance,
-                state: board.state(),
+                instance: for_board.now().instance,
+                state: for_board.state(),
                 sessions: for_status.admission.admitted(),
                 ready: ready(&for_status),
             };
             status::page(&status, &own)
         }),
-        metrics: Arc::new(move || for_metrics.metrics.render()),
+        metrics: registry.page(),
+        targets: Some(Arc::new(move || status::targets(&for_targets.loads.snapshot()))),
     }
 }

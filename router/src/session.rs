@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::ending::{End, Loss, Next, SoFar, after, read_status};
 use crate::error::GenerateError;
 use crate::generate::Router;
+use crate::metrics::{Missing, SessionMetrics};
 use crate::place::{self, Need, NoSeat, Seat};
 use crate::run::{Opening, Run};
 use crate::tally::{self, Tally};
@@ -56,7 +57,7 @@ pub struct Session<'a> {
     waiting_for: Option<PlacementError>,
     /// How much was committed when the present owner opened the session.
     opened_at: Option<usize>,
-    last_tokens: Option<Instant>,
+    metrics: SessionMetrics<'a>,
 }
 
 impl<'a> Session<'a> {
@@ -80,7 +81,7 @@ impl<'a> Session<'a> {
             refusal: None,
             waiting_for: None,
             opened_at: None,
-            last_tokens: None,
+            metrics: router.metrics.admitted(&terms.model, &terms.tenant),
         }
     }
 
@@ -133,7 +134,7 @@ impl<'a> Session<'a> {
                     }
                 }
             }
-            waiting.get_or_insert_with(|| self.router.metrics.waiting());
+            waiting.get_or_insert_with(|| self.metrics.waiting());
             let _ = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await;
         }
     }
@@ -178,7 +179,7 @@ impl<'a> Session<'a> {
         let mut heard = Instant::now();
         let opening = opening.messages(seat, heard);
         self.opened_at = None;
-        let _running = router.metrics.running();
+        let _running = self.metrics.running();
         let mut run = tokio::select! {
             biased;
             run = Run::open(router.connector.lease(&owner.address), opening, &self.terms.trace) => match run {
@@ -242,6 +243,12 @@ impl<'a> Session<'a> {
         self.pinned.row_exact = theirs.row_exact;
         self.transcript.announce(opened.prompt_tokens as usize);
         self.opened_at = Some(self.transcript.committed());
+        let asks_drafter = !self.handed_over && !place::is_experts_alone(&self.parameters);
+        if seat.is_expert() && asks_drafter {
+            self.metrics.fell_back(Missing::Drafter);
+        } else if !seat.is_expert() && seat.expert.is_none() && self.parameters.strategy != "drafter" {
+            self.metrics.fell_back(Missing::Expert);
+        }
         if std::mem::replace(&mut self.started, true) {
             return Ok(());
         }
@@ -249,7 +256,7 @@ impl<'a> Session<'a> {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
             self.parameters = place::for_expert(&self.parameters);
         }
-        self.router.metrics.began(u64::from(opened.prompt_tokens));
+        self.metrics.began(u64::from(opened.prompt_tokens), self.terms.arrived.elapsed());
         let started = v1::Started {
             request_id: self.terms.request_id.clone(),
             session: self.terms.session.to_string(),
@@ -266,13 +273,7 @@ impl<'a> Session<'a> {
     }
 
     async fn tokens(&mut self, tokens: v1::Tokens) {
-        let now = Instant::now();
-        match (tokens.ids.len(), self.last_tokens) {
-            (0, _) => {}
-            (count, None) => self.router.metrics.first_tokens(count, now - self.terms.arrived),
-            (count, Some(last)) => self.router.metrics.tokens(count, now - last),
-        }
-        self.last_tokens = Some(now);
+        self.metrics.tokens(&tokens, Instant::now(), self.terms.arrived);
         self.so_far.barren = 0;
         self.refusal = None;
         self.tally.committed(&tokens);
@@ -287,8 +288,21 @@ impl<'a> Session<'a> {
         self.exact &= same;
         self.tally.moved();
         let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
-        self.router.metrics.migrated(reason);
+        self.metrics.migrated(reason);
+        if moved.expert.is_none() {
+            self.metrics.fell_back(Missing::Expert);
+        }
         tracing::info!(reason, to = ?moved.expert.as_ref().map(|expert| &expert.id), "the owner moved to another expert");
+    }
+
+    /// The error ended it.
+    pub fn failed(&self, code: &'static str) {
+        self.metrics.failed(code);
+    }
+
+    /// Its client left.
+    pub fn left(&self) {
+        self.metrics.left();
     }
 
     /// What comes after an owner's end.
@@ -305,7 +319,7 @@ impl<'a> Session<'a> {
                 let (transcript, reason) = (&self.transcript, finish_label(&last));
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
                 let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);
-                self.router.metrics.finished(reason, self.terms.arrived.elapsed());
+                self.metrics.finished(reason, self.terms.arrived.elapsed());
                 self.client.send(Event::Finished(finished)).await;
                 return Ok(ControlFlow::Break(()));
             }
@@ -318,7 +332,7 @@ impl<'a> Session<'a> {
                 let account = handover.speculation.unwrap_or_default();
                 self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });
                 self.handed_over = true;
-                self.router.metrics.migrated("handover");
+                self.metrics.migrated("handover");
                 self.placement += 1;
             }
             Next::Move(loss) => {
@@ -348,7 +362,7 @@ impl<'a> Session<'a> {
         self.avoid.insert(owner.id.clone(), (Instant::now() + AVOID, false));
         if self.opened_at.is_some() {
             self.tally.owner_gone();
-            self.router.metrics.migrated(loss.reason());
+            self.metrics.migrated(loss.reason());
         }
         self.leave();
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cascadia_core::ids::NodeId;
-use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
+use cascadia_core::placement::{Loads, NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
 use cascadia_proto::convert::{role_name, state_name};
 use cascadia_proto::v1::{self, ClusterStatusResponse, ListModelsResponse, Member, MemberLoad, NodeStatus, Pair};
 use serde_json::{Value, json};
@@ -120,6 +120,32 @@ pub struct Own {
     pub ready: Result<(), String>,
 }
 
+/// How many nodes of each role are in which state; one that takes no sessions whatever it says is quarantined.
+#[must_use]
+pub fn census(snapshot: &Snapshot, loads: &Loads) -> Vec<([String; 2], f64)> {
+    let mut counts: BTreeMap<[&str; 2], u32> = BTreeMap::new();
+    for role in [Role::Router, Role::Drafter, Role::Expert].map(role_name) {
+        for state in ["starting", "ready", "draining", QUARANTINED] {
+            counts.insert([role, state], 0);
+        }
+    }
+    for node in snapshot.nodes.values() {
+        let quarantined = loads.get(&node.id).is_some_and(|load| load.quarantined);
+        let state = if quarantined { QUARANTINED } else { state_name(node.state) };
+        *counts.entry([role_name(node.role), state]).or_default() += 1;
+    }
+    counts.into_iter().map(|(labels, count)| (labels.map(str::to_owned), f64::from(count))).collect()
+}
+
+const QUARANTINED: &str = "quarantined";
+
+/// Where Prometheus finds the nodes' metrics, as its `http_sd_configs` reads it.
+#[must_use]
+pub fn targets(snapshot: &Snapshot) -> Value {
+    let nodes = snapshot.nodes.values().filter(|node| !node.admin_address.is_empty());
+    nodes.map(|node| json!({"targets": [node.admin_address], "labels": {"instance": node.id.0}})).collect()
+}
+
 /// The same as a page of the admin listener.
 #[must_use]
 pub fn page(status: &ClusterStatusResponse, own: &Own) -> Value {
@@ -166,6 +192,8 @@ pub fn page(status: &ClusterStatusResponse, own: &Own) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use cascadia_core::placement::Load;
+
     use super::*;
 
     fn node(id: &str, role: Role, name: &str, state: NodeState) -> NodeRecord {
@@ -206,6 +234,22 @@ mod tests {
         assert_eq!((model.name.as_str(), model.tokenizer_fingerprint.as_str()), ("m", "t"));
         assert_eq!(model.drafters, ["d1", "d2"]);
         assert_eq!(model.experts, ["e1", "e2"]);
+    }
+
+    #[test]
+    fn a_hung_expert_is_not_counted_as_ready() {
+        let hung = Load { quarantined: true, ..Load::default() };
+        let census = census(&cluster(), &Loads::from([(NodeId("e1".into()), hung)]));
+        let of = |role: &str, state: &str| census.iter().find(|(labels, _)| *labels == [role, state]).unwrap().1;
+        assert_eq!((of("expert", "ready"), of("expert", "quarantined")), (1.0, 1.0));
+        assert_eq!((of("drafter", "ready"), of("drafter", "draining"), of("router", "ready")), (1.0, 1.0, 0.0));
+    }
+
+    #[test]
+    fn prometheus_is_told_the_nodes_that_have_a_page() {
+        let mut cluster = cluster();
+        cluster.nodes.get_mut(&NodeId("d1".into())).unwrap().admin_address = "10.0.0.1:9100".into();
+        assert_eq!(targets(&cluster), json!([{"targets": ["10.0.0.1:9100"], "labels": {"instance": "d1"}}]));
     }
 
     #[test]

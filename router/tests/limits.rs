@@ -146,8 +146,11 @@ async fn operators_see_what_happens() {
     soon(told).await.unwrap();
     assert!(page(&cluster.admin, "/ready").await.contains("200 OK"));
     let metrics = page(&cluster.admin, "/metrics").await;
-    assert!(metrics.contains("cascadia_generation_tokens_total 2"), "{metrics}");
-    assert!(metrics.contains("cascadia_request_success_total{finished_reason=\"stop\"} 1"), "{metrics}");
+    assert!(metrics.contains("cascadia_generation_tokens_total{model_name=\"demo\"} 2"), "{metrics}");
+    assert!(
+        metrics.contains("cascadia_request_success_total{model_name=\"demo\",finished_reason=\"stop\"} 1"),
+        "{metrics}"
+    );
     assert!(page(&cluster.admin, "/status").await.contains("drafter-1"));
 }
 

@@ -5,14 +5,15 @@ mod search;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use cascadia_core::block::Answer;
+use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_core::limits;
 use cascadia_core::pipeline::Pipeline;
-use cascadia_core::session::{Answered, Emitted, Session};
+use cascadia_core::session::{Answered, Counters, Emitted, Session};
 use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::owner::{self, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, Open, OpenSession};
@@ -23,6 +24,7 @@ use tonic::Status;
 use crate::alone;
 use crate::engine::{DrafterOrder, DrafterReply, DrafterWork};
 use crate::expert_link::{ExpertLink, Said};
+use crate::metrics::Speculation;
 use crate::node::DrafterNode;
 use search::{Found, Loss, is_final};
 
@@ -48,6 +50,16 @@ pub struct Generation<'n> {
     met_full: bool,
     /// An expert has served it.
     met: bool,
+    speculation: Speculation,
+    /// What of the session's doings is counted already.
+    counted: Counters,
+}
+
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        self.count();
+        self.speculation.cancelled(self.session.unanswered_drafts());
+    }
 }
 
 impl<'n> Generation<'n> {
@@ -69,7 +81,6 @@ impl<'n> Generation<'n> {
         Self {
             node,
             opening,
-            decoding,
             prompt_tokens,
             session,
             pinned,
@@ -78,6 +89,9 @@ impl<'n> Generation<'n> {
             barren: 0,
             met_full: false,
             met: false,
+            speculation: node.metrics.speculation(&opening.open.model, &decoding.strategy),
+            counted: Counters::default(),
+            decoding,
         }
     }
 
@@ -122,7 +136,7 @@ impl<'n> Generation<'n> {
         tokio::pin!(hung);
         // Tokens that a lost expert did not score any more.
         if let Some(block) = self.session.flush_scores()
-            && link.send(&block).is_err()
+            && self.send(link, &block).is_err()
         {
             return Ok(Conversation::Over(Loss::Lost));
         }
@@ -138,7 +152,7 @@ impl<'n> Generation<'n> {
                 heard = engine.next() => match heard? {
                     Heard::Reply(DrafterReply::Drafted(ticket, drafts)) => {
                         let (kept, block) = self.session.drafted(ticket, drafts);
-                        if let Some(block) = block && link.send(&block).is_err() {
+                        if let Some(block) = block && self.send(link, &block).is_err() {
                             return Ok(Conversation::Over(Loss::Lost));
                         }
                         self.hold_unscored(kept)
@@ -146,9 +160,9 @@ impl<'n> Generation<'n> {
                     _ => Vec::new(),
                 },
                 said = link.next() => match said {
-                    Ok(Said::Answer(answer)) => {
+                    Ok(Said::Answer(answer, took)) => {
                         // An expert that answers nonsense is not the client's fault: another may do better.
-                        match self.take_answer(answer) {
+                        match self.take_answer(answer, took) {
                             Ok(answered) => self.score_held(answered),
                             Err(what) => return Ok(Conversation::Over(Loss::Refused(Status::internal(what)))),
                         }
@@ -176,21 +190,37 @@ impl<'n> Generation<'n> {
     fn order_or_flush(
         &mut self,
         engine: &OpenSession<DrafterWork>,
-        link: &ExpertLink,
+        link: &mut ExpertLink,
     ) -> Result<Option<Conversation>, Status> {
         self.order(engine)?;
         if !self.session.is_idle() {
             return Ok(None);
         }
         match self.session.flush_scores() {
-            Some(block) if link.send(&block).is_err() => Ok(Some(Conversation::Over(Loss::Lost))),
+            Some(block) if self.send(link, &block).is_err() => Ok(Some(Conversation::Over(Loss::Lost))),
             Some(_) => Ok(None),
             None => Ok(Some(Conversation::Finished(Finish { reason: FinishReason::Length, matched: None }))),
         }
     }
 
-    fn take_answer(&mut self, answer: Answer) -> Result<Answered, String> {
+    /// Counts what the session did since the last call.
+    fn count(&mut self) {
+        let now = self.session.counters();
+        self.speculation.progressed(now.since(&self.counted));
+        self.counted = now;
+    }
+
+    fn send(&self, link: &mut ExpertLink, block: &DraftBlock) -> Result<(), Status> {
+        self.speculation.sent(link.send(block)?);
+        Ok(())
+    }
+
+    fn take_answer(&mut self, answer: Answer, took: Duration) -> Result<Answered, String> {
+        self.count();
         let answered = self.session.answer(answer)?;
+        let now = self.session.counters();
+        self.speculation.answered(took, now.since(&self.counted));
+        self.counted = now;
         if answered.resync {
             return Err("the expert holds another history than it was told".into());
         }

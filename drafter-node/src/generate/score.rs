@@ -3,7 +3,7 @@
 use cascadia_core::block::Score;
 use cascadia_core::ids::TokenId;
 use cascadia_core::pipeline::Pipeline;
-use cascadia_core::session::{Emitted, Session};
+use cascadia_core::session::{Counters, Emitted, Session};
 use cascadia_node::owner::Output;
 use tonic::Status;
 
@@ -21,6 +21,8 @@ impl Generation<'_> {
         let mut ids = self.session.committed().to_vec();
         let (mut done, mut passes) = (0, 0);
         while done < emitted.len() {
+            self.count();
+            self.counted = Counters::default();
             self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), Pipeline::Fixed(1));
             let Some(mut link) = self.any_link().await? else {
                 self.say_alone(output).await?;
@@ -57,7 +59,7 @@ impl Generation<'_> {
     async fn score_piece(&mut self, link: &mut ExpertLink, tokens: &[TokenId]) -> Result<Vec<Score>, Status> {
         self.session.give(tokens);
         let Some(block) = self.session.flush_scores() else { return Ok(Vec::new()) };
-        link.send(&block)?;
+        self.send(link, &block)?;
         let expert = link.expert.id.clone();
         loop {
             let said = tokio::select! {
@@ -66,7 +68,9 @@ impl Generation<'_> {
                 () = self.node.experts.gone(&expert) => return Err(Status::unavailable("the expert is hung")),
             };
             match said {
-                Said::Answer(answer) => return Ok(self.take_answer(answer).map_err(Status::internal)?.given_scores),
+                Said::Answer(answer, took) => {
+                    return Ok(self.take_answer(answer, took).map_err(Status::internal)?.given_scores);
+                }
                 Said::Move => return Err(Status::unavailable("the expert drains")),
                 Said::Held => {}
             }
