@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cascadia_router::http::HttpConfig;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::LoadArgs;
@@ -130,6 +131,10 @@ pub struct UpArgs {
     /// Where the router listens for clients.
     #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", default_value = DEFAULT_ADDRESS)]
     pub listen: String,
+
+    /// Where OpenAI's clients are served.
+    #[command(flatten)]
+    pub http: HttpConfig,
 }
 
 /// Arguments of `status`.

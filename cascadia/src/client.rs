@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cascadia_core::limits;
+pub use cascadia_proto::convert::provenance_name;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
@@ -72,17 +73,6 @@ pub fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
-/// The words for where a token came from, as in JSON and tables.
-#[must_use]
-pub fn provenance_name(provenance: v1::Provenance) -> &'static str {
-    match provenance {
-        v1::Provenance::Unspecified => "unspecified",
-        v1::Provenance::Accepted => "accepted",
-        v1::Provenance::Relaxed => "relaxed",
-        v1::Provenance::Deferred => "deferred",
     }
 }
 
@@ -273,7 +263,7 @@ impl Answer {
     /// Its speculation statistics; zeros where the router said nothing.
     #[must_use]
     pub fn speculation(&self) -> v1::Speculation {
-        self.finished.speculation.unwrap_or_default()
+        self.finished.speculation.clone().unwrap_or_default()
     }
 }
 

@@ -14,6 +14,7 @@ use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
 use cascadia_router::RouterConfig;
+use cascadia_router::http::{HttpConfig, HttpError};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -31,6 +32,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct ClusterConfig {
     /// Where the router listens; port 0 takes a free one.
     pub listen: String,
+    /// Where OpenAI's clients are served; nowhere by default.
+    pub http: HttpConfig,
     /// Drafter nodes to start with.
     pub drafters: usize,
     /// Expert nodes to start with.
@@ -53,6 +56,7 @@ impl Default for ClusterConfig {
         let served = vec!["demo".to_owned()];
         Self {
             listen: "127.0.0.1:0".into(),
+            http: HttpConfig::default(),
             drafters: 2,
             experts: 2,
             router: RouterConfig::default(),
@@ -107,6 +111,9 @@ pub enum ClusterError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// HTTP cannot be served.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The system gives no threads.
     #[error("the system gives no threads: {0}")]
     Runtime(std::io::Error),
@@ -157,6 +164,7 @@ pub struct LocalCluster {
     models: Models,
     membership: Membership,
     address: String,
+    http: Option<String>,
     nodes: Vec<Node>,
     started: [usize; 2],
 }
@@ -177,6 +185,7 @@ impl LocalCluster {
     /// When an address cannot be listened on, or a node ends, or they do not find each other.
     pub async fn start(config: ClusterConfig, models: Models) -> Result<Self, ClusterError> {
         let listener = Listener::bind(&config.listen).await?;
+        let door = config.http.open().await?;
         let (router, replace_router) = Live::new(config.router.clone());
         let (drafter, replace_drafter) = Live::new(config.drafter.clone());
         let (expert, replace_expert) = Live::new(config.expert.clone());
@@ -184,6 +193,7 @@ impl LocalCluster {
         let mut cluster = Self {
             in_force: InForce { router, drafter, expert },
             reconfigure: Some(reconfigure),
+            http: door.as_ref().map(|door| door.listener.address().to_owned()),
             address: listener.address().to_owned(),
             membership: Membership::embedded(),
             nodes: Vec::new(),
@@ -193,7 +203,7 @@ impl LocalCluster {
         };
         let (router, edge) = (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener).await?);
         cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
-            cascadia_router::run(router, edge).await.map_err(|error| error.to_string())
+            cascadia_router::run(router, edge, door).await.map_err(|error| error.to_string())
         })?;
         for _ in 0..cluster.config.experts {
             cluster.add_expert().await?;
@@ -214,6 +224,12 @@ impl LocalCluster {
     /// The one way to configure the running nodes otherwise; whoever asks first has it.
     pub fn reconfigure(&mut self) -> Option<Reconfigure> {
         self.reconfigure.take()
+    }
+
+    /// Where OpenAI's clients are served, `host:port`.
+    #[must_use]
+    pub fn http(&self) -> Option<&str> {
+        self.http.as_deref()
     }
 
     /// The registry that all nodes share.

@@ -20,6 +20,7 @@ use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::token::Token;
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
+use cascadia_router::http::HttpConfig;
 use clap::Args;
 use clap::builder::ArgPredicate;
 
@@ -106,6 +107,8 @@ pub struct RouterArgs {
     pub(crate) node: NodeArgs,
     #[command(flatten)]
     pub(crate) config: RouterConfig,
+    #[command(flatten)]
+    pub(crate) http: HttpConfig,
 }
 
 /// Arguments of `drafter`.
@@ -153,12 +156,13 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
         return args.node.print_record(Role::Router, None, Vec::new());
     }
     let edge = args.node.edge(Role::Router).await?;
+    let door = args.http.open().await?;
     let (config, replace) = Live::new(args.config);
     follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
         Command::Router(args) => args.config.check().map(|()| replace.with(args.config)),
         _ => Ok(()),
     });
-    Ok(cascadia_router::run(config, edge).await?)
+    Ok(cascadia_router::run(config, edge, door).await?)
 }
 
 /// Runs a drafter until it is told to stop.

@@ -20,6 +20,7 @@ use crate::{Failure, Outcome};
 pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
     let config = configured(args, &settings)?;
     let (served, models) = models(args, &config)?;
+    let model = config.expert.served_model.join(", ");
     let mut cluster = LocalCluster::start(config, models).await?;
     let followed = Shutdown::new();
     if let Some(reconfigure) = cluster.reconfigure() {
@@ -28,6 +29,9 @@ pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
     let names = cluster.nodes().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     crate::print_line(&format!("Cascadia serves {served} on {} ({names}).", cluster.address()))?;
     crate::print_line(&format!("Try: cascadia generate --server {} {:?}", cluster.address(), EXAMPLE))?;
+    if let Some(http) = cluster.http() {
+        crate::print_line(&format!("OpenAI clients: base URL http://{http}/v1, model {model}"))?;
+    }
     crate::print_line("Ctrl-C stops it.")?;
 
     let mut signal = Signals::new()?;
@@ -100,7 +104,16 @@ pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, F
         }
     }
     let (drafters, experts) = (args.drafters as usize, args.experts as usize);
-    Ok(ClusterConfig { listen: args.listen.clone(), drafters, experts, router, drafter, expert, ..Default::default() })
+    Ok(ClusterConfig {
+        listen: args.listen.clone(),
+        http: args.http.clone(),
+        drafters,
+        experts,
+        router,
+        drafter,
+        expert,
+        ..Default::default()
+    })
 }
 
 /// The folders of the pair that is asked for, and the name it is served under: the expert's folder's.

@@ -81,7 +81,9 @@ fn what_cannot_work_is_said_in_one_sentence() {
     assert!(refusal(cascadia().args(["status", "--server", &nobody])).contains(&nobody));
     // A node that starts while etcd is away waits for it, and says so.
     let mut waiting = cascadia();
-    waiting.args(["router", "--listen", "127.0.0.1:0", "--etcd", &format!("http://{nobody}")]).stderr(Stdio::piped());
+    waiting
+        .args(["router", "--listen", "127.0.0.1:0", "--http", "off", "--etcd", &format!("http://{nobody}")])
+        .stderr(Stdio::piped());
     let mut waiting = Process(waiting.spawn().expect("the binary runs"));
     let said = BufReader::new(waiting.0.stderr.take().expect("piped")).lines().map_while(Result::ok);
     let said = said.take(10).find(|line| line.contains("etcd does not answer")).expect("it says what it waits for");
@@ -94,7 +96,7 @@ fn what_cannot_work_is_said_in_one_sentence() {
     let folder = std::env::temp_dir().join(format!("cascadia-broken-{}", std::process::id()));
     let up = |expert: &Path| {
         let mut command = cascadia();
-        command.args(["up", "--listen", "127.0.0.1:0", "--drafter-model"]).arg(pair().join("drafter"));
+        command.args(["up", "--listen", "127.0.0.1:0", "--http", "off", "--drafter-model"]).arg(pair().join("drafter"));
         command.arg("--expert-model").arg(expert);
         command
     };

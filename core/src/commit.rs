@@ -44,10 +44,22 @@ pub struct Committed {
     pub finish: Option<Finish>,
 }
 
+/// What one token writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Not always whole characters; a special token's name.
+    pub bytes: Vec<u8>,
+    /// It steers the model and is no part of the text.
+    pub special: bool,
+}
+
 /// The text state of one choice: a pure function of the ids committed so far.
 pub trait Commit: Send + Sync {
     /// Commits the longest prefix of `tokens` that the request still wants.
     fn commit(&mut self, tokens: &[TokenId]) -> Committed;
+
+    /// What a token writes; nothing where there is no such token.
+    fn piece(&self, token: TokenId) -> Piece;
 }
 
 /// One message of a conversation.

@@ -2,7 +2,7 @@
 //!
 //! Pure: it says what to draft and what to send; the shell drafts, sends, and hands the answers back in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::block::{Answer, Draft, DraftBlock, Provenance, Score, Verdict};
@@ -40,7 +40,7 @@ pub struct Emitted {
 }
 
 /// What a session did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Blocks verified.
     pub blocks: u64,
@@ -62,6 +62,8 @@ pub struct Counters {
     pub stale_drafts: u64,
     /// Drafts in flight when a stream ended and another was opened.
     pub moved_drafts: u64,
+    /// Verified blocks by what was drafted and accepted in them.
+    pub outcomes: BTreeMap<(u32, u32), u64>,
 }
 
 impl Counters {
@@ -79,6 +81,10 @@ impl Counters {
             stale_blocks: self.stale_blocks - earlier.stale_blocks,
             stale_drafts: self.stale_drafts - earlier.stale_drafts,
             moved_drafts: self.moved_drafts - earlier.moved_drafts,
+            outcomes: (self.outcomes.iter())
+                .map(|(outcome, blocks)| (*outcome, blocks - earlier.outcomes.get(outcome).unwrap_or(&0)))
+                .filter(|(_, blocks)| *blocks > 0)
+                .collect(),
         }
     }
 }
@@ -156,7 +162,7 @@ impl Session {
     /// What the session did so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.counters.clone()
     }
 
     /// Blocks the expert owes an answer to.
@@ -372,6 +378,9 @@ impl Session {
         }
         let counters = &mut self.counters;
         counters.blocks += u64::from(drafted > 0);
+        if drafted > 0 {
+            *counters.outcomes.entry((drafted as u32, verdict.accepted as u32)).or_default() += 1;
+        }
         counters.drafted += drafted as u64;
         counters.accepted += verdict.accepted as u64;
         counters.relaxed += emitted.iter().filter(|e| e.provenance == Provenance::Relaxed).count() as u64;

@@ -189,7 +189,7 @@ impl Speculation {
     }
 
     /// The oldest block was answered after so long; the session did this with it.
-    pub fn answered(&self, took: Duration, did: Counters) {
+    pub fn answered(&self, took: Duration, did: &Counters) {
         let series = &self.0;
         series.node.0.draft_rtt.observe(took.as_secs_f64());
         self.progressed(did);
@@ -201,7 +201,7 @@ impl Speculation {
     }
 
     /// The session did this since it was last counted.
-    pub fn progressed(&self, did: Counters) {
+    pub fn progressed(&self, did: &Counters) {
         let (series, node) = (&self.0, &self.0.node.0);
         for (counter, count) in [
             (&series.drafts, did.blocks),
@@ -243,9 +243,9 @@ mod tests {
         let rule = Strategy::SpeculativeCascade { rule: Rule::TokenV3 { alpha: 0.3 } };
         let speculation = metrics.speculation("demo", &rule);
         let verdict = Counters { blocks: 1, drafted: 6, accepted: 2, relaxed: 1, deferred: 1, ..Counters::default() };
-        speculation.answered(Duration::from_millis(2), verdict);
+        speculation.answered(Duration::from_millis(2), &verdict);
         // Kept without asking: no verdict, and no position of a block.
-        speculation.progressed(Counters { drafted: 4, accepted: 4, stale_drafts: 3, ..Counters::default() });
+        speculation.progressed(&Counters { drafted: 4, accepted: 4, stale_drafts: 3, ..Counters::default() });
         speculation.cancelled(5);
         for model in 0..2 * MODELS {
             metrics.serves(&format!("model-{model}"));

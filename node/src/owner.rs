@@ -1,9 +1,10 @@
 //! The owner's end of `Session/Run`: reading what the router opens, writing what was committed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Room, StopMatch, StopSettings, Text};
+use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Piece, Room, StopMatch, StopSettings, Text};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
@@ -293,6 +294,7 @@ impl Output {
         let Committed { taken, text, finish } = self.commit.commit(&ids);
         let kept = &run[..taken];
         let logprobs = if self.logprobs { kept.iter().map(|e| from.logprobs(e)).collect() } else { Vec::new() };
+        let pieces = if self.logprobs { self.pieces(kept) } else { Vec::new() };
         let tokens = v1::Tokens {
             choice: self.choice,
             position: self.position as u64,
@@ -300,6 +302,7 @@ impl Output {
             text,
             provenance: kept.iter().map(|e| convert::provenance(e.provenance).into()).collect(),
             logprobs,
+            pieces,
             more: more && finish.is_none(),
         };
         self.position += taken;
@@ -307,6 +310,17 @@ impl Output {
             self.send(Response::Tokens(tokens)).await?;
         }
         Ok(finish)
+    }
+
+    /// What each token and alternative writes: the router has no tokenizer.
+    fn pieces(&self, kept: &[Emitted]) -> Vec<v1::Piece> {
+        let named = kept.iter().flat_map(|e| e.score.top.iter().map(|&(token, _)| token).chain([e.token]));
+        let ids: BTreeSet<TokenId> = named.collect();
+        let piece = |token| {
+            let Piece { bytes, special } = self.commit.piece(token);
+            v1::Piece { token, bytes, special }
+        };
+        ids.into_iter().map(piece).collect()
     }
 
     /// Ends the session.
@@ -382,5 +396,8 @@ pub fn speculation(counters: Counters) -> v1::Speculation {
         moves: counters.moves,
         stale_blocks: counters.stale_blocks,
         score: None,
+        outcomes: (counters.outcomes.into_iter())
+            .map(|((drafted, accepted), blocks)| v1::BlockOutcome { drafted, accepted, blocks })
+            .collect(),
     }
 }

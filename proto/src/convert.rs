@@ -268,6 +268,17 @@ pub fn provenance_of(provenance: v1::Provenance) -> Option<Provenance> {
     }
 }
 
+/// The words for who wrote a token, as in JSON and tables.
+#[must_use]
+pub fn provenance_name(provenance: v1::Provenance) -> &'static str {
+    match provenance {
+        v1::Provenance::Unspecified => "unspecified",
+        v1::Provenance::Accepted => "accepted",
+        v1::Provenance::Relaxed => "relaxed",
+        v1::Provenance::Deferred => "deferred",
+    }
+}
+
 /// Where a node is in its life, as it travels.
 #[must_use]
 pub fn node_state(state: NodeState) -> v1::NodeState {

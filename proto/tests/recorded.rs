@@ -106,6 +106,7 @@ fn tokens() -> Tokens {
         provenance: vec![Provenance::Accepted.into(), Provenance::Deferred.into()],
         logprobs: vec![logprobs()],
         more: true,
+        pieces: Vec::new(),
     }
 }
 
@@ -124,6 +125,7 @@ fn speculation() -> Speculation {
         moves: 7,
         stale_blocks: 8,
         score: Some(-0.75),
+        outcomes: Vec::new(),
     }
 }
 
@@ -291,6 +293,7 @@ fn samples() -> Vec<Sample> {
             priority: -2,
             timeout_ms: Some(1000),
             cache_salt: Some(String::new()),
+            choice: 0,
         },
         Messages { messages: vec![message()] },
         TokenIds { ids: vec![0, 1, 151_935] },
@@ -324,6 +327,16 @@ fn samples() -> Vec<Sample> {
             longest_layer_us: 16,
         },
     ];
+    // What joined later has a line of its own: the older one says what those who do not know it send.
+    let outcome = || BlockOutcome { drafted: 6, accepted: 4, blocks: 300 };
+    let piece = || Piece { token: 70_000, bytes: vec![0xe2, 0x82], special: true };
+    samples.extend([
+        sample("GenerateRequest+choice", GenerateRequest { model: "m".into(), choice: 2, ..Default::default() }),
+        sample("Speculation+outcomes", Speculation { outcomes: vec![outcome()], ..speculation() }),
+        sample("Tokens+pieces", Tokens { pieces: vec![piece()], ..tokens() }),
+        sample("BlockOutcome", outcome()),
+        sample("Piece", piece()),
+    ]);
     samples.extend([
         sample("Prompt", prompt()),
         sample("Message", message()),

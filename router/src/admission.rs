@@ -37,19 +37,19 @@ struct Book {
 }
 
 impl Admission {
-    /// Takes one of `limit` places until `deadline` at the latest. The limit may be another for each who comes; those
-    /// inside stay.
+    /// Takes so many of `limit` places, or none, until `deadline` at the latest. The limit may be another for each who
+    /// comes; those inside stay.
     ///
     /// # Errors
-    /// When there is none, with the time after which one can be expected.
-    pub fn enter(self: &Arc<Self>, limit: usize, deadline: Instant) -> Result<Place, GenerateError> {
+    /// When there are fewer, with the time after which one can be expected.
+    pub fn enter(self: &Arc<Self>, count: usize, limit: usize, deadline: Instant) -> Result<Vec<Place>, GenerateError> {
         let mut book = self.book();
-        if book.admitted >= limit {
+        if book.admitted.saturating_add(count) > limit {
             return Err(GenerateError::Full { limit, retry_after: retry_after(book.lately, limit) });
         }
-        book.admitted += 1;
+        book.admitted += count;
         book.last_deadline = book.last_deadline.max(Some(deadline));
-        Ok(Place { door: self.clone(), entered: Instant::now() })
+        Ok((0..count).map(|_| Place { door: self.clone(), entered: Instant::now() }).collect())
     }
 
     /// Sessions inside.
@@ -106,8 +106,10 @@ pub struct Terms {
     pub prompt: Prompt,
     /// All parameters.
     pub parameters: Parameters,
-    /// Key of all chance.
+    /// Key of all chance, with `choice`.
     pub seed: u64,
+    /// Which of the seed's texts.
+    pub choice: u32,
     /// Whose session it is.
     pub tenant: String,
     /// Higher first.
@@ -136,7 +138,7 @@ impl Terms {
     /// What travels to owners.
     #[must_use]
     pub fn resolved(&self, parameters: Parameters) -> Resolved {
-        Resolved { parameters: Some(parameters), seed: self.seed, choice: 0 }
+        Resolved { parameters: Some(parameters), seed: self.seed, choice: self.choice }
     }
 
     /// Fixes the terms of a request for `model`, which the caller has looked up.
@@ -192,6 +194,7 @@ impl Terms {
             prompt,
             parameters,
             seed,
+            choice: request.choice,
             arrived,
             allowed,
             trace,
@@ -342,14 +345,15 @@ mod tests {
     async fn the_door_is_bounded_and_says_when_to_retry() {
         let door = Arc::new(Admission::default());
         let soon = Instant::now() + Duration::from_secs(1);
-        let place = door.enter(1, soon).unwrap();
-        assert_eq!(door.admitted(), 1);
-        assert!(matches!(door.enter(1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        assert!(matches!(door.enter(2, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        let place = door.enter(1, 1, soon).unwrap();
+        assert_eq!((place.len(), door.admitted()), (1, 1));
+        assert!(matches!(door.enter(1, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
         // Another limit is for those who come after it; whoever is inside stays.
-        let second = door.enter(2, soon).unwrap();
-        assert!(matches!(door.enter(1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        let second = door.enter(1, 2, soon).unwrap();
+        assert!(matches!(door.enter(1, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
         drop((place, second));
-        door.enter(1, soon).unwrap();
+        door.enter(1, 1, soon).unwrap();
         assert_eq!(retry_after(0.0, 4), Duration::from_secs(1));
         assert_eq!(retry_after(50.0, 4), Duration::from_secs(13));
         assert_eq!(retry_after(1e9, 4), Duration::from_secs(30));
@@ -359,8 +363,8 @@ mod tests {
     async fn who_was_admitted_on_longer_terms_keeps_them() {
         let door = Arc::new(Admission::default());
         assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(20));
-        let _long = door.enter(2, Instant::now() + Duration::from_secs(100)).unwrap();
-        let _short = door.enter(2, Instant::now() + Duration::from_secs(10)).unwrap();
+        let _long = door.enter(1, 2, Instant::now() + Duration::from_secs(100)).unwrap();
+        let _short = door.enter(1, 2, Instant::now() + Duration::from_secs(10)).unwrap();
         assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(100) + READING);
         assert_eq!(door.grace(Duration::from_secs(200)), Duration::from_secs(200));
     }

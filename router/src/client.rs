@@ -142,7 +142,7 @@ impl ClientStream {
     ///
     /// # Errors
     /// The session's, if it failed before it began.
-    pub async fn begin(mut self) -> Result<Self, Status> {
+    pub async fn begin(&mut self) -> Result<(), Status> {
         self.first = self.receiver.recv().await;
         if self.first.is_none()
             && let Some(status) = self.reading.ending()
@@ -150,7 +150,7 @@ impl ClientStream {
             return Err(status);
         }
         self.reading.stamp();
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -212,20 +212,22 @@ mod tests {
     #[tokio::test]
     async fn an_early_error_is_the_calls_own() {
         let streams = OpenStreams::default();
-        let (client, stream) = channel(1, &streams);
+        let (client, mut stream) = channel(1, &streams);
         client.fail(Status::not_found("no such model"));
         assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
+        drop(stream);
         streams.none().await;
     }
 
     #[tokio::test]
     async fn an_error_comes_after_what_was_sent_however_full_the_queue() {
-        let (client, stream) = channel(0, &OpenStreams::default());
+        let (client, mut stream) = channel(0, &OpenStreams::default());
         while client.sender.capacity() > 0 {
             client.send(Event::Tokens(Tokens::default())).await;
         }
         client.fail(Status::cancelled("unread"));
-        let told: Vec<_> = stream.begin().await.unwrap().collect().await;
+        stream.begin().await.unwrap();
+        let told: Vec<_> = stream.collect().await;
         assert_eq!(told.len(), 9);
         assert!(told[..8].iter().all(Result::is_ok) && told[8].is_err());
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cascadia_core::ids::NodeId;
+use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::limits;
 use cascadia_core::placement::served_models;
 use cascadia_node::config::Live;
@@ -14,6 +14,7 @@ use cascadia_proto::v1::inference_server::Inference;
 use cascadia_proto::v1::{
     ClusterStatusRequest, ClusterStatusResponse, GenerateRequest, ListModelsRequest, ListModelsResponse,
 };
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -50,22 +51,58 @@ pub struct Router {
 }
 
 impl Router {
-    /// Fixes the terms of a request and takes a place for it.
-    fn admit(&self, request: Request<GenerateRequest>) -> Result<(Terms, Place), GenerateError> {
-        let trace = TraceContext::from_metadata(request.metadata());
-        let request = request.into_inner();
+    /// The names that a request may ask for: what is served, and what was lately.
+    #[must_use]
+    pub fn served(&self) -> Vec<String> {
+        let mut served = served_models(&self.loads.snapshot());
+        served.extend(self.outlook.known_models());
+        served.sort();
+        served.dedup();
+        served
+    }
+
+    /// Admits requests that belong together, all or none, and begins to serve them.
+    ///
+    /// # Errors
+    /// Which field is wrong, or that there is no room.
+    pub fn open(
+        self: &Arc<Self>,
+        requests: Vec<GenerateRequest>,
+        trace: &TraceContext,
+    ) -> Result<Vec<Opened>, GenerateError> {
+        let (model, tenant) =
+            requests.first().map(|first| (first.model.clone(), first.tenant.clone())).unwrap_or_default();
+        let admitted = requests.into_iter().map(|request| self.terms(request, trace.clone()));
+        let admitted = admitted.collect::<Result<Vec<_>, _>>().and_then(|terms| {
+            let latest = terms.iter().map(Terms::deadline).max().unwrap_or_else(Instant::now);
+            let places = self.admission.enter(terms.len(), self.config.now().max_sessions, latest)?;
+            Ok(terms.into_iter().zip(places))
+        });
+        let admitted = admitted.inspect_err(|error| {
+            let model = self.outlook.known_models().take(&model);
+            self.metrics.refused(model.as_deref(), &tenant, error.label());
+            tracing::info!(%error, "refused");
+        })?;
+        let begin = |(terms, place): (Terms, Place)| {
+            let (client, stream) = client::channel(terms.parameters.max_tokens() as usize, &self.streams);
+            let span = tracing::info_span!("generate", session = %terms.session, request_id = terms.request_id);
+            let id = terms.session;
+            // Ends with its client, its deadline, or the router's shutdown, which waits for `streams`.
+            tokio::spawn(self.clone().serve(terms, place, client).instrument(span));
+            Opened { session: id, stream }
+        };
+        Ok(admitted.map(begin).collect())
+    }
+
+    /// Fixes the terms of a request.
+    fn terms(&self, request: GenerateRequest, trace: TraceContext) -> Result<Terms, GenerateError> {
         let mut served = served_models(&self.loads.snapshot());
         if served.is_empty() || !request.model.is_empty() {
             // The name of a pool that is gone for a while still means something.
-            served.extend(self.outlook.known_models());
-            served.sort();
-            served.dedup();
+            served = self.served();
         }
         let model = model_of(&request.model, served)?;
-        let config = self.config.now();
-        let terms = Terms::of(request, model, trace, &config)?;
-        let place = self.admission.enter(config.max_sessions, terms.deadline())?;
-        Ok((terms, place))
+        Terms::of(request, model, trace, &self.config.now())
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
@@ -100,6 +137,15 @@ impl Router {
     }
 }
 
+/// A session that was admitted.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its name in the cluster.
+    pub session: SessionId,
+    /// What its client reads; dropping it ends the session.
+    pub stream: ClientStream,
+}
+
 /// The service that clients call.
 #[derive(Clone, Debug)]
 pub struct Service(pub Arc<Router>);
@@ -109,18 +155,12 @@ impl Inference for Service {
     type GenerateStream = ClientStream;
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<ClientStream>, Status> {
-        let router = self.0.clone();
-        let (model, tenant) = (request.get_ref().model.clone(), request.get_ref().tenant.clone());
-        let (terms, place) = router.admit(request).inspect_err(|error| {
-            let model = router.outlook.known_models().take(&model);
-            router.metrics.refused(model.as_deref(), &tenant, error.label());
-            tracing::info!(%error, "refused");
-        })?;
-        let (client, stream) = client::channel(terms.parameters.max_tokens() as usize, &router.streams);
-        let span = tracing::info_span!("generate", session = %terms.session, request_id = terms.request_id);
-        // Ends with its client, its deadline, or the router's shutdown, which waits for `streams`.
-        tokio::spawn(router.serve(terms, place, client).instrument(span));
-        Ok(Response::new(stream.begin().await?))
+        let trace = TraceContext::from_metadata(request.metadata());
+        let Some(Opened { mut stream, .. }) = self.0.open(vec![request.into_inner()], &trace)?.pop() else {
+            return Err(Status::internal("a request was admitted without a session"));
+        };
+        stream.begin().await?;
+        Ok(Response::new(stream))
     }
 
     async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {

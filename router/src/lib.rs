@@ -4,7 +4,7 @@
 //! [`place`] and opens a [`mod@run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
 //! owners did. [`outlook`] is what all sessions watch together, [`status`] what operators see, [`mint`] the only chance,
-//! [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses, [`config`] what is set.
+//! [`mod@http`] is the same for OpenAI's clients, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses, [`config`] what is set.
 //!
 //! Absent on purpose: tokenizers and model files. A prompt travels as it came; what continues travels as ids.
 
@@ -16,6 +16,7 @@ pub mod config;
 pub mod ending;
 pub mod error;
 pub mod generate;
+pub mod http;
 pub mod metrics;
 pub mod mint;
 pub mod outlook;
@@ -45,6 +46,7 @@ use tonic_health::server::HealthReporter;
 pub use config::RouterConfig;
 pub use error::RouterError;
 use generate::{Router, Service};
+use http::Door;
 pub use mint::Mint;
 
 /// The health service's name for the router's own.
@@ -55,7 +57,7 @@ const SERVICE: &str = "cascadia.v1.Inference";
 ///
 /// # Errors
 /// When the configuration means nothing or the listener fails.
-pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<(), RouterError> {
+pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option<Door>) -> Result<(), RouterError> {
     let config = config.into();
     config.now().check().map_err(RouterError::Config)?;
     let instance = edge.instance();
@@ -107,7 +109,7 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
         .add_service(health_service)
         .add_service(reflection);
     let address = listener.address().to_owned();
-    let lame = {
+    let lame = || {
         let (shutdown, config) = (shutdown.clone(), router.config.clone());
         async move {
             shutdown.draining().await;
@@ -115,17 +117,28 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
             tokio::select! { biased; () = shutdown.stopped() => {}, () = tokio::time::sleep(lame_duck) => {} }
         }
     };
-    let mut serving = tokio::spawn(routes.serve_with_incoming_shutdown(listener.into_incoming(), lame));
+    let mut serving = tokio::spawn(routes.serve_with_incoming_shutdown(listener.into_incoming(), lame()));
+    let http = door.map(|door| tokio::spawn(http::serve(door, router.clone(), lame())));
+    let cut_http = http.as_ref().map(tokio::task::JoinHandle::abort_handle);
     tracing::info!(router = %router.id, %address, "serving");
 
+    let living = live(&router, &board, &health);
+    tokio::pin!(living);
     let served = tokio::select! {
         biased;
-        served = &mut serving => served.unwrap_or(Ok(())),
-        () = live(&router, &board, &health) => {
+        served = &mut serving => match served.unwrap_or(Ok(())) {
+            // Its last connection may have ended before HTTP's.
+            Ok(()) => tokio::select! { biased; () = ended(http) => Ok(()), () = &mut living => Ok(()) },
+            failed => failed,
+        },
+        () = &mut living => {
             serving.abort();
             Ok(())
         }
     };
+    if let Some(http) = cut_http {
+        http.abort();
+    }
     shutdown.stop();
     let _ = registering.await;
     observing.abort();
@@ -134,6 +147,13 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge) -> Result<()
     }
     tracing::info!(router = %router.id, "stopped");
     Ok(served?)
+}
+
+/// Returns when a server has, if there is one.
+async fn ended(server: Option<tokio::task::JoinHandle<()>>) {
+    if let Some(server) = server {
+        let _ = server.await;
+    }
 }
 
 /// From the first servable model to the last open stream.

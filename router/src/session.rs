@@ -69,7 +69,7 @@ impl<'a> Session<'a> {
             terms,
             client,
             parameters: terms.parameters.clone(),
-            transcript: Transcript::default(),
+            transcript: Transcript::new(terms.choice),
             tally: Tally::default(),
             pinned: Fingerprints::default(),
             placement: 1,
@@ -315,7 +315,7 @@ impl<'a> Session<'a> {
         self.so_far.barren += u32::from(barren && matches!(end, End::Lost(Loss::Connection | Loss::Stream)));
         match after(end, self.so_far) {
             Next::Finish(last) => {
-                self.tally.accounted(&last.speculation.unwrap_or_default());
+                self.tally.accounted(&last.speculation.clone().unwrap_or_default());
                 let (transcript, reason) = (&self.transcript, finish_label(&last));
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
                 let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);

@@ -1,7 +1,7 @@
 //! What a session's owners did together: statistics that survive the loss of an owner.
 
 use cascadia_core::ids::TokenId;
-use cascadia_proto::v1::{self, Provenance, Speculation};
+use cascadia_proto::v1::{self, BlockOutcome, Provenance, Speculation};
 
 /// Statistics over all owners of a session.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +50,7 @@ impl Tally {
     /// All owners together.
     #[must_use]
     pub fn total(&self) -> Speculation {
-        self.total
+        self.total.clone()
     }
 }
 
@@ -64,6 +64,13 @@ fn add(total: &mut Speculation, part: &Speculation) {
     total.moves += part.moves;
     total.stale_blocks += part.stale_blocks;
     total.score = part.score.or(total.score);
+    for part in &part.outcomes {
+        let same = |outcome: &&mut BlockOutcome| (outcome.drafted, outcome.accepted) == (part.drafted, part.accepted);
+        match total.outcomes.iter_mut().find(same) {
+            Some(outcome) => outcome.blocks += part.blocks,
+            None => total.outcomes.push(*part),
+        }
+    }
 }
 
 /// The client's `Finished`: the last owner's, with what only the router knows of the whole session.

@@ -51,11 +51,18 @@ pub enum Breach {
 /// Prompt ids and committed ids of one session.
 #[derive(Clone, Debug, Default)]
 pub struct Transcript {
+    choice: u32,
     prompt_tokens: Option<usize>,
     ids: Vec<TokenId>,
 }
 
 impl Transcript {
+    /// Of this choice of its seed.
+    #[must_use]
+    pub fn new(choice: u32) -> Self {
+        Self { choice, ..Self::default() }
+    }
+
     /// An owner announced the prompt's length.
     pub fn announce(&mut self, prompt_tokens: usize) {
         self.prompt_tokens.get_or_insert(prompt_tokens);
@@ -78,7 +85,7 @@ impl Transcript {
     /// An owner is gone: a half-received prompt is forgotten, all else stays.
     pub fn owner_gone(&mut self) {
         if !self.is_known() {
-            *self = Self::default();
+            *self = Self::new(self.choice);
         }
     }
 
@@ -114,7 +121,7 @@ impl Transcript {
         if !self.is_known() {
             return Err(Breach::Early { what: "tokens" });
         }
-        if tokens.choice != 0 {
+        if tokens.choice != self.choice {
             return Err(Breach::Unexpected { what: "tokens of a choice that was not asked for" });
         }
         let next = self.ids.len() as u64;

@@ -232,7 +232,7 @@ impl ToyCluster {
         let membership = Membership::embedded();
         let config = plan.router.clone();
         let router = Running::start("router-1", &membership, move |edge, _| async move {
-            cascadia_router::run(config, edge).await.expect("the router runs");
+            cascadia_router::run(config, edge, None).await.expect("the router runs");
         });
         let address = router.address.clone();
         let mut cluster = Self { router, drafters: Vec::new(), experts: Vec::new(), address, membership, plan };

@@ -101,7 +101,7 @@ fn run(seed: u64, lost: bool) -> Seen {
         let membership = shared.clone();
         async move {
             let config = RouterConfig { mint: Mint::seeded(seed), ..RouterConfig::default() };
-            Ok(cascadia_router::run(config, edge("router", membership).await).await?)
+            Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
         }
     });
     let seen = Arc::new(Mutex::new(Seen { log: Vec::new(), answers: Vec::new() }));

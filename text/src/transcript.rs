@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, StopMatch, StopSettings};
+use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Piece, StopMatch, StopSettings};
 use cascadia_core::ids::TokenId;
 
 use crate::detokenizer::Detokenizer;
@@ -27,6 +27,13 @@ pub struct Transcript {
 impl Commit for Transcript {
     fn commit(&mut self, tokens: &[TokenId]) -> Committed {
         Self::commit(self, tokens)
+    }
+
+    fn piece(&self, token: TokenId) -> Piece {
+        Piece {
+            bytes: self.tokenizer.token_bytes(token).unwrap_or_default().to_vec(),
+            special: self.tokenizer.is_special(token),
+        }
     }
 }
 

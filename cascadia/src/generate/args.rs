@@ -191,6 +191,10 @@ pub struct GenerateArgs {
     )]
     pub priority: i32,
 
+    /// Which of the seed's texts: choice I of a request for several is what --choice I gives.
+    #[arg(long, value_name = "I", default_value_t = 0, hide_default_value = true, help_heading = "Request")]
+    pub choice: u32,
+
     /// Part of the prefix cache's key [default: the tenant].
     #[arg(long, value_name = "SALT", help_heading = "Request")]
     pub cache_salt: Option<String>,
@@ -248,6 +252,7 @@ impl GenerateArgs {
             priority: self.priority,
             timeout_ms: self.timeout,
             cache_salt: self.cache_salt.clone(),
+            choice: self.choice,
         }
     }
 

@@ -206,7 +206,7 @@ impl<'n> Generation<'n> {
     /// Counts what the session did since the last call.
     fn count(&mut self) {
         let now = self.session.counters();
-        self.speculation.progressed(now.since(&self.counted));
+        self.speculation.progressed(&now.since(&self.counted));
         self.counted = now;
     }
 
@@ -219,7 +219,7 @@ impl<'n> Generation<'n> {
         self.count();
         let answered = self.session.answer(answer)?;
         let now = self.session.counters();
-        self.speculation.answered(took, now.since(&self.counted));
+        self.speculation.answered(took, &now.since(&self.counted));
         self.counted = now;
         if answered.resync {
             return Err("the expert holds another history than it was told".into());

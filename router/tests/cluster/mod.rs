@@ -22,6 +22,7 @@ use cascadia_proto::v1::run_request::Message as Order;
 use cascadia_proto::v1::run_response::Message;
 use cascadia_proto::v1::session_server::{Session, SessionServer};
 use cascadia_proto::v1::{self, GenerateRequest, GenerateResponse, Parameters, Provenance, RunRequest, RunResponse};
+use cascadia_router::http::HttpConfig;
 use cascadia_router::{Mint, RouterConfig, RouterError};
 use futures::Stream;
 use tokio::runtime::Runtime;
@@ -46,6 +47,7 @@ pub struct Cluster {
     pub address: String,
     pub running: JoinHandle<Result<(), RouterError>>,
     pub admin: String,
+    pub http: String,
 }
 
 /// The configuration of tests: no lame duck, known ids.
@@ -60,6 +62,9 @@ impl Cluster {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let admin = AdminPort::open(Listener::bind("127.0.0.1:0").await.unwrap(), &shutdown, None);
         let (address, admin_address) = (listener.address().to_owned(), admin.address().to_owned());
+        let door = HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() };
+        let door = door.open().await.unwrap().expect("it is not off");
+        let http = door.listener.address().to_owned();
         let edge = Edge {
             id: NodeId("router-1".into()),
             listener,
@@ -68,8 +73,8 @@ impl Cluster {
             membership: membership.clone(),
             shutdown: shutdown.clone(),
         };
-        let running = tokio::spawn(cascadia_router::run(config, edge));
-        Self { membership, shutdown, address, running, admin: admin_address }
+        let running = tokio::spawn(cascadia_router::run(config, edge, Some(door)));
+        Self { membership, shutdown, address, running, admin: admin_address, http }
     }
 
     pub fn client(&self) -> InferenceClient<Channel> {

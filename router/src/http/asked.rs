@@ -1,0 +1,196 @@
+//! What a request asks for, whichever endpoint it came to: prompts, how many answers to each, and how to write them.
+
+use cascadia_proto::v1::prompt::Kind;
+use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
+use serde_json::Value;
+
+use crate::http::error::ApiError;
+use crate::http::extension;
+use crate::http::fields::{Fields, Read, wrong};
+use crate::http::model_name::{self, Suffix};
+use crate::http::sampling;
+
+/// Answers to one prompt at most, as OpenAI's.
+const MOST_ANSWERS: u32 = 128;
+
+/// Sessions of one request at most.
+pub const MOST_SESSIONS: usize = 256;
+
+/// Which endpoint: the shapes of answers differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Text,
+}
+
+/// A request that means something.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// Where it came.
+    pub endpoint: Endpoint,
+    /// The served model; empty for the only one.
+    pub model: String,
+    /// At least one.
+    pub prompts: Vec<Prompt>,
+    /// Answers to each.
+    pub answers: u32,
+    /// What the sessions are asked, all alike.
+    pub parameters: Parameters,
+    /// Write as it comes.
+    pub stream: bool,
+    /// A stream ends with the usage.
+    pub include_usage: bool,
+    /// Say of each token who wrote it.
+    pub provenance: bool,
+    /// Write the prompt in front of its answers.
+    pub echo: bool,
+    /// Sessions of one conversation prefer one node.
+    pub conversation: String,
+    /// Higher goes first.
+    pub priority: i32,
+    /// The time it has.
+    pub timeout_ms: Option<u64>,
+    /// Part of the prefix cache's key.
+    pub cache_salt: Option<String>,
+    /// The client's own name for it.
+    pub request_id: Option<String>,
+}
+
+/// Fields that clients send and that change nothing here; `docs/openai.md` lists them.
+const IGNORED: [&str; 11] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "parallel_tool_calls",
+    "safety_identifier",
+    "reasoning_effort",
+    "verbosity",
+    "prediction",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+];
+
+impl Asked {
+    /// Reads what both endpoints share; prompts, log-probabilities and what else differs is the caller's.
+    ///
+    /// # Errors
+    /// The field that cannot be meant.
+    pub fn read(body: &mut Fields, endpoint: Endpoint, served: &[String]) -> Result<Self, ApiError> {
+        let named = body.get::<String>("model")?.unwrap_or_default();
+        let (model, suffix) = model_name::split(&named, served)?;
+        let stream = body.get("stream")?.unwrap_or(false);
+        let mut options = body.object("stream_options")?;
+        let include_usage = match &mut options {
+            Some(_) if !stream => {
+                let message = "stream_options is read where stream is true: set it, or leave stream_options out";
+                return Err(ApiError::field("invalid_value", "stream_options", message));
+            }
+            Some(options) => options.get("include_usage")?.unwrap_or(false),
+            None => false,
+        };
+        if let Some(mut options) = options {
+            // Padding against the guessing of lengths: nothing a client reads.
+            options.ignore(&["include_obfuscation"]);
+            options.finish()?;
+        }
+        let answers = body.get::<u32>("n")?.unwrap_or(1);
+        if !(1..=MOST_ANSWERS).contains(&answers) {
+            let message = format!("n must be between 1 and {MOST_ANSWERS}, not {answers}");
+            return Err(ApiError::field("invalid_value", "n", message));
+        }
+        let mut asked = Self {
+            endpoint,
+            model,
+            prompts: Vec::new(),
+            answers,
+            parameters: sampling::read(body)?,
+            stream,
+            include_usage,
+            provenance: false,
+            echo: false,
+            conversation: body.get("prompt_cache_key")?.unwrap_or_default(),
+            priority: body.get("priority")?.unwrap_or_default(),
+            timeout_ms: None,
+            cache_salt: body.get("cache_salt")?,
+            request_id: body.get("request_id")?,
+        };
+        asked.extend(body.object("cascadia")?, suffix)?;
+        body.ignore(&IGNORED);
+        Ok(asked)
+    }
+
+    fn extend(&mut self, object: Option<Fields>, suffix: Suffix) -> Result<(), ApiError> {
+        if let Some(mut object) = object {
+            self.provenance = object.get("provenance")?.unwrap_or(false);
+            self.timeout_ms = object.get::<u32>("timeout_ms")?.map(u64::from);
+            extension::read(object, &mut self.parameters)?;
+        }
+        extension::apply(suffix, &mut self.parameters)
+    }
+
+    /// How many sessions it takes.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.prompts.len() * self.answers as usize
+    }
+
+    /// Bounds the sessions.
+    ///
+    /// # Errors
+    /// When there are too many, naming what to lower.
+    pub fn bounded(self) -> Result<Self, ApiError> {
+        let sessions = self.sessions();
+        if sessions <= MOST_SESSIONS {
+            return Ok(self);
+        }
+        let message = format!(
+            "{} prompts with n = {} make {sessions} answers, at most {MOST_SESSIONS} are given at once: send fewer",
+            self.prompts.len(),
+            self.answers
+        );
+        Err(ApiError::field("invalid_value", "prompt", message))
+    }
+
+    /// The sessions, prompt by prompt: what a gRPC client would send for each.
+    #[must_use]
+    pub fn requests(&self, request_id: &str, tenant: &str) -> Vec<GenerateRequest> {
+        let request = |prompt: &Prompt, choice| GenerateRequest {
+            model: self.model.clone(),
+            prompt: Some(prompt.clone()),
+            parameters: Some(self.parameters.clone()),
+            request_id: request_id.to_owned(),
+            tenant: tenant.to_owned(),
+            conversation: self.conversation.clone(),
+            priority: self.priority,
+            timeout_ms: self.timeout_ms,
+            cache_salt: self.cache_salt.clone(),
+            choice,
+        };
+        let prompts = self.prompts.iter();
+        prompts.flat_map(|prompt| (0..self.answers).map(move |choice| request(prompt, choice))).collect()
+    }
+
+    /// What stands in front of a choice's text.
+    #[must_use]
+    pub fn echoed(&self, choice: usize) -> &str {
+        let prompt = self.prompts.get(choice / self.answers as usize).and_then(|prompt| prompt.kind.as_ref());
+        match prompt {
+            Some(Kind::Text(text)) if self.echo => text,
+            _ => "",
+        }
+    }
+}
+
+/// One string or several.
+///
+/// # Errors
+/// When it is neither.
+pub fn strings(path: &str, value: Value) -> Result<Vec<String>, ApiError> {
+    if let Value::String(text) = value {
+        return Ok(vec![text]);
+    }
+    Vec::read(&value).ok_or_else(|| wrong(path, "a string or an array of strings", &value))
+}

@@ -1,0 +1,90 @@
+//! What the operator sets of the HTTP front door.
+
+use std::path::PathBuf;
+
+use cascadia_node::net::{Listener, NetError};
+
+use crate::http::keys::Keys;
+
+/// Where `up` and `router` serve HTTP where nothing is said.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+
+/// The front door's configuration.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpConfig {
+    /// Where OpenAI's clients are served; `off` serves none.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_HTTP", default_value = DEFAULT_ADDRESS)]
+    pub http: String,
+
+    /// A file with one API key a line: requests to /v1 over HTTP must bring one of them as a bearer token. The variable
+    /// CASCADIA_API_KEY holds one more.
+    #[arg(long, value_name = "FILE", env = "CASCADIA_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+}
+
+impl Default for HttpConfig {
+    /// No HTTP: a port of everyone's is not taken by accident.
+    fn default() -> Self {
+        Self { http: OFF.to_owned(), api_key_file: None }
+    }
+}
+
+/// The variable that holds a key itself. There is no flag for it: whoever lists processes would read it.
+const VARIABLE: &str = "CASCADIA_API_KEY";
+
+const OFF: &str = "off";
+
+/// Why the front door cannot open.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address cannot be listened on.
+    #[error("{0}; --http names another address for OpenAI's clients, --http off serves none")]
+    Net(#[from] NetError),
+    /// The keys cannot be read.
+    #[error("cannot read the API keys in {file}: {source}; name a file with one key a line")]
+    Keys {
+        /// Which file.
+        file: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// There are none.
+    #[error("{file} holds no API key: write one a line, or leave --api-key-file out to let everyone in")]
+    NoKeys {
+        /// Which file.
+        file: String,
+    },
+}
+
+/// A listener, and who may come in.
+#[derive(Debug)]
+pub struct Door {
+    /// Where clients come.
+    pub listener: Listener,
+    /// Who may ask.
+    pub keys: Keys,
+}
+
+impl HttpConfig {
+    /// Opens the front door, if there is to be one.
+    ///
+    /// # Errors
+    /// One sentence with the cure.
+    pub async fn open(&self) -> Result<Option<Door>, HttpError> {
+        if self.http == OFF {
+            return Ok(None);
+        }
+        let mut lines = std::env::var(VARIABLE).unwrap_or_default();
+        if let Some(path) = &self.api_key_file {
+            let file = path.display().to_string();
+            let text =
+                std::fs::read_to_string(path).map_err(|source| HttpError::Keys { file: file.clone(), source })?;
+            if Keys::of_lines(&text).is_empty() {
+                return Err(HttpError::NoKeys { file });
+            }
+            lines = format!("{lines}\n{text}");
+        }
+        Ok(Some(Door { listener: Listener::bind(&self.http).await?, keys: Keys::of_lines(&lines) }))
+    }
+}

@@ -1,0 +1,284 @@
+//! The life of a connection: HTTP/1.1 or HTTP/2 on one port, and no connection that is only held.
+//!
+//! A client that sends its headers slowly, says nothing for minutes or does not read what it asked for loses its own
+//! connection; nobody waits for it. When the router drains, each connection ends behind its last response.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router as Routes;
+use axum::body::{Body, Bytes};
+use axum::http::Request;
+use cascadia_core::limits;
+use cascadia_node::net::{BoxIo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Listener};
+use futures::StreamExt;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+/// Connections at once; who comes later waits in the system's queue.
+const MOST_CONNECTIONS: usize = 16_384;
+
+/// Headers of a request, bytes, and how many.
+const HEADER_BYTES: usize = 64 * 1024;
+const MOST_HEADERS: usize = 100;
+
+/// Requests at once over one HTTP/2 connection.
+const MOST_STREAMS: u32 = 256;
+
+/// How patient a server is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// From the first byte of a request to the end of its headers.
+    pub headers: Duration,
+    /// Between requests. Longer than any load balancer's, so that it is never the server that closes first.
+    pub idle: Duration,
+    /// While the client takes nothing of what is written.
+    pub write: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { headers: Duration::from_secs(20), idle: Duration::from_secs(600), write: limits::CLIENT_WRITE_TIMEOUT }
+    }
+}
+
+/// Serves until `leave`, then ends every connection behind its last response, and returns when the last has ended.
+/// Dropping the future cuts them.
+pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave: impl Future<Output = ()>) {
+    let address = listener.address().to_owned();
+    let mut incoming = listener.into_incoming();
+    let (leaving, told) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::pin!(leave);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut leave => break,
+            Some(_) = connections.join_next() => {}
+            accepted = incoming.next(), if connections.len() < MOST_CONNECTIONS => match accepted {
+                Some(Ok(io)) => {
+                    connections.spawn(connection(io, routes.clone(), patience, told.clone()));
+                }
+                Some(Err(error)) => tracing::debug!(%address, %error, "cannot accept a connection"),
+                None => break,
+            },
+        }
+    }
+    drop(incoming);
+    let _ = leaving.send(true);
+    while connections.join_next().await.is_some() {}
+}
+
+async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<bool>) {
+    let activity = Activity::new(patience);
+    let seen = activity.clone();
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        let (routes, busy) = (routes.clone(), seen.begin());
+        async move {
+            let response = routes.oneshot(request).await?;
+            Ok::<_, std::convert::Infallible>(response.map(|body| Counted { body, _busy: busy }))
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // Its own header timeout would also count the time between requests.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEADER_BYTES);
+    builder.http1().max_headers(MOST_HEADERS);
+    builder.http2().timer(TokioTimer::new()).max_header_list_size(HEADER_BYTES as u32);
+    builder.http2().max_concurrent_streams(MOST_STREAMS);
+    builder.http2().keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let io = TokioIo::new(Watched { io, activity: activity.clone() });
+    let serving = builder.serve_connection(io, TowerToHyperService::new(service));
+    tokio::pin!(serving);
+    let mut told = false;
+    loop {
+        tokio::select! {
+            biased;
+            served = serving.as_mut() => {
+                if let Err(error) = served {
+                    tracing::debug!(%error, "a connection ended");
+                }
+                return;
+            }
+            _ = leaving.wait_for(|leaving| *leaving), if !told => {
+                told = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            why = activity.overdue() => {
+                tracing::debug!(why, "a connection is closed");
+                return;
+            }
+        }
+    }
+}
+
+/// What a connection is doing.
+#[derive(Clone, Debug)]
+struct Activity(Arc<Mutex<Doing>>);
+
+#[derive(Debug)]
+struct Doing {
+    patience: Patience,
+    /// Requests whose responses are not written yet.
+    busy: usize,
+    /// When it last was busy.
+    idle_since: Instant,
+    /// When the first byte of a request came, while none is being answered. Not over HTTP/2, where pings come.
+    heard: Option<Instant>,
+    /// Since when the client takes nothing.
+    blocked: Option<Instant>,
+    /// Whether its first byte is an HTTP/2 preface's, once one came.
+    http2: Option<bool>,
+}
+
+impl Activity {
+    fn new(patience: Patience) -> Self {
+        let doing = Doing { patience, busy: 0, idle_since: Instant::now(), heard: None, blocked: None, http2: None };
+        Self(Arc::new(Mutex::new(doing)))
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Doing) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn begin(&self) -> Busy {
+        self.update(|doing| {
+            doing.busy += 1;
+            doing.heard = None;
+        });
+        Busy(self.clone())
+    }
+
+    /// Returns when the client has overtaxed our patience, with the reason.
+    async fn overdue(&self) -> &'static str {
+        loop {
+            let now = Instant::now();
+            match self.update(|doing| doing.next(now)) {
+                (_, Some(why)) => return why,
+                (look_again, None) => tokio::time::sleep_until(look_again).await,
+            }
+        }
+    }
+}
+
+impl Doing {
+    fn next(&self, now: Instant) -> (Instant, Option<&'static str>) {
+        let Patience { headers, idle, write } = self.patience;
+        let mut bounds = vec![(now + headers.min(idle).min(write), None)];
+        bounds.extend(self.blocked.map(|since| (since + write, Some("it does not read"))));
+        if self.busy == 0 {
+            bounds.extend(self.heard.map(|since| (since + headers, Some("its headers are slow"))));
+            bounds.push((self.idle_since + idle, Some("it is idle")));
+        }
+        let (at, why) = bounds.into_iter().min_by_key(|(at, _)| *at).unwrap_or((now, None));
+        (at, why.filter(|_| at <= now))
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+struct Busy(Activity);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.update(|doing| {
+            doing.busy -= 1;
+            doing.idle_since = Instant::now();
+        });
+    }
+}
+
+/// A response's body: its request is answered when it is dropped.
+struct Counted {
+    body: Body,
+    _busy: Busy,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A socket that tells what passes.
+struct Watched {
+    io: BoxIo,
+    activity: Activity,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if let Some(&first) = buf.filled().get(before) {
+            self.activity.update(|doing| {
+                // No method of HTTP/1 that is served begins so.
+                let http2 = *doing.http2.get_or_insert(first == b'P' && buf.filled()[before..].starts_with(b"PRI"));
+                if !http2 && doing.busy == 0 {
+                    doing.heard.get_or_insert_with(Instant::now);
+                }
+            });
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Watched {
+    /// Notes whether the client takes what is written.
+    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.activity.update(|doing| match polled {
+            Poll::Pending => drop(doing.blocked.get_or_insert_with(Instant::now)),
+            Poll::Ready(_) => doing.blocked = None,
+        });
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.note(polled)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.note(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

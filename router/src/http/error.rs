@@ -1,0 +1,188 @@
+//! Everything that can go wrong with an HTTP request, in OpenAI's envelope, and the one place where a status is chosen.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+
+use crate::error::GenerateError;
+
+/// A client that gets no time to wait from us waits this long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An answer that is no success.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiError {
+    /// The HTTP status; clients choose their exception by it.
+    pub status: StatusCode,
+    /// What is wrong, and the cure.
+    pub message: String,
+    /// The field at fault.
+    pub param: Option<String>,
+    /// A word that programs compare.
+    pub code: Option<&'static str>,
+    /// When to try again, where that helps.
+    pub retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// An error of a status.
+    #[must_use]
+    pub fn new(status: StatusCode, code: impl Into<Option<&'static str>>, message: impl Into<String>) -> Self {
+        let retry_after = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        Self {
+            status,
+            message: message.into(),
+            param: None,
+            code: code.into(),
+            retry_after: retry_after.then_some(RETRY_AFTER),
+        }
+    }
+
+    /// A field that cannot be meant.
+    #[must_use]
+    pub fn field(code: &'static str, param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
+    }
+
+    /// The same, said of a field.
+    #[must_use]
+    pub fn of_field(self, param: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..self }
+    }
+
+    /// The family that OpenAI's documentation sorts errors into.
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The envelope, for a body or for a frame of a stream that has begun.
+    #[must_use]
+    pub fn envelope(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
+    }
+
+    /// What tells a client whether and when to try again.
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(delay) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
+            headers.insert("retry-after-ms", HeaderValue::from(delay.as_millis() as u64));
+        } else if self.status != StatusCode::REQUEST_TIMEOUT && self.status != StatusCode::INTERNAL_SERVER_ERROR {
+            // The same request would fail in the same way, or take its whole time again.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        headers
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, self.headers(), Json(self.envelope())).into_response()
+    }
+}
+
+impl From<Status> for ApiError {
+    fn from(status: Status) -> Self {
+        let (http, code) = match status.code() {
+            Code::InvalidArgument | Code::OutOfRange => (StatusCode::BAD_REQUEST, "invalid_value"),
+            Code::NotFound => (StatusCode::NOT_FOUND, "model_not_found"),
+            Code::ResourceExhausted => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+            Code::Unavailable | Code::Cancelled => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Code::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
+            // The cluster is put together wrongly: no request can cure it, and no retry.
+            Code::FailedPrecondition | Code::Unimplemented => (StatusCode::NOT_IMPLEMENTED, "failed_precondition"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+        };
+        let said = status.metadata().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let error = Self::new(http, code, status.message());
+        let retry_after = error.retry_after.map(|delay| said.map_or(delay, Duration::from_secs));
+        Self { retry_after, ..error }
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        let param = match &error {
+            GenerateError::Parameter(error) => Some(http_name(error.field)),
+            GenerateError::TooLong { field, .. } => Some(http_name(field)),
+            GenerateError::EmptyPrompt => Some("prompt"),
+            GenerateError::NoTime => Some("cascadia.timeout_ms"),
+            GenerateError::WhichModel { .. } | GenerateError::UnknownModel { .. } => Some("model"),
+            _ => None,
+        };
+        Self { param: param.map(str::to_owned), ..Self::from(Status::from(error)) }
+    }
+}
+
+/// A wire field's name in a request over HTTP.
+fn http_name(field: &'static str) -> &'static str {
+    match field {
+        "strategy" => "cascadia.strategy",
+        "rule" => "cascadia.rule",
+        "alpha" => "cascadia.alpha",
+        "coupling" => "cascadia.coupling",
+        "bild" => "cascadia.bild",
+        "typical" => "cascadia.typical",
+        "draft_length" => "cascadia.draft_length",
+        "strict_first_tokens" => "cascadia.strict_first_tokens",
+        "wire_top_k" => "cascadia.wire_top_k",
+        "banned" => "cascadia.banned",
+        "logprobs" => "top_logprobs",
+        "conversation" => "prompt_cache_key",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_the_envelope_and_says_whether_to_retry() {
+        for (code, status, retry, should) in [
+            (Code::InvalidArgument, 400, None, Some("false")),
+            (Code::NotFound, 404, None, Some("false")),
+            (Code::ResourceExhausted, 429, Some("1"), None),
+            (Code::Internal, 500, None, None),
+            (Code::FailedPrecondition, 501, None, Some("false")),
+            (Code::Unavailable, 503, Some("1"), None),
+            (Code::DeadlineExceeded, 504, None, Some("false")),
+        ] {
+            let error = ApiError::from(Status::new(code, "a sentence"));
+            assert_eq!(error.status.as_u16(), status);
+            let headers = error.headers();
+            let of = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((of("retry-after"), of("x-should-retry")), (retry, should), "{code}");
+            let envelope = error.envelope();
+            assert_eq!(envelope["error"]["message"], "a sentence");
+            assert!(envelope["error"]["type"].is_string() && envelope["error"]["param"].is_null());
+        }
+    }
+
+    #[test]
+    fn a_full_router_says_when_to_come_again() {
+        let full = GenerateError::Full { limit: 8, retry_after: Duration::from_secs(3) };
+        let headers = ApiError::from(full).headers();
+        assert_eq!(
+            (&headers["retry-after"], &headers["retry-after-ms"]),
+            (&"3".parse().unwrap(), &"3000".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_field_at_fault_has_its_name_in_http() {
+        let unknown = GenerateError::UnknownModel { asked: "m".into(), served: vec!["demo".into()] };
+        assert_eq!(ApiError::from(unknown).param.as_deref(), Some("model"));
+        let error = cascadia_proto::parameters::ParameterError { field: "alpha", sentence: "alpha!".into() };
+        assert_eq!(ApiError::from(GenerateError::Parameter(error)).param.as_deref(), Some("cascadia.alpha"));
+    }
+}

@@ -1,0 +1,46 @@
+//! The front door for OpenAI's clients.
+//!
+//! A request is read ([`fields`], [`asked`], [`sampling`], [`extension`], [`model_name`]; [`chat`] and [`completions`]
+//! differ), becomes what a gRPC client would have sent, and takes the same path ([`generate`]): admission, sessions, a
+//! bounded queue. What the sessions say is an [`mod@answer`], written in OpenAI's [`shapes`] ([`logprobs`],
+//! [`statistics`]), whole or as a [`stream`]. [`routes`] is the surface, [`keys`] who may come in, [`error`] the one place
+//! where errors become statuses, [`connection`] the life of a connection, [`config`] what is set.
+//!
+//! Absent on purpose: a relay of its own, a tokenizer, and any field that is skipped although it might change an answer.
+
+pub mod answer;
+pub mod asked;
+pub mod chat;
+pub mod completions;
+pub mod config;
+pub mod connection;
+pub mod error;
+pub mod extension;
+pub mod fields;
+pub mod generate;
+pub mod keys;
+pub mod logprobs;
+pub mod model_name;
+pub mod models;
+pub mod routes;
+pub mod sampling;
+pub mod shapes;
+pub mod statistics;
+pub mod stream;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::generate::Router;
+pub use config::{Door, HttpConfig, HttpError};
+use connection::Patience;
+use routes::Front;
+
+/// Serves OpenAI's clients until `leave`, and returns when the last connection has ended. Dropping the future cuts them.
+pub async fn serve(door: Door, router: Arc<Router>, leave: impl Future<Output = ()>) {
+    let Door { listener, keys } = door;
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    tracing::info!(router = %router.id, address = %listener.address(), keys = ?keys, "serving HTTP");
+    let routes = routes::routes(Arc::new(Front { router, keys, since }));
+    connection::serve(listener, routes, Patience::default(), leave).await;
+}

@@ -1,0 +1,201 @@
+//! What is served where, and what every response has: a request id, and OpenAI's envelope where it is no success.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router as Routes};
+use cascadia_core::limits;
+use cascadia_node::telemetry::TraceContext;
+use futures::StreamExt;
+use serde_json::json;
+
+use crate::generate::Router;
+use crate::http::asked::Asked;
+use crate::http::error::ApiError;
+use crate::http::generate::{Caller, answer};
+use crate::http::keys::Keys;
+use crate::http::{chat, completions, models};
+
+/// How long a client may take to send a body.
+const BODY_WITHIN: Duration = Duration::from_secs(60);
+
+/// A body over the limit is read on for so much and so long, so that its sender comes to read the answer.
+const OVERFLOW: usize = 16 * limits::REQUEST_BYTES;
+
+/// The client's name for its request, and ours where it has none.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Whose request it is; set by a gateway.
+const TENANT: &str = "x-cascadia-tenant";
+
+/// What all requests share.
+#[derive(Debug)]
+pub struct Front {
+    /// Who serves.
+    pub router: Arc<Router>,
+    /// Who may ask.
+    pub keys: Keys,
+    /// When it began to serve, Unix seconds.
+    pub since: u64,
+}
+
+/// The whole surface.
+pub fn routes(front: Arc<Front>) -> Routes {
+    let api = Routes::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(text_completions))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*id}", get(get_model))
+        .layer(middleware::from_fn_with_state(front.clone(), authorise));
+    Routes::new()
+        .route("/health", get(health))
+        .route("/version", get(version))
+        .merge(api)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(front.clone(), name_request))
+        .with_state(front)
+}
+
+type Shared = State<Arc<Front>>;
+
+async fn chat_completions(State(front): Shared, caller: Extension<Caller>, request: Request) -> Response {
+    complete(&front, caller.0, request, chat::read).await
+}
+
+async fn text_completions(State(front): Shared, caller: Extension<Caller>, request: Request) -> Response {
+    complete(&front, caller.0, request, completions::read).await
+}
+
+type ReadRequest = fn(&[u8], &[String]) -> Result<Asked, ApiError>;
+
+async fn complete(front: &Front, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
+    let answered = async {
+        let asked = read(&body(request).await?, &front.router.served())?;
+        if let Some(own) = &asked.request_id {
+            caller.request_id.clone_from(own);
+        }
+        answer(front, asked, &caller).await
+    };
+    let mut response = answered.await.unwrap_or_else(IntoResponse::into_response);
+    sign(&mut response, &caller.request_id);
+    response
+}
+
+/// A JSON body within the limits of size and time.
+async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence != "application/json" && !essence.ends_with("+json") {
+        let message = "the body must be JSON and say so: set the header Content-Type: application/json";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+    }
+    tokio::time::timeout(BODY_WITHIN, read_body(body)).await.unwrap_or_else(|_| {
+        let message = format!("the body was not sent within {} s", BODY_WITHIN.as_secs());
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
+    })
+}
+
+async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
+    let (mut chunks, mut bytes, mut seen) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            let message = format!("the body broke off: {error}");
+            ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+        })?;
+        seen += chunk.len();
+        if seen <= limits::REQUEST_BYTES {
+            bytes.extend_from_slice(&chunk);
+        } else if seen > OVERFLOW {
+            break;
+        }
+    }
+    if seen <= limits::REQUEST_BYTES {
+        return Ok(bytes);
+    }
+    let message = format!("the body has more than {} bytes: shorten the prompt", limits::REQUEST_BYTES);
+    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message))
+}
+
+async fn list_models(State(front): Shared) -> Response {
+    Json(models::list(&front.router.loads.snapshot(), front.since)).into_response()
+}
+
+async fn get_model(State(front): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let model = models::one(&front.router.loads.snapshot(), front.since, &id)?;
+    Ok(Json(model).into_response())
+}
+
+async fn health(State(front): Shared) -> Result<Response, ApiError> {
+    match crate::ready(&front.router) {
+        Ok(()) => Ok(Json(json!({"status": "ok"})).into_response()),
+        Err(reason) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", reason)),
+    }
+}
+
+async fn version() -> Response {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+}
+
+async fn unknown_path(method: Method, uri: Uri) -> ApiError {
+    let shown: String = uri.path().chars().take(200).collect();
+    let message = format!(
+        "nothing is served at {method} {shown}: there are /v1/chat/completions, /v1/completions, /v1/models, /health and /version"
+    );
+    ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} does not take {method}", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}
+
+/// Where keys are set, lets in who has one.
+async fn authorise(State(front): Shared, request: Request, next: Next) -> Response {
+    match front.keys.check(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            let mut response = error.into_response();
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
+    }
+}
+
+/// Gives every request its id and its response the same.
+async fn name_request(State(front): Shared, mut request: Request, next: Next) -> Response {
+    let caller = caller(request.headers(), &front);
+    let id = caller.request_id.clone();
+    // HTTP/2 says it by GOAWAY.
+    let closes = request.version() < Version::HTTP_2;
+    request.extensions_mut().insert(caller);
+    let mut response = next.run(request).await;
+    if !response.headers().contains_key(REQUEST_ID) {
+        sign(&mut response, &id);
+    }
+    if closes && front.router.shutdown.is_draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn caller(headers: &HeaderMap, front: &Front) -> Caller {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let own = text(REQUEST_ID);
+    let request_id = if own.is_empty() { format!("req-{}", front.router.config.now().mint.session()) } else { own };
+    let trace = TraceContext::from_headers(headers);
+    Caller { request_id, tenant: text(TENANT), trace }
+}
+
+fn sign(response: &mut Response, request_id: &str) {
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+}
