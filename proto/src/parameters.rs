@@ -4,6 +4,7 @@
 //! that is read is there, and the answer to the client states it. [`decoding`] turns that into the core's type; it
 //! validates again, since what it reads came over the wire.
 
+mod allow;
 mod check;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use cascadia_core::limits;
 use cascadia_core::rule::{self, Rule};
 
 use crate::v1;
+pub use allow::Allowed;
 use check::{between, count};
 
 /// Every strategy's name.
@@ -65,6 +67,8 @@ pub struct Defaults {
     pub draft_length: u32,
     /// The strategies that may be asked for.
     pub strategies: Vec<String>,
+    /// Intervals of parameters; all of them hold.
+    pub allowed: Vec<Allowed>,
 }
 
 impl Default for Defaults {
@@ -78,6 +82,7 @@ impl Default for Defaults {
             most_tokens: 1 << 20,
             draft_length: limits::DEFAULT_DRAFT_LENGTH as u32,
             strategies: STRATEGIES.map(str::to_owned).to_vec(),
+            allowed: Vec::new(),
         }
     }
 }
@@ -122,6 +127,7 @@ pub fn resolve(asked: &v1::Parameters, defaults: &Defaults) -> Result<v1::Parame
         count("logprobs", logprobs, 0, limits::MAX_TOP_LOGPROBS as u32)?;
     }
     resolve_losses(&mut resolved)?;
+    defaults.allowed.iter().try_for_each(|allowed| allowed.check(&resolved, asked))?;
     Ok(resolved)
 }
 

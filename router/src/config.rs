@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cascadia_core::limits;
 use cascadia_node::config::Reloads;
-use cascadia_proto::parameters::{self, Defaults, STRATEGIES};
+use cascadia_proto::parameters::{self, Allowed, Defaults, STRATEGIES};
 use cascadia_proto::v1::Parameters;
 
 use crate::mint::Mint;
@@ -33,6 +33,11 @@ pub struct RouterConfig {
     /// Strategies that requests may choose.
     #[arg(long, env = "CASCADIA_STRATEGIES", add = Reloads, value_delimiter = ',', default_values_t = STRATEGIES.map(String::from))]
     pub strategies: Vec<String>,
+
+    /// Intervals within which requests may choose a parameter: NAME=LEAST..MOST, an end may be left open; for example
+    /// temperature=0..1.5, draft_length=..16, token_v3.alpha=0..0.5; alpha alone is of all rules.
+    #[arg(long, env = "CASCADIA_ALLOW", add = Reloads, value_delimiter = ',', value_name = "NAME=LEAST..MOST")]
+    pub allow: Vec<Allowed>,
 
     /// Strategy of a request that names none.
     #[arg(long, env = "CASCADIA_DEFAULT_STRATEGY", add = Reloads, default_value_t = Defaults::default().strategy)]
@@ -90,6 +95,7 @@ impl RouterConfig {
             most_tokens: self.most_tokens,
             draft_length: self.default_draft_length,
             strategies: self.strategies.clone(),
+            allowed: self.allow.clone(),
         }
     }
 
@@ -193,6 +199,8 @@ mod tests {
             (RouterConfig { strategies: vec!["fast".into()], ..default() }, "\"fast\""),
             (RouterConfig { default_rule: "best".into(), ..default() }, "best"),
             (RouterConfig { default_temperature: f64::NAN, ..default() }, "temperature"),
+            (RouterConfig { allow: vec!["temperature=0..0.5".parse().unwrap()], ..default() }, "its default"),
+            (RouterConfig { allow: vec!["token_v3.alpha=0.5..".parse().unwrap()], ..default() }, "alpha of token_v3"),
         ] {
             let error = config.check().unwrap_err();
             assert!(error.contains(says), "{says}: {error}");

@@ -241,3 +241,65 @@ proptest! {
         }
     }
 }
+
+fn allowing(intervals: &[&str]) -> Defaults {
+    let allowed = intervals.iter().map(|interval| interval.parse().unwrap_or_else(|error| panic!("{error}")));
+    Defaults { allowed: allowed.collect(), ..Defaults::default() }
+}
+
+#[test]
+fn an_operators_interval_holds_for_what_is_asked_and_for_what_is_not() {
+    let operator = allowing(&["temperature=0..1.5", "draft_length=..8", "alpha=0.1..0.8", "token_v3.alpha=..0.5"]);
+    let refused = |asked: v1::Parameters| resolve(&asked, &operator).expect_err("it lies outside");
+    for (asked, field, says) in [
+        (v1::Parameters { temperature: Some(2.0), ..asked() }, "temperature", "between 0 and 1.5 here, not 2"),
+        (v1::Parameters { draft_length: Some(9), ..asked() }, "draft_length", "at most 8 here, not 9"),
+        (v1::Parameters { alpha: Some(0.9), ..cascade("chow") }, "alpha", "alpha of chow must be between 0.1 and 0.8"),
+        (v1::Parameters { alpha: Some(0.6), ..cascade("token_v3") }, "alpha", "alpha of token_v3 must be at most 0.5"),
+        (v1::Parameters { alpha: Some(0.05), ..cascade("token_v3") }, "alpha", "alpha of token_v3 must be between 0.1"),
+    ] {
+        let error = refused(asked);
+        assert_eq!(error.field, field);
+        assert!(error.sentence.contains(says), "{error}");
+    }
+    for asked in [
+        asked(),
+        cascade("token_v3"),
+        v1::Parameters { alpha: Some(0.8), ..cascade("chow") },
+        // On another scale, and bounded by its own name only.
+        strategy_of("cascade_query"),
+        strategy_of("cascade_token"),
+    ] {
+        resolve(&asked, &operator).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let error =
+        resolve(&strategy_of("cascade_query"), &allowing(&["cascade_query.alpha=-0.5..0"])).expect_err("the default");
+    assert!(error.sentence.contains("not -0.7, its default: give one that is"), "{error}");
+    let bild = v1::Parameters { bild: Some(v1::BildParameters { fallback: 0.5, rollback: 1.0 }), ..cascade("bild") };
+    let error = resolve(&bild, &allowing(&["bild.fallback=0.99..1"])).expect_err("it lies outside");
+    assert_eq!(error.field, "bild");
+    // Wherever a session was admitted, owners take it.
+    assert_eq!(decoded(v1::Parameters { temperature: Some(2.0), ..asked() }).sampling.temperature, 2.0);
+}
+
+#[test]
+fn intervals_are_read_as_they_are_written() {
+    for text in ["temperature=0..1.5", "token_v3.alpha=..0.5", "bild.fallback=0.2..", "cascade_query.alpha=-2..-0.1"] {
+        let allowed: Allowed = text.parse().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(allowed.to_string(), text);
+    }
+    for (text, says) in [
+        ("temperature", "no ="),
+        ("temperature=1", "no .."),
+        ("temperature=a..b", "\"a\" is no number"),
+        ("temperature=2..1", "nothing lies between 2 and 1"),
+        ("temperature=nan..1", "nothing lies between"),
+        ("heat=0..1", "\"heat\" is no parameter; there are temperature"),
+        ("bild.alpha=0..1", "is no parameter"),
+        ("best.alpha=0..1", "is no parameter"),
+        ("chow.temperature=0..1", "is no parameter"),
+    ] {
+        let error = text.parse::<Allowed>().expect_err(text);
+        assert!(error.contains(says), "{error}");
+    }
+}
