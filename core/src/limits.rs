@@ -74,6 +74,10 @@ pub const WATCH_PERIOD: Duration = Duration::from_millis(250);
 /// Silence of a status stream after which its node counts as hung.
 pub const WATCH_SILENCE: Duration = Duration::from_secs(3);
 
+/// A kind of node that has been missing for less than this may only be restarting: a session whose text would change
+/// without it waits so long before it goes on.
+pub const MAY_COME_BACK: Duration = Duration::from_secs(2);
+
 /// Work of at most this many tokens goes before any prefill: two verified blocks of the greatest length.
 pub const SHORT_TOKENS: usize = 2 * MAX_DRAFT_LENGTH;
 

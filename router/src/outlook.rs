@@ -1,11 +1,12 @@
 //! What all sessions of this router watch together: which nodes are well, which models were ever served.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
-use cascadia_core::placement::{Loads, NodeState, Role, Snapshot, served_models};
+use cascadia_core::limits;
+use cascadia_core::placement::{Loads, NodeState, Role, Snapshot, Wish, pick_drafter, pick_expert, served_models};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,6 +23,8 @@ pub struct Outlook {
     servable: watch::Sender<bool>,
     /// Every name an expert has declared: a pool that is gone for a while is waited for, not unknown.
     known: Mutex<BTreeSet<String>>,
+    /// Models without a drafter or without an expert that takes sessions, and since when.
+    missing: Mutex<BTreeMap<(Role, String), Instant>>,
 }
 
 impl Default for Outlook {
@@ -31,6 +34,7 @@ impl Default for Outlook {
             changes: watch::Sender::new(()),
             servable: watch::Sender::new(false),
             known: Mutex::default(),
+            missing: Mutex::default(),
         }
     }
 }
@@ -46,6 +50,23 @@ impl Outlook {
             changed
         });
         self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(served_models(snapshot));
+        let (now, mut missing) = (Instant::now(), self.missing.lock().unwrap_or_else(PoisonError::into_inner));
+        for model in self.known_models() {
+            let wish = Wish { model: &model, ..Wish::default() };
+            let has = [
+                (Role::Drafter, pick_drafter(snapshot, loads, &wish).is_ok()),
+                (Role::Expert, pick_expert(snapshot, loads, &wish).is_ok()),
+            ];
+            for (role, has) in has {
+                let key = (role, model.clone());
+                if has {
+                    missing.remove(&key);
+                } else {
+                    missing.entry(key).or_insert(now);
+                }
+            }
+        }
+        drop(missing);
         if is_servable(snapshot) {
             self.servable.send_if_modified(|servable| !std::mem::replace(servable, true));
         }
@@ -62,6 +83,15 @@ impl Outlook {
     #[must_use]
     pub fn known_models(&self) -> BTreeSet<String> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether no kind of node that serves a model has been missing for longer than a restart takes.
+    #[must_use]
+    pub fn may_come_back(&self, model: &str) -> bool {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately =
+            |role| missing.get(&(role, model.to_owned())).is_none_or(|since| since.elapsed() < limits::MAY_COME_BACK);
+        lately(Role::Drafter) && lately(Role::Expert)
     }
 
     /// Whether a model could be served at some time since the start.
@@ -97,9 +127,48 @@ fn is_servable(snapshot: &Snapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cascadia_core::placement::Load;
+    use cascadia_core::placement::{Load, NodeRecord, ServedModel};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_just_gone_may_come_back_and_what_was_never_there_may_not() {
+        let outlook = Outlook::default();
+        let node = |id: &str, role| {
+            let model = ServedModel {
+                name: "m".into(),
+                fingerprint: "f".into(),
+                tokenizer_fingerprint: "t".into(),
+                row_exact: true,
+            };
+            NodeRecord {
+                id: NodeId(id.into()),
+                instance: 1,
+                role,
+                address: String::new(),
+                admin_address: String::new(),
+                models: vec![model],
+                capacity: 1,
+                protocol: (1, 1),
+                state: NodeState::Ready,
+            }
+        };
+        let observe = |nodes: &[NodeRecord]| {
+            let nodes = nodes.iter().map(|node| (node.id.clone(), node.clone())).collect();
+            outlook.observe(&Snapshot { revision: 1, nodes }, &Loads::new());
+        };
+        let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
+        observe(std::slice::from_ref(&expert));
+        assert!(outlook.may_come_back("m"), "the first look sees whom it can");
+        tokio::time::sleep(limits::MAY_COME_BACK).await;
+        assert!(!outlook.may_come_back("m"), "experts alone");
+        observe(&[expert.clone(), drafter]);
+        tokio::time::sleep(limits::MAY_COME_BACK).await;
+        observe(&[expert]);
+        assert!(outlook.may_come_back("m"));
+        tokio::time::sleep(limits::MAY_COME_BACK).await;
+        assert!(!outlook.may_come_back("m"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_is_hung_when_it_is_unwell_and_silent() {

@@ -15,6 +15,8 @@ pub struct Need<'a> {
     pub begun: bool,
     /// Whether others may step in for a kind of node that is missing; not where nodes are only busy.
     pub step_in: bool,
+    /// Whether they may although a retry might then get another text; not while the missing may only be restarting.
+    pub break_promise: bool,
     /// Model, key, pins, and nodes to avoid.
     pub wish: Wish<'a>,
 }
@@ -106,7 +108,7 @@ pub fn choose(snapshot: &Snapshot, loads: &Loads, need: &Need<'_>) -> Result<Sea
         (need.step_in && need.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
     };
     match instead {
-        Some(Ok(seat)) => Ok(seat),
+        Some(Ok(seat)) if need.break_promise || keeps_promise(need.parameters, need.handed_over, &seat) => Ok(seat),
         _ => Err(NoSeat::Now(error)),
     }
 }
@@ -214,7 +216,7 @@ mod tests {
     }
 
     fn need<'a>(parameters: &'a Parameters, handed_over: bool, wish: Wish<'a>) -> Need<'a> {
-        Need { parameters, handed_over, begun: false, step_in: true, wish }
+        Need { parameters, handed_over, begun: false, step_in: true, break_promise: true, wish }
     }
 
     fn names(parameters: &Parameters, handed_over: bool, gone: &[&str]) -> Result<(String, String), NoSeat> {
@@ -254,6 +256,19 @@ mod tests {
         let wish = Wish { model: "m", exclude: BTreeSet::from([NodeId("d".into())]), ..Wish::default() };
         let need = Need { step_in: false, ..need(&parameters, false, wish) };
         assert!(matches!(choose(&cluster(), &Loads::new(), &need), Err(NoSeat::Now(_))));
+    }
+
+    #[test]
+    fn only_an_exact_text_goes_on_without_waiting_for_a_node_that_may_come_back() {
+        let gone = |id: &str| Wish { model: "m", exclude: BTreeSet::from([NodeId(id.into())]), ..Wish::default() };
+        let waits = |parameters: &Parameters, id| {
+            let need = Need { break_promise: false, ..need(parameters, false, gone(id)) };
+            matches!(choose(&cluster(), &Loads::new(), &need), Err(NoSeat::Now(_)))
+        };
+        assert!(!waits(&asks("speculative"), "d"));
+        assert!(waits(&asks("speculative_cascade"), "d") && waits(&asks("drafter"), "d"));
+        let alone = Parameters { on_expert_loss: OnExpertLoss::Drafter.into(), ..asks("speculative") };
+        assert!(waits(&alone, "e"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
+use cascadia_core::limits;
 use cascadia_core::placement::{PlacementError, Wish};
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::run_response::Message;
@@ -112,13 +113,13 @@ impl<'a> Session<'a> {
     /// Waits for a place.
     async fn place(&mut self) -> Result<Seat, GenerateError> {
         let mut changes = self.router.outlook.changes();
-        let mut waiting = None;
+        let (mut waiting, since) = (None, Instant::now());
         loop {
             changes.mark_unchanged();
             let now = Instant::now();
             self.avoid.retain(|_, (until, _)| *until > now);
             let loads = &self.router.loads;
-            match place::choose(&loads.snapshot(), &loads.loads(), &self.need()) {
+            match place::choose(&loads.snapshot(), &loads.loads(), &self.need(since)) {
                 Ok(seat) => {
                     self.waiting_for = None;
                     seat.nodes().for_each(|node| loads.placed(node, self.terms.tokens));
@@ -144,13 +145,16 @@ impl<'a> Session<'a> {
         self.handed_over || self.transcript.committed() > 0
     }
 
-    fn need(&self) -> Need<'_> {
+    /// What the session needs, having looked for a place `since` then.
+    fn need(&self, since: Instant) -> Need<'_> {
         let chance = (self.terms.session.0 as u64).wrapping_add(u64::from(self.placement));
         let exclude: BTreeSet<NodeId> = self.avoid.keys().cloned().collect();
         Need {
             parameters: &self.parameters,
             handed_over: self.handed_over,
             begun: self.started,
+            break_promise: since.elapsed() >= limits::MAY_COME_BACK
+                || !self.router.outlook.may_come_back(&self.terms.model),
             step_in: !self.avoid.values().any(|&(_, busy)| busy),
             wish: Wish {
                 model: &self.terms.model,

@@ -85,7 +85,7 @@ impl Case {
                 answer.finished.reproducible,
                 self.token_ids.len(),
                 answer.token_ids.len(),
-                answer.finished.speculation.map(|s| s.moves),
+                answer.finished.speculation.as_ref().map(|s| s.moves),
             ));
         }
         Ok(())

@@ -19,6 +19,7 @@ use cascadia_node::owner::{self, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, Open, OpenSession};
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::alone;
@@ -50,6 +51,8 @@ pub struct Generation<'n> {
     met_full: bool,
     /// An expert has served it.
     met: bool,
+    /// When it lost the expert it had, or was to have.
+    lost: Option<Instant>,
     speculation: Speculation,
     /// What of the session's doings is counted already.
     counted: Counters,
@@ -89,6 +92,7 @@ impl<'n> Generation<'n> {
             barren: 0,
             met_full: false,
             met: false,
+            lost: None,
             speculation: node.metrics.speculation(&opening.open.model, &decoding.strategy),
             counted: Counters::default(),
             decoding,

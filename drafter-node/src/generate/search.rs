@@ -5,6 +5,7 @@ use cascadia_core::limits;
 use cascadia_node::owner::Output;
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::Generation;
@@ -58,6 +59,7 @@ impl Generation<'_> {
                 Some(link) => return Ok(self.hold(link, output)),
                 None => {
                     self.session.reopen();
+                    self.lost = Some(Instant::now());
                 }
             }
         }
@@ -78,6 +80,7 @@ impl Generation<'_> {
         }
         drop(lost);
         self.session.reopen();
+        self.lost = Some(Instant::now());
         let reason = if matches!(loss, Loss::Leaving) { v1::MoveReason::Drain } else { v1::MoveReason::Loss };
         self.search(reason, output).await
     }
@@ -109,6 +112,11 @@ impl Generation<'_> {
     fn prefers_drafter(&self) -> bool {
         let parameters = self.opening.resolved.parameters.as_ref();
         parameters.is_some_and(|p| p.on_expert_loss() == v1::OnExpertLoss::Drafter)
+    }
+
+    /// An expert that has just gone may only be restarting, and the drafter alone writes another text.
+    fn may_come_back(&self) -> bool {
+        self.lost.is_some_and(|lost| lost.elapsed() < limits::MAY_COME_BACK)
     }
 
     fn hold(&mut self, link: ExpertLink, output: &mut Output) -> Found {
@@ -185,7 +193,7 @@ impl Generation<'_> {
                     return Ok(Some(link));
                 }
                 self.session.reopen();
-            } else if self.prefers_drafter() && !std::mem::take(&mut self.met_full) {
+            } else if self.prefers_drafter() && !self.may_come_back() && !std::mem::take(&mut self.met_full) {
                 // Experts that are only full are not lost: their sessions end, and this one's turn comes.
                 return Ok(None);
             } else {
