@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cascadia_node::telemetry::TelemetryConfig;
 use cascadia_router::http::HttpConfig;
 use clap::{Args, Parser, Subcommand};
 
@@ -135,6 +136,10 @@ pub struct UpArgs {
     /// Where OpenAI's clients are served.
     #[command(flatten)]
     pub http: HttpConfig,
+
+    /// Where traces go.
+    #[command(flatten)]
+    pub telemetry: TelemetryConfig,
 }
 
 /// Arguments of `status`.

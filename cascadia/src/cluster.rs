@@ -13,6 +13,7 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
+use cascadia_node::telemetry::Telemetry;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::{HttpConfig, HttpError};
 use tokio::runtime::Runtime;
@@ -48,6 +49,8 @@ pub struct ClusterConfig {
     pub drive: Drive,
     /// Gives every node a runtime of its own, as a process has, so that it can be killed.
     pub isolated: bool,
+    /// Where every node's traces go.
+    pub telemetry: Telemetry,
 }
 
 impl Default for ClusterConfig {
@@ -64,6 +67,7 @@ impl Default for ClusterConfig {
             expert: ExpertConfig { served_model: served, ..ExpertConfig::default() },
             drive: Drive::Thread,
             isolated: false,
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -386,6 +390,7 @@ impl LocalCluster {
             connector: Connector::tcp(),
             membership: self.membership.clone(),
             shutdown,
+            telemetry: self.config.telemetry.clone(),
         })
     }
 

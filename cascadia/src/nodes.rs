@@ -17,6 +17,7 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener, check_address};
+use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
 use cascadia_node::token::Token;
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
@@ -36,6 +37,9 @@ const PROBE: Duration = Duration::from_secs(3);
 
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long spans that wait may take to reach their collector when a node ends.
+pub const FLUSH: Duration = Duration::from_secs(5);
 
 /// What every node is told about its place.
 #[derive(Args, Clone, Debug)]
@@ -78,6 +82,9 @@ pub struct NodeArgs {
     /// Seconds after which etcd forgets a node that died.
     #[arg(long, value_name = "SECONDS", env = "CASCADIA_LEASE_TTL", default_value_t = 15, value_parser = clap::value_parser!(u32).range(2..=3600), help_heading = "Membership")]
     pub lease_ttl: u32,
+
+    #[command(flatten)]
+    telemetry: TelemetryConfig,
 }
 
 /// Where membership comes from: exactly one of these.
@@ -162,7 +169,10 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
         Command::Router(args) => args.config.check().map(|()| replace.with(args.config)),
         _ => Ok(()),
     });
-    Ok(cascadia_router::run(config, edge, door).await?)
+    let telemetry = edge.telemetry.clone();
+    let ended = cascadia_router::run(config, edge, door).await;
+    telemetry.shutdown(FLUSH).await;
+    Ok(ended?)
 }
 
 /// Runs a drafter until it is told to stop.
@@ -189,7 +199,10 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
         }
         _ => Ok(()),
     });
-    Ok(cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await?)
+    let telemetry = edge.telemetry.clone();
+    let ended = cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await;
+    telemetry.shutdown(FLUSH).await;
+    Ok(ended?)
 }
 
 /// Runs an expert until it is told to stop.
@@ -216,7 +229,19 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
         }
         _ => Ok(()),
     });
-    Ok(cascadia_expert_node::run(config, edge, parts, Drive::Thread).await?)
+    let telemetry = edge.telemetry.clone();
+    let ended = cascadia_expert_node::run(config, edge, parts, Drive::Thread).await;
+    telemetry.shutdown(FLUSH).await;
+    Ok(ended?)
+}
+
+/// Where traces go, by our settings or by OpenTelemetry's own variables.
+///
+/// # Errors
+/// When a setting cannot be meant.
+pub fn telemetry(config: &TelemetryConfig) -> Result<Telemetry, Failure> {
+    let config = config.clone().or_environment(|name| std::env::var(name).ok());
+    Ok(Telemetry::new(&config)?)
 }
 
 impl DrafterArgs {
@@ -249,6 +274,7 @@ impl NodeArgs {
     async fn edge(&self, role: Role) -> Result<Edge, Failure> {
         let token = Token::find(self.admin_token_file.as_deref())?;
         let shutdown = Shutdown::on_signals();
+        let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
         // It answers from here on, while etcd is looked for and the model loads.
         let admin = AdminPort::open(Listener::bind(&self.admin).await?, &shutdown, token);
@@ -263,6 +289,7 @@ impl NodeArgs {
             connector: Connector::tcp(),
             membership,
             shutdown,
+            telemetry,
         })
     }
 

@@ -11,14 +11,21 @@ use crate::cli::{Cli, Command, UpArgs};
 use crate::cluster::{ClusterConfig, LocalCluster, Models, Reconfigure};
 use crate::config::{Section, Settings, follow};
 use crate::load::{self, Model, Pair};
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, nodes};
 
 /// Runs the command until Ctrl-C or SIGTERM.
 ///
 /// # Errors
 /// When a model cannot be loaded, the address cannot be listened on, or a node ends.
 pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
-    let config = configured(args, &settings)?;
+    let telemetry = nodes::telemetry(&args.telemetry)?;
+    let config = ClusterConfig { telemetry: telemetry.clone(), ..configured(args, &settings)? };
+    let ended = serve(args, settings, config).await;
+    telemetry.shutdown(nodes::FLUSH).await;
+    ended
+}
+
+async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outcome {
     let (served, models) = models(args, &config)?;
     let model = config.expert.served_model.join(", ");
     let mut cluster = LocalCluster::start(config, models).await?;

@@ -283,6 +283,11 @@ impl<T: Task> Stepper<T> {
         Ok(())
     }
 
+    /// The sessions of the last batch.
+    pub fn batch(&self) -> impl Iterator<Item = SessionId> {
+        self.pieces.iter().map(|piece| piece.key)
+    }
+
     /// The session's task.
     #[must_use]
     pub fn get(&self, key: SessionId) -> Option<&T> {

@@ -7,6 +7,7 @@ use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, Open, OpenSession};
+use cascadia_node::telemetry::Mark;
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
 use tonic::Status;
@@ -108,6 +109,7 @@ async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<Op
         priority: opening.open.priority,
         salt: opening.salt().to_owned(),
         age: opening.age(),
+        mark: Mark::default(),
     };
     node.engine.open(open).await
 }

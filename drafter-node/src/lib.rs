@@ -15,6 +15,7 @@ mod generate;
 pub mod metrics;
 mod node;
 mod run;
+mod spans;
 
 use std::sync::Arc;
 
@@ -62,7 +63,7 @@ pub async fn run(
     config.check().map_err(DrafterError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());
-    let process = Process::new(edge, parts.engine.progress());
+    let process = Process::new(edge, Role::Drafter, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(
@@ -111,6 +112,7 @@ pub async fn run(
         leaving,
         board: process.board().clone(),
         metrics,
+        tracer: process.tracer().clone(),
         config: live,
     });
     let service =

@@ -13,6 +13,7 @@ use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
 use cascadia_node::sessions::EngineHandle;
 use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::Tracer;
 use cascadia_proto::v1;
 
 use crate::config::DrafterConfig;
@@ -40,6 +41,8 @@ pub struct DrafterNode {
     pub board: StatusBoard,
     /// What is counted.
     pub metrics: Metrics,
+    /// What it records its spans with.
+    pub tracer: Tracer,
 }
 
 impl std::fmt::Debug for DrafterNode {

@@ -13,6 +13,7 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response as Answered, Status, Streaming};
+use tracing::Instrument;
 
 use crate::node::DrafterNode;
 use crate::{alone, generate};
@@ -35,7 +36,7 @@ impl session_server::Session for SessionService {
         let (sender, receiver) = mpsc::channel(UNREAD);
         // Ends with the stream: the inbound side fails when the router goes, the outbound side closes.
         tokio::spawn(async move {
-            if let Err(status) = own(&node, inbound, &sender, trace).await {
+            if let Err(status) = own(&node, inbound, &sender, &trace).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -47,10 +48,21 @@ async fn own(
     node: &DrafterNode,
     mut inbound: Streaming<RunRequest>,
     sender: &owner::Sender,
-    trace: TraceContext,
+    caller: &TraceContext,
 ) -> Result<(), Status> {
     let _serving = node.board.serving();
-    let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
+    let mut opening = Opening::read(&mut inbound, &node.facts, caller, &node.tracer).await?;
+    let ended = serve(node, &opening, inbound, sender).instrument(opening.log_span()).await;
+    opening.ended(&ended);
+    ended
+}
+
+async fn serve(
+    node: &DrafterNode,
+    opening: &Opening,
+    mut inbound: Streaming<RunRequest>,
+    sender: &owner::Sender,
+) -> Result<(), Status> {
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.drafter);
     if !pinned.is_empty() && pinned != node.facts.fingerprint {
         return Err(Status::failed_precondition(format!(
@@ -85,11 +97,11 @@ async fn own(
             Strategy::Expert => {
                 Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter"))
             }
-            Strategy::Drafter => alone::drafter(node, &opening, begun).await,
-            Strategy::CascadeQuery { alpha } => alone::cascade_query(node, &opening, begun, alpha).await,
+            Strategy::Drafter => alone::drafter(node, opening, begun).await,
+            Strategy::CascadeQuery { alpha } => alone::cascade_query(node, opening, begun, alpha).await,
             Strategy::CascadeToken { .. } | Strategy::Speculative { .. } | Strategy::SpeculativeCascade { .. } => {
                 let Begun { decoding, ids, prompt_tokens, output } = begun;
-                generate::Generation::new(node, &opening, decoding, ids, prompt_tokens).run(output).await
+                generate::Generation::new(node, opening, decoding, ids, prompt_tokens).run(output).await
             }
         }
     };

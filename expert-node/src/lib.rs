@@ -11,6 +11,7 @@ pub mod error;
 pub mod metrics;
 mod node;
 mod run;
+mod spans;
 mod verify;
 
 use std::sync::Arc;
@@ -55,7 +56,7 @@ pub async fn run(
     config.check().map_err(ExpertError::Config)?;
     cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
     let facts = offered(parts.engine.facts(), parts.text.as_ref());
-    let process = Process::new(edge, parts.engine.progress());
+    let process = Process::new(edge, Role::Expert, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(
@@ -67,7 +68,8 @@ pub async fn run(
         },
     );
     let observer = Box::new(metrics.clone());
-    let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
+    let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens)
+        .with_tracer(process.tracer().clone());
     // A session has its opening, its close and its granted blocks in the mailbox at most.
     let capacity = config.max_sessions * (config.slots as usize + 2);
     let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
@@ -86,8 +88,9 @@ pub async fn run(
         grace: config.grace(),
     };
     let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
-    let board = process.board().clone();
-    let node = Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, metrics, config });
+    let (board, tracer) = (process.board().clone(), process.tracer().clone());
+    let node =
+        Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, metrics, tracer, config });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
     let routes = tonic::service::Routes::new(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),

@@ -7,6 +7,7 @@ use cascadia_core::engine::ModelFacts;
 use cascadia_node::leaving::Leaving;
 use cascadia_node::sessions::EngineHandle;
 use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::Tracer;
 use cascadia_proto::v1;
 use tonic::Status;
 
@@ -32,6 +33,8 @@ pub struct ExpertNode {
     pub board: StatusBoard,
     /// What is counted.
     pub metrics: Metrics,
+    /// What it records its spans with.
+    pub tracer: Tracer,
 }
 
 impl std::fmt::Debug for ExpertNode {

@@ -9,13 +9,14 @@ use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Scorer};
 use cascadia_node::sessions::{Heard, Open};
-use cascadia_node::telemetry::TraceContext;
+use cascadia_node::telemetry::{Mark, TraceContext};
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response as Answered, Status, Streaming};
+use tracing::Instrument;
 
 use crate::engine::{ExpertReply, ExpertWork};
 use crate::node::ExpertNode;
@@ -38,7 +39,7 @@ impl session_server::Session for SessionService {
         let (sender, receiver) = mpsc::channel(UNREAD);
         // Ends with the stream, as in `verify.rs`.
         tokio::spawn(async move {
-            if let Err(status) = decode(&node, inbound, &sender, trace).await {
+            if let Err(status) = own(&node, inbound, &sender, &trace).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -46,14 +47,25 @@ impl session_server::Session for SessionService {
     }
 }
 
-async fn decode(
+async fn own(
     node: &ExpertNode,
     mut inbound: Streaming<RunRequest>,
     sender: &owner::Sender,
-    trace: TraceContext,
+    caller: &TraceContext,
 ) -> Result<(), Status> {
     let _serving = node.board.serving();
-    let opening = Opening::read(&mut inbound, &node.facts, trace).await?;
+    let mut opening = Opening::read(&mut inbound, &node.facts, caller, &node.tracer).await?;
+    let ended = decode(node, &opening, inbound, sender).instrument(opening.log_span()).await;
+    opening.ended(&ended);
+    ended
+}
+
+async fn decode(
+    node: &ExpertNode,
+    opening: &Opening,
+    mut inbound: Streaming<RunRequest>,
+    sender: &owner::Sender,
+) -> Result<(), Status> {
     node.serves(&opening.open.model)?;
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert);
     node.matches(pinned)?;
@@ -66,6 +78,8 @@ async fn decode(
         priority: opening.open.priority,
         salt: opening.salt().to_owned(),
         age: opening.age(),
+        // It verifies nothing: a batch for each of its tokens would say nothing more than its span.
+        mark: Mark::default(),
     };
     let mut session = node.engine.open(open).await?;
     output.cached_tokens = session.cached.min(prompt_tokens) as u32;

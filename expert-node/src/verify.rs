@@ -13,6 +13,7 @@ use cascadia_core::verify;
 use cascadia_node::leaving;
 use cascadia_node::owner::known_ids;
 use cascadia_node::sessions::{Heard, Hint, Open};
+use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_request::Message as Request;
 use cascadia_proto::v1::verify_response::Message as Response;
 use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse, verify_server};
@@ -22,9 +23,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response as Answered, Status, Streaming};
+use tracing::Instrument;
 
 use crate::engine::{ExpertReply, ExpertWork};
 use crate::node::ExpertNode;
+use crate::spans::Spans;
 
 /// The verification service.
 #[derive(Clone, Debug)]
@@ -40,12 +43,13 @@ impl verify_server::Verify for VerifyService {
         &self,
         request: tonic::Request<Streaming<VerifyRequest>>,
     ) -> Result<Answered<Self::StreamStream>, Status> {
+        let caller = TraceContext::from_metadata(request.metadata());
         let inbound = request.into_inner();
         let node = self.0.clone();
         let (sender, receiver) = mpsc::channel(node.config.slots as usize + 4);
         // Ends with the stream: the inbound side closes when the drafter goes, the outbound when the connection does.
         tokio::spawn(async move {
-            if let Err(status) = serve(&node, inbound, &sender).await {
+            if let Err(status) = serve(&node, inbound, &sender, &caller).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -53,11 +57,30 @@ impl verify_server::Verify for VerifyService {
     }
 }
 
-async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outbound: &Outbound) -> Result<(), Status> {
+async fn serve(
+    node: &ExpertNode,
+    mut inbound: Streaming<VerifyRequest>,
+    outbound: &Outbound,
+    caller: &TraceContext,
+) -> Result<(), Status> {
     let _serving = node.board.serving();
     let reading = tokio::time::timeout(OPENING_TIMEOUT, Opening::read(node, &mut inbound));
     let opening =
         reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))?;
+    let mut spans = Spans::opened(&node.tracer, caller, &opening);
+    let log = spans.log_span(&opening);
+    let ended = converse(node, &opening, inbound, outbound, &mut spans).instrument(log).await;
+    spans.ended(&ended);
+    ended
+}
+
+async fn converse(
+    node: &ExpertNode,
+    opening: &Opening,
+    mut inbound: Streaming<VerifyRequest>,
+    outbound: &Outbound,
+    spans: &mut Spans,
+) -> Result<(), Status> {
     let deadline = tokio::time::sleep(opening.remaining);
     tokio::pin!(deadline);
     let to_leave = node.leaving.wait(None);
@@ -67,7 +90,9 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
     }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
-    let mut session = node.engine.open(Open { key, epoch, work, priority, salt, age: opening.age }).await?;
+    let open = Open { key, epoch, work, priority, salt, age: opening.age, mark: spans.mark() };
+    let mut session = node.engine.open(open).await?;
+    spans.held(session.cached);
     say(outbound, Response::Held(node.held(opening.protocol, session.cached))).await?;
 
     // When each unanswered block came.
@@ -82,12 +107,16 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
                     let came =
                         unanswered.pop_front().ok_or_else(|| Status::internal("an answer came to no block"))?;
                     waiting.answered();
+                    spans.answered(&answer, came, hint);
                     if let (Answer::Verdict(_), Some(began)) = (&answer, hint.began) {
                         node.metrics.verified(began.saturating_duration_since(came));
                     }
                     say(outbound, message_of(answer, hint)).await?;
                 }
-                Heard::Evicted(held) => say(outbound, Response::Held(node.held(opening.protocol, held))).await?,
+                Heard::Evicted(held) => {
+                    spans.evicted(held);
+                    say(outbound, Response::Held(node.held(opening.protocol, held))).await?;
+                }
                 Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened(_) => {}
             },
             message = inbound.message() => match message? {
@@ -99,6 +128,7 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
                     }
                     let block = convert::block(block).map_err(|e| Status::invalid_argument(e.to_string()))?;
                     check(node, &opening.decoding, &block)?;
+                    spans.came(&block);
                     session.order(block)?;
                     unanswered.push_back(Instant::now());
                     waiting.came();
@@ -108,6 +138,7 @@ async fn serve(node: &ExpertNode, mut inbound: Streaming<VerifyRequest>, outboun
             },
             () = &mut to_leave, if told_to_move.is_none() => {
                 told_to_move = Some(tokio::time::Instant::now());
+                spans.told_to_move();
                 say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Drain.into() })).await?;
             }
             () = stayed(told_to_move), if told_to_move.is_some() => {
@@ -183,12 +214,16 @@ async fn say(outbound: &Outbound, message: Response) -> Result<(), Status> {
 }
 
 /// What a drafter opened, whole.
-struct Opening {
-    key: SessionId,
-    epoch: Epoch,
+pub struct Opening {
+    pub key: SessionId,
+    pub epoch: Epoch,
     protocol: u32,
     decoding: Arc<Decoding>,
-    ids: Vec<TokenId>,
+    /// As the request names it.
+    pub strategy: String,
+    /// The deferral rule; empty where the strategy has none.
+    pub rule: String,
+    pub ids: Vec<TokenId>,
     priority: i32,
     salt: String,
     remaining: Duration,
@@ -232,12 +267,15 @@ impl Opening {
         }
         known_ids(&ids, node.facts.vocabulary, "history")?;
         let (remaining, age) = (Duration::from_millis(open.remaining_ms), Duration::from_millis(open.age_ms));
+        let parameters = resolved.parameters.clone().unwrap_or_default();
         let salt = if open.cache_salt.is_empty() { open.tenant } else { open.cache_salt };
         Ok(Self {
             key,
             epoch,
             protocol,
             decoding: Arc::new(decoding),
+            strategy: parameters.strategy,
+            rule: parameters.rule,
             ids,
             priority: open.priority,
             salt,

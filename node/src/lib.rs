@@ -2,8 +2,9 @@
 //!
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
-//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and trace context · [`metrics`] what
-//! all nodes' metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters and experts share.
+//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
+//! metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters
+//! and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
@@ -29,6 +30,7 @@ pub mod token;
 
 use cascadia_core::history::hash_bytes;
 use cascadia_core::ids::NodeId;
+use cascadia_core::placement::Role;
 
 /// Where a node meets the world: what every node's `run` is handed.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct Edge {
     pub membership: membership::Membership,
     /// How it is told to stop.
     pub shutdown: lifecycle::Shutdown,
+    /// Where its traces go.
+    pub telemetry: telemetry::Telemetry,
 }
 
 impl Edge {
@@ -52,5 +56,11 @@ impl Edge {
     #[must_use]
     pub fn instance(&self) -> u64 {
         hash_bytes(hash_bytes(self.listener.origin(), self.listener.address().as_bytes()), self.id.0.as_bytes())
+    }
+
+    /// What the node records its spans with.
+    #[must_use]
+    pub fn tracer(&self, role: Role) -> telemetry::Tracer {
+        self.telemetry.tracer(role, &self.id, self.instance())
     }
 }

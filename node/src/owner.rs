@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use crate::telemetry::TraceContext;
+use crate::telemetry::{Span, TraceContext, Tracer, log_span};
 
 /// What the router opened, whole.
 #[derive(Debug)]
@@ -35,8 +35,8 @@ pub struct Opening {
     pub resolved: v1::Resolved,
     /// A continued session's prompt length and all its ids.
     pub continued: Option<(usize, Vec<TokenId>)>,
-    /// The trace that the session's calls belong to.
-    pub trace: TraceContext,
+    /// The session's span here; it ends with the session.
+    pub span: Span,
     /// When it was read: what is left of its time counts from here.
     read: Instant,
 }
@@ -52,12 +52,43 @@ impl Opening {
     pub async fn read(
         inbound: &mut Streaming<RunRequest>,
         facts: &ModelFacts,
-        trace: TraceContext,
+        caller: &TraceContext,
+        tracer: &Tracer,
     ) -> Result<Self, Status> {
         let reading = tokio::time::timeout(OPENING_TIMEOUT, Self::read_whole(inbound, facts));
         let opening =
             reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")));
-        Ok(Self { trace, ..opening? })
+        let opening = opening?;
+        let mut span = tracer.session(opening.session, caller, "Session/Run");
+        span.began(opening.read.elapsed());
+        opening.describe(&mut span);
+        Ok(Self { span, ..opening })
+    }
+
+    fn describe(&self, span: &mut Span) {
+        if !span.is_recording() {
+            return;
+        }
+        span.set("cascadia.session", self.session.to_string());
+        span.set("cascadia.epoch", self.epoch.0 as i64);
+        span.set("cascadia.model", self.open.model.clone());
+        let parameters = self.resolved.parameters.clone().unwrap_or_default();
+        span.set("spec.strategy", parameters.strategy);
+        span.set_some("spec.rule", Some(parameters.rule).filter(|rule| !rule.is_empty()));
+        span.set_some("cascadia.history_tokens", self.continued.as_ref().map(|(_, ids)| ids.len() as i64));
+    }
+
+    /// What its log lines have in common.
+    #[must_use]
+    pub fn log_span(&self) -> tracing::Span {
+        log_span(self.session, &self.span.context())
+    }
+
+    /// How the session ended here. A caller that goes away is no failure.
+    pub fn ended(&mut self, ended: &Result<(), Status>) {
+        if let Err(status) = ended {
+            self.span.fail_with(status);
+        }
     }
 
     async fn read_whole(inbound: &mut Streaming<RunRequest>, facts: &ModelFacts) -> Result<Self, Status> {
@@ -83,16 +114,7 @@ impl Opening {
                 Some((continued.prompt_tokens as usize, ids))
             }
         };
-        Ok(Self {
-            session,
-            epoch,
-            protocol,
-            open,
-            resolved,
-            continued,
-            trace: TraceContext::default(),
-            read: Instant::now(),
-        })
+        Ok(Self { session, epoch, protocol, open, resolved, continued, span: Span::default(), read: Instant::now() })
     }
 
     /// The time the request has left.

@@ -18,6 +18,7 @@ use crate::membership::MembershipError;
 use crate::metrics::{self, Registry};
 use crate::net;
 use crate::status::StatusBoard;
+use crate::telemetry::{Tracer, keep};
 
 /// What membership says of the node.
 #[derive(Clone, Debug)]
@@ -49,14 +50,21 @@ pub struct Process {
     edge: Edge,
     board: StatusBoard,
     instance: u64,
+    tracer: Tracer,
 }
 
 impl Process {
     /// A process at its edge; `progress` counts the engine's finished layers.
     #[must_use]
-    pub fn new(edge: Edge, progress: Arc<AtomicU64>) -> Self {
-        let instance = edge.instance();
-        Self { board: StatusBoard::new(instance, progress), edge, instance }
+    pub fn new(edge: Edge, role: Role, progress: Arc<AtomicU64>) -> Self {
+        let (instance, tracer) = (edge.instance(), edge.tracer(role));
+        Self { board: StatusBoard::new(instance, progress), edge, instance, tracer }
+    }
+
+    /// What the node records its spans with.
+    #[must_use]
+    pub fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// What the node says about itself.
@@ -76,7 +84,7 @@ impl Process {
     /// # Errors
     /// When the node cannot register or its listener fails.
     pub async fn serve(self, identity: Identity, routes: Routes, mut metrics: Registry) -> Result<(), ProcessError> {
-        let Self { mut edge, board, instance } = self;
+        let Self { mut edge, board, instance, tracer } = self;
         let (ready, sessions) = (board.clone(), board.clone());
         let ready: metrics::Ready = Arc::new(move || ready.ready());
         metrics::node(&mut metrics, &edge.id, identity.role, &board, ready.clone());
@@ -116,7 +124,8 @@ impl Process {
         // The health service answers on the serving port as well, where gRPC clients look for it.
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        let routes = routes.add_service(board.service()).add_service(health_service);
+        let routes =
+            routes.add_service(board.service()).add_service(keep::service(&tracer)).add_service(health_service);
         let stop = shutdown.clone();
         serving.spawn(async move { net::serve(routes, edge.listener, &stop).await });
         let registration = tokio::select! {

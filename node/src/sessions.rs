@@ -18,6 +18,7 @@ use tonic::Status;
 
 use crate::drive::{EngineLoop, Mailbox, Undelivered};
 use crate::status::{EngineLoad, StatusBoard};
+use crate::telemetry::{Batch, BatchSpan, Mark, Tracer};
 
 /// A task that takes orders while it runs and has something to say after a step.
 pub trait Work: Task + 'static {
@@ -44,6 +45,8 @@ pub struct Hint {
     pub batch_tokens: usize,
     /// When the batch began; absent where none was needed.
     pub began: Option<Instant>,
+    /// The batch's span, if it has one.
+    pub span: Option<BatchSpan>,
 }
 
 /// What a session hears.
@@ -110,6 +113,8 @@ pub struct Open<W> {
     pub salt: String,
     /// How long ago the router admitted it: a session that moved is older than what is new here.
     pub age: Duration,
+    /// What the spans of batches link to.
+    pub mark: Mark,
 }
 
 type Replies<W> = mpsc::UnboundedSender<Result<Heard<<W as Work>::Reply>, Refusal>>;
@@ -225,6 +230,7 @@ struct Listener<W: Work> {
     epoch: Epoch,
     opening: Opening,
     replies: Replies<W>,
+    mark: Mark,
 }
 
 /// The loop that owns a model, its pages and its open sessions.
@@ -234,6 +240,7 @@ pub struct SessionLoop<W: Work> {
     listeners: BTreeMap<SessionId, Listener<W>>,
     board: StatusBoard,
     observer: Box<dyn Observer<W::Reply>>,
+    tracer: Tracer,
     batch_tokens: usize,
 }
 
@@ -247,9 +254,16 @@ impl<W: Work> SessionLoop<W> {
         observer: Box<dyn Observer<W::Reply>>,
         batch_tokens: usize,
     ) -> Self {
-        let new = Self { engine, stepper, listeners: BTreeMap::new(), board, observer, batch_tokens };
+        let tracer = Tracer::default();
+        let new = Self { engine, stepper, listeners: BTreeMap::new(), board, observer, tracer, batch_tokens };
         new.report(0);
         new
+    }
+
+    /// Records a span for each batch that serves a session with a mark.
+    #[must_use]
+    pub fn with_tracer(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     fn open(&mut self, open: Open<W>, opening: Opening, replies: Replies<W>, now: Duration) {
@@ -268,7 +282,7 @@ impl<W: Work> SessionLoop<W> {
         }
         let cached = self.stepper.held(open.key).unwrap_or(0);
         let _ = replies.send(Ok(Heard::Opened(cached)));
-        self.listeners.insert(open.key, Listener { epoch: open.epoch, opening, replies });
+        self.listeners.insert(open.key, Listener { epoch: open.epoch, opening, replies, mark: open.mark });
         self.deliver(open.key, Hint::default());
         self.report(0);
     }
@@ -323,12 +337,20 @@ impl<W: Work> SessionLoop<W> {
         });
     }
 
-    fn settle(&mut self, report: StepReport, began: Instant) {
+    fn span(&self, report: &StepReport, elapsed: Duration) -> Option<BatchSpan> {
+        let StepReport { sessions, tokens, rows, .. } = *report;
+        let batch = Batch { elapsed, sessions, tokens, rows };
+        let served = self.stepper.batch().filter_map(|key| Some(&self.listeners.get(&key)?.mark));
+        self.tracer.batch(batch, served)
+    }
+
+    fn settle(&mut self, report: StepReport, began: Instant, span: Option<BatchSpan>) {
         let hint = Hint {
             queued_tokens: self.stepper.load().queued_tokens,
             batch_sessions: report.sessions,
             batch_tokens: report.tokens,
             began: Some(began),
+            span,
         };
         for eviction in report.evicted {
             if let Some(listener) = self.listeners.get(&eviction.key) {
@@ -390,7 +412,8 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
         self.board.observe_layer(elapsed / finished.max(1));
         self.observer.stepped(&report, elapsed);
         let tokens = report.tokens;
-        self.settle(report, started);
+        let span = self.span(&report, elapsed);
+        self.settle(report, started, span);
         self.report(tokens);
     }
 

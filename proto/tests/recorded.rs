@@ -345,6 +345,8 @@ fn samples() -> Vec<Sample> {
         sample("TypicalParameters", typical()),
         sample("LogitBias", bias()),
         sample("Started", started()),
+        sample("KeepRequest", KeepRequest { sessions: vec![vec![7; 16]] }),
+        sample("KeepResponse", KeepResponse {}),
         sample("Fingerprints", fingerprints()),
         sample("Tokens", tokens()),
         sample("TokenLogprobs", logprobs()),

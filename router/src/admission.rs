@@ -135,6 +135,20 @@ impl Terms {
         self.arrived + self.allowed
     }
 
+    /// What all log lines about the request have in common; shown at every level, so that no line lacks it.
+    #[must_use]
+    pub fn log_span(&self) -> tracing::Span {
+        let trace_id = tracing::field::Empty;
+        tracing::error_span!("generate", session = %self.session, request_id = self.request_id, trace_id)
+    }
+
+    /// Adds its trace to the log lines, now that it has one.
+    pub fn log_trace(&self, trace: &TraceContext) {
+        if let Some(trace) = trace.trace_id() {
+            tracing::Span::current().record("trace_id", tracing::field::display(trace));
+        }
+    }
+
     /// What travels to owners.
     #[must_use]
     pub fn resolved(&self, parameters: Parameters) -> Resolved {

@@ -25,6 +25,7 @@ use crate::error::GenerateError;
 use crate::metrics::Metrics;
 use crate::outlook::Outlook;
 use crate::session::Session;
+use crate::spans::{Recorder, Spans};
 use crate::status;
 
 /// What all sessions of a router share.
@@ -44,6 +45,10 @@ pub struct Router {
     pub connector: Connector,
     /// What is counted.
     pub metrics: Metrics,
+    /// What requests record their spans with.
+    pub spans: Recorder,
+    /// Whether prompts and answers are logged.
+    pub log_prompts: bool,
     /// The streams clients still read.
     pub streams: OpenStreams,
     /// How the router is told to stop.
@@ -81,12 +86,12 @@ impl Router {
         let admitted = admitted.inspect_err(|error| {
             let model = self.outlook.known_models().take(&model);
             self.metrics.refused(model.as_deref(), &tenant, error.label());
+            self.spans.refused(trace, &self.config.now().mint, error);
             tracing::info!(%error, "refused");
         })?;
         let begin = |(terms, place): (Terms, Place)| {
             let (client, stream) = client::channel(terms.parameters.max_tokens() as usize, &self.streams);
-            let span = tracing::info_span!("generate", session = %terms.session, request_id = terms.request_id);
-            let id = terms.session;
+            let (id, span) = (terms.session, terms.log_span());
             // Ends with its client, its deadline, or the router's shutdown, which waits for `streams`.
             tokio::spawn(self.clone().serve(terms, place, client).instrument(span));
             Opened { session: id, stream }
@@ -107,13 +112,19 @@ impl Router {
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
     async fn serve(self: Arc<Self>, terms: Terms, place: Place, client: Client) {
+        let spans = Spans::admitted(&self.spans, &terms);
+        terms.log_trace(&spans.context());
         tracing::info!(strategy = terms.parameters.strategy, model = terms.model, "admitted");
-        let mut session = Session::new(&self, &terms, &client);
+        if self.log_prompts {
+            tracing::info!(prompt = ?terms.prompt.kind, "asked");
+        }
+        let mut session = Session::new(&self, &terms, &client, spans);
         let outcome = tokio::select! {
             biased;
             outcome = session.run() => outcome,
             () = client.closed() => {
                 session.left();
+                session.spans.client_left();
                 tracing::info!("the client left");
                 return;
             }
@@ -128,6 +139,7 @@ impl Router {
             Err(error) => {
                 let error = if matches!(error, GenerateError::OutOfTime) { session.out_of_time() } else { error };
                 session.failed(error.label());
+                session.spans.failed(&error);
                 tracing::warn!(%error, "ended");
                 drop(session);
                 client.fail(error.into());

@@ -3,8 +3,9 @@
 //! [`generate`] is the verb. A request passes [`admission`] (bounds, validation, terms), its [`session`] finds a
 //! [`place`] and opens a [`mod@run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
-//! owners did. [`outlook`] is what all sessions watch together, [`status`] what operators see, [`mint`] the only chance,
-//! [`mod@http`] is the same for OpenAI's clients, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses, [`config`] what is set.
+//! owners did; [`spans`] are its trace. [`outlook`] is what all sessions watch together, [`status`] what operators see,
+//! [`mint`] the only chance, [`mod@http`] is the same for OpenAI's clients, [`metrics`] what is counted, [`error`] the one
+//! place where errors become gRPC statuses, [`config`] what is set.
 //!
 //! Absent on purpose: tokenizers and model files. A prompt travels as it came; what continues travels as ids.
 
@@ -23,6 +24,7 @@ pub mod outlook;
 pub mod place;
 pub mod run;
 pub mod session;
+pub mod spans;
 pub mod status;
 pub mod tally;
 pub mod transcript;
@@ -39,6 +41,7 @@ use cascadia_node::membership::Membership;
 use cascadia_node::metrics::Registry;
 use cascadia_node::net;
 use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::keep::Keeper;
 use cascadia_proto::v1::inference_server::InferenceServer;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -61,7 +64,8 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
     let config = config.into();
     config.now().check().map_err(RouterError::Config)?;
     let instance = edge.instance();
-    let Edge { id, listener, admin, connector, membership, shutdown } = edge;
+    let tracer = edge.tracer(Role::Router);
+    let Edge { id, listener, admin, connector, membership, shutdown, telemetry } = edge;
     let watcher = format!("router:{id}");
     let loads = LoadWatch::spawn(&membership, &connector, &watcher, &[Role::Drafter, Role::Expert], &shutdown);
     let capacity = u32::try_from(config.now().max_sessions).unwrap_or(u32::MAX);
@@ -72,6 +76,8 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
         config,
         loads,
         outlook: outlook::Outlook::default(),
+        spans: spans::Recorder::new(tracer.clone(), Keeper::spawn(&tracer, connector.clone())),
+        log_prompts: telemetry.log_prompts,
         connector,
         metrics,
         streams: client::OpenStreams::default(),

@@ -24,6 +24,7 @@ use crate::generate::Router;
 use crate::metrics::{Missing, SessionMetrics};
 use crate::place::{self, Need, NoSeat, Seat};
 use crate::run::{Opening, Run};
+use crate::spans::Spans;
 use crate::tally::{self, Tally};
 use crate::transcript::{Breach, Transcript};
 
@@ -59,12 +60,16 @@ pub struct Session<'a> {
     /// How much was committed when the present owner opened the session.
     opened_at: Option<usize>,
     metrics: SessionMetrics<'a>,
+    /// Its trace.
+    pub spans: Spans<'a>,
+    /// The text so far, where it is to be logged.
+    answer: Option<String>,
 }
 
 impl<'a> Session<'a> {
     /// An admitted session.
     #[must_use]
-    pub fn new(router: &'a Router, terms: &'a Terms, client: &'a Client) -> Self {
+    pub fn new(router: &'a Router, terms: &'a Terms, client: &'a Client, spans: Spans<'a>) -> Self {
         Self {
             router,
             terms,
@@ -83,6 +88,8 @@ impl<'a> Session<'a> {
             waiting_for: None,
             opened_at: None,
             metrics: router.metrics.admitted(&terms.model, &terms.tenant),
+            spans,
+            answer: router.log_prompts.then(String::new),
         }
     }
 
@@ -114,6 +121,7 @@ impl<'a> Session<'a> {
     async fn place(&mut self) -> Result<Seat, GenerateError> {
         let mut changes = self.router.outlook.changes();
         let (mut waiting, since) = (None, Instant::now());
+        self.spans.placing();
         loop {
             changes.mark_unchanged();
             let now = Instant::now();
@@ -122,6 +130,7 @@ impl<'a> Session<'a> {
             match place::choose(&loads.snapshot(), &loads.loads(), &self.need(since)) {
                 Ok(seat) => {
                     self.waiting_for = None;
+                    self.spans.placed(&seat);
                     seat.nodes().for_each(|node| loads.placed(node, self.terms.tokens));
                     return Ok(seat);
                 }
@@ -129,6 +138,9 @@ impl<'a> Session<'a> {
                 Err(NoSeat::Now(missing)) => {
                     if let Some(refusal) = self.refusal.take().filter(|_| !self.begun()) {
                         return Err(GenerateError::Owner(refusal));
+                    }
+                    if self.waiting_for.is_none() {
+                        self.spans.waiting(&missing);
                     }
                     if self.waiting_for.replace(missing).is_none() {
                         tracing::info!(missing = ?self.waiting_for, "waiting for a place");
@@ -184,9 +196,10 @@ impl<'a> Session<'a> {
         let opening = opening.messages(seat, heard);
         self.opened_at = None;
         let _running = self.metrics.running();
+        let trace = self.spans.running(seat);
         let mut run = tokio::select! {
             biased;
-            run = Run::open(router.connector.lease(&owner.address), opening, &self.terms.trace) => match run {
+            run = Run::open(router.connector.lease(&owner.address), opening, &trace) => match run {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },
@@ -278,9 +291,13 @@ impl<'a> Session<'a> {
 
     async fn tokens(&mut self, tokens: v1::Tokens) {
         self.metrics.tokens(&tokens, Instant::now(), self.terms.arrived);
+        self.spans.tokens(tokens.ids.len(), self.terms.arrived);
         self.so_far.barren = 0;
         self.refusal = None;
         self.tally.committed(&tokens);
+        if let Some(answer) = &mut self.answer {
+            answer.push_str(&tokens.text);
+        }
         self.client.send(Event::Tokens(tokens)).await;
     }
 
@@ -296,6 +313,7 @@ impl<'a> Session<'a> {
         if moved.expert.is_none() {
             self.metrics.fell_back(Missing::Expert);
         }
+        self.spans.moved(moved);
         tracing::info!(reason, to = ?moved.expert.as_ref().map(|expert| &expert.id), "the owner moved to another expert");
     }
 
@@ -324,6 +342,10 @@ impl<'a> Session<'a> {
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
                 let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);
                 self.metrics.finished(reason, self.terms.arrived.elapsed());
+                self.spans.finished(&finished);
+                if let Some(answer) = &self.answer {
+                    tracing::info!(%answer, "answered");
+                }
                 self.client.send(Event::Finished(finished)).await;
                 return Ok(ControlFlow::Break(()));
             }
@@ -336,6 +358,7 @@ impl<'a> Session<'a> {
                 let account = handover.speculation.unwrap_or_default();
                 self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });
                 self.handed_over = true;
+                self.spans.handed_over(handover.score);
                 self.metrics.migrated("handover");
                 self.placement += 1;
             }
@@ -345,6 +368,7 @@ impl<'a> Session<'a> {
             }
             Next::TryElsewhere(refusal) => {
                 tracing::info!(%owner, "owner full");
+                self.spans.full();
                 self.avoid.insert(owner.clone(), (Instant::now() + AVOID, true));
                 self.refusal = Some(refusal);
                 self.leave();
@@ -358,6 +382,7 @@ impl<'a> Session<'a> {
 
     fn lose(&mut self, seat: &Seat, loss: Loss) {
         let owner = &seat.owner;
+        self.spans.lost(loss.reason(), self.transcript.committed());
         self.so_far.unfit += u32::from(loss == Loss::Unfit);
         if loss == Loss::Connection {
             self.router.loads.failed(&owner.id);

@@ -171,7 +171,15 @@ impl Running {
         let running = runtime.spawn(async move {
             let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
             sender.send(listener.address().to_owned()).expect("the test waits");
-            let edge = Edge { id: own, listener, admin: None, connector: Connector::tcp(), membership, shutdown: stop };
+            let edge = Edge {
+                id: own,
+                listener,
+                admin: None,
+                connector: Connector::tcp(),
+                membership,
+                shutdown: stop,
+                telemetry: Default::default(),
+            };
             body(edge, switch).await;
         });
         let address = receiver.recv().expect("the node listens");

@@ -48,6 +48,7 @@ async fn edge(name: &str, membership: Membership) -> Edge {
         connector: connector(),
         membership,
         shutdown: Shutdown::new(),
+        telemetry: Default::default(),
     }
 }
 

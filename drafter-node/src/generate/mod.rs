@@ -17,6 +17,7 @@ use cascadia_core::session::{Answered, Counters, Emitted, Session};
 use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::owner::{self, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, Open, OpenSession};
+use cascadia_node::telemetry::Mark;
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
 use tokio::time::Instant;
@@ -27,6 +28,7 @@ use crate::engine::{DrafterOrder, DrafterReply, DrafterWork};
 use crate::expert_link::{ExpertLink, Said};
 use crate::metrics::Speculation;
 use crate::node::DrafterNode;
+use crate::spans::Spans;
 use search::{Found, Loss, is_final};
 
 /// Streams in a row that may end barren before the session is given up: what no expert can serve must not go round.
@@ -56,6 +58,7 @@ pub struct Generation<'n> {
     speculation: Speculation,
     /// What of the session's doings is counted already.
     counted: Counters,
+    spans: Spans<'n>,
 }
 
 impl Drop for Generation<'_> {
@@ -96,6 +99,7 @@ impl<'n> Generation<'n> {
             speculation: node.metrics.speculation(&opening.open.model, &decoding.strategy),
             counted: Counters::default(),
             decoding,
+            spans: Spans::new(opening),
         }
     }
 
@@ -155,6 +159,7 @@ impl<'n> Generation<'n> {
                 biased;
                 heard = engine.next() => match heard? {
                     Heard::Reply(DrafterReply::Drafted(ticket, drafts)) => {
+                        self.spans.drafted(ticket, drafts.len());
                         let (kept, block) = self.session.drafted(ticket, drafts);
                         if let Some(block) = block && self.send(link, &block).is_err() {
                             return Ok(Conversation::Over(Loss::Lost));
@@ -172,15 +177,20 @@ impl<'n> Generation<'n> {
                         }
                     }
                     Ok(Said::Held) => Vec::new(),
-                    Ok(Said::Move) => return Ok(Conversation::Over(Loss::Leaving)),
+                    Ok(Said::Move) => {
+                        self.spans.told_to_move();
+                        return Ok(Conversation::Over(Loss::Leaving));
+                    }
                     Err(status) if is_final(&status) => return Err(status),
                     Err(status) => {
-                        tracing::warn!(session = %self.opening.session, expert = %expert, %status, "expert lost");
+                        tracing::warn!(expert = %expert, %status, "expert lost");
+                        self.spans.failed(&status);
                         return Ok(Conversation::Over(Loss::of(status)));
                     }
                 },
                 () = &mut hung => {
-                    tracing::warn!(session = %self.opening.session, expert = %expert, "expert hung");
+                    tracing::warn!(expert = %expert, "expert hung");
+                    self.spans.hung();
                     return Ok(Conversation::Over(Loss::Lost));
                 }
             };
@@ -214,13 +224,15 @@ impl<'n> Generation<'n> {
         self.counted = now;
     }
 
-    fn send(&self, link: &mut ExpertLink, block: &DraftBlock) -> Result<(), Status> {
+    fn send(&mut self, link: &mut ExpertLink, block: &DraftBlock) -> Result<(), Status> {
+        self.spans.sent(block);
         self.speculation.sent(link.send(block)?);
         Ok(())
     }
 
     fn take_answer(&mut self, answer: Answer, took: Duration) -> Result<Answered, String> {
         self.count();
+        self.spans.answered(&answer);
         let answered = self.session.answer(answer)?;
         let now = self.session.counters();
         self.speculation.answered(took, &now.since(&self.counted));
@@ -238,7 +250,10 @@ impl<'n> Generation<'n> {
 
     fn order(&mut self, engine: &OpenSession<DrafterWork>) -> Result<(), Status> {
         match self.session.next_draft() {
-            Some(order) => engine.order(DrafterOrder::Draft(order)),
+            Some(order) => {
+                self.spans.ordered(&order);
+                engine.order(DrafterOrder::Draft(order))
+            }
             None => Ok(()),
         }
     }
@@ -269,6 +284,7 @@ impl<'n> Generation<'n> {
             priority: self.opening.open.priority,
             salt: self.opening.salt().to_owned(),
             age: self.opening.age(),
+            mark: Mark::default(),
         };
         self.node.engine.open(open).await
     }

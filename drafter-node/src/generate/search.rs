@@ -137,21 +137,26 @@ impl Generation<'_> {
     /// Opens a stream; `None` where this expert is lost and another may do.
     async fn try_link(&mut self, expert: Expert) -> Result<Option<ExpertLink>, Status> {
         let id = expert.id.clone();
+        let trace = self.spans.opening(&expert);
         let channel = self.node.connector.lease(&expert.address);
         let opened = tokio::select! {
                 biased;
-            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &self.opening.trace) => opened,
+            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &trace) => opened,
             () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
         };
         let status = match opened {
-            Ok(link) => return Ok(Some(link)),
+            Ok(link) => {
+                self.spans.opened(&link);
+                return Ok(Some(link));
+            }
             Err(status) => status,
         };
+        self.spans.failed(&status);
         // A session that has been served elsewhere is not at fault: this expert does not fit it.
         if is_final(&status) && !self.met {
             return Err(status);
         }
-        tracing::warn!(session = %self.opening.session, expert = %id, %status, "expert does not take the session");
+        tracing::warn!(expert = %id, %status, "expert does not take the session");
         self.met_full |= status.code() == Code::ResourceExhausted;
         if matches!(Loss::of(status), Loss::Lost) {
             self.node.experts.failed(&id);

@@ -27,6 +27,16 @@ impl Default for TraceContext {
 }
 
 impl TraceContext {
+    /// The context of a span of ours.
+    pub(super) fn of(span: SpanContext) -> Self {
+        Self(span)
+    }
+
+    /// The span, for who makes a child of it.
+    pub(super) fn span(&self) -> &SpanContext {
+        &self.0
+    }
+
     /// What a gRPC call brought, if anything.
     #[must_use]
     pub fn from_metadata(metadata: &MetadataMap) -> Self {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use cascadia_core::ids::SessionId;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -12,7 +13,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::TelemetryError;
+use super::{TelemetryError, TraceContext};
 
 /// Sends logs to stderr, as text or as one JSON object a line.
 ///
@@ -25,6 +26,15 @@ pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
     let set =
         if json { builder.fmt_fields(JsonFields::new()).event_format(Lines).try_init() } else { builder.try_init() };
     set.map_err(|_| TelemetryError::Twice)
+}
+
+/// What all log lines about a session have in common; shown at every level, so that no line lacks it.
+#[must_use]
+pub fn log_span(session: SessionId, trace: &TraceContext) -> tracing::Span {
+    match trace.trace_id() {
+        Some(trace) => tracing::error_span!("session", %session, trace_id = %trace),
+        None => tracing::error_span!("session", %session),
+    }
 }
 
 /// One JSON object a line: what the event says, and beside it what its spans know (`session`, `trace_id`).

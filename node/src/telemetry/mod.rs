@@ -1,10 +1,27 @@
-//! What a process says of its work: logs, and the trace context that crosses every hop.
+//! What a process says of its work: [`init`] logs, [`Telemetry`] the way to a trace collector, [`Tracer`] and [`Span`]
+//! what was done for whom, [`TraceContext`] what crosses every hop.
+//!
+//! Spans are made by helpers of each node and given their context explicitly: engines are threads of their own, and a
+//! batch serves many sessions. `sampling` says which traces are wanted; `part` holds a session's spans until that is
+//! known; [`keep`] tells the other nodes.
 
+mod config;
 mod context;
+pub mod keep;
 mod logs;
+mod otlp;
+mod part;
+pub mod sampling;
+mod span;
+mod status;
+mod tracer;
 
+pub use config::TelemetryConfig;
 pub use context::TraceContext;
-pub use logs::init;
+pub use logs::{init, log_span};
+pub use otlp::Telemetry;
+pub use span::{BatchSpan, Mark, Outcome, Span};
+pub use tracer::{Batch, Tracer};
 
 use tracing_subscriber::filter::ParseError;
 
@@ -24,4 +41,15 @@ pub enum TelemetryError {
     /// Logs were set up before.
     #[error("logs are set up already; call telemetry::init once")]
     Twice,
+    /// Nothing can be sent there.
+    #[error("the trace collector \"{endpoint}\" cannot be used: {problem}; give --otlp-endpoint http://HOST:4317")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A setting cannot be meant.
+    #[error("{0}")]
+    Config(String),
 }

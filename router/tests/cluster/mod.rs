@@ -66,6 +66,7 @@ impl Cluster {
         let door = door.open().await.unwrap().expect("it is not off");
         let http = door.listener.address().to_owned();
         let edge = Edge {
+            telemetry: Default::default(),
             id: NodeId("router-1".into()),
             listener,
             admin: Some(admin),
