@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cascadia_node::config::Reloads;
 use cascadia_node::telemetry::TelemetryConfig;
 use cascadia_router::http::HttpConfig;
 use clap::{Args, Parser, Subcommand};
@@ -22,7 +23,7 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 pub struct Cli {
     /// What is logged to standard error: error, warn, info, debug, trace, or a filter such as cascadia_router=debug
     /// [default: info for router, drafter and expert, else warn].
-    #[arg(long, global = true, env = "CASCADIA_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "CASCADIA_LOG", add = Reloads, value_name = "FILTER")]
     pub log: Option<String>,
 
     /// Log one JSON object a line.

@@ -43,7 +43,8 @@ fn workers(command: &Command) -> usize {
 }
 
 async fn run(cli: Cli, settings: Option<Settings>) -> Outcome {
-    cascadia_node::telemetry::init(cli.filter(), cli.log_json)?;
+    let logs = cascadia_node::telemetry::init(cli.filter(), cli.log_json)?;
+    let settings = settings.map(|settings| settings.logging(logs));
     if let (Some(settings), true) = (&settings, cli.file().is_some_and(|file| file.print_config)) {
         return Ok(cascadia::print(&config::print::effective(settings))?);
     }

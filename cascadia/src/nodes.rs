@@ -294,7 +294,7 @@ impl NodeArgs {
     }
 
     /// What can be checked without binding or asking anybody.
-    pub(crate) fn checked(&self, role: Role) -> [Result<(), String>; 4] {
+    pub(crate) fn checked(&self, role: Role) -> [Result<(), String>; 5] {
         let address = |address: &str| check_address(address).map_err(|error| error.to_string());
         let listen = self.address(role).map_err(|error| error.to_string()).and_then(|listen| address(&listen));
         let source = match &self.source.fixed {
@@ -303,7 +303,7 @@ impl NodeArgs {
             None => self.etcd_config().check().map_err(|error| error.to_string()),
         };
         let token = Token::find(self.admin_token_file.as_deref()).map(drop).map_err(|error| error.to_string());
-        [listen, address(&self.admin), source, token]
+        [listen, address(&self.admin), source, token, self.telemetry.check()]
     }
 
     fn etcd_config(&self) -> EtcdConfig {

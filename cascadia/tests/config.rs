@@ -59,11 +59,16 @@ impl Process {
 
     /// The next line that holds all of this.
     fn says(&self, words: &[&str]) -> String {
+        self.says_after(words).1
+    }
+
+    /// The next line that holds all of this, and those before it.
+    fn says_after(&self, words: &[&str]) -> (Vec<String>, String) {
         let until = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
         loop {
             match self.log.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) if words.iter().all(|word| line.contains(word)) => return line,
+                Ok(line) if words.iter().all(|word| line.contains(word)) => return (lines, line),
                 Ok(line) => lines.push(line),
                 Err(_) => panic!("it does not say {words:?} but:\n{}", lines.join("\n")),
             }
@@ -256,4 +261,14 @@ fn a_running_router_takes_up_what_it_can() {
     router.hang_up();
     router.says(&["router.default_strategy", "drafter"]);
     wait_for_answer(&server, "drafter", "");
+
+    // What is logged changes too: an admitted session is told of, and then no more.
+    router.says(&["admitted"]);
+    folder.write("cluster.toml", &cluster("log = \"warn\"\n"));
+    router.hang_up();
+    wait_for_answer(&server, "speculative", "");
+    folder.write("cluster.toml", "[router\n");
+    router.hang_up();
+    let (before, _) = router.says_after(&["no TOML", "stays as it was"]);
+    assert!(!before.iter().any(|line| line.contains("INFO") && line.contains("speculative")), "{before:?}");
 }

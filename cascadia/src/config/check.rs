@@ -49,12 +49,12 @@ fn fine(cli: &Cli, settings: &Settings) -> String {
 /// All that is wrong, one sentence each.
 #[must_use]
 pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
-    let logs = cascadia_node::telemetry::init(cli.filter(), cli.log_json).map_err(sentence);
-    let mut found = vec![logs];
+    let mut found = vec![cascadia_node::telemetry::check_filter(cli.filter()).map_err(sentence)];
     match &cli.command {
         Command::Router(args) => {
             found.extend(args.node.checked(Role::Router));
             found.push(args.config.check());
+            found.push(args.http.check().map_err(sentence));
         }
         Command::Drafter(args) => {
             let config = args.resolved();
@@ -76,6 +76,7 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             Err(problem) => found.push(Err(sentence(problem))),
             Ok(config) => {
                 found.push(cascadia_node::net::check_address(&args.listen).map_err(sentence));
+                found.extend([args.http.check().map_err(sentence), args.telemetry.check()]);
                 found.extend([config.router.check(), config.drafter.check(), config.expert.check()]);
                 if args.synthetic.is_none() {
                     found.push(pair(&config.drafter, &config.expert).map_err(sentence));

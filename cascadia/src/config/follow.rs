@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::telemetry::check_filter;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::settings::{Reread, Settings};
@@ -77,7 +78,7 @@ async fn follow(
         }
         match settings.reread(&text) {
             Err(problems) => problems.iter().for_each(|problem| kept(problem)),
-            Ok(Reread { cli, settings: new, changed, held }) => match apply(cli, &new) {
+            Ok(Reread { cli, settings: new, changed, held }) => match refilter(cli, &new, &mut apply) {
                 Err(problem) => kept(&format!("{}: {problem}", path.display())),
                 Ok(()) => {
                     for change in &changed {
@@ -95,6 +96,18 @@ async fn follow(
             },
         }
     }
+}
+
+/// Applies a new configuration, and logs as it says.
+fn refilter(
+    cli: Cli,
+    settings: &Settings,
+    apply: &mut impl FnMut(Cli, &Settings) -> Result<(), String>,
+) -> Result<(), String> {
+    let filter = cli.filter().to_owned();
+    check_filter(&filter).map_err(|error| error.to_string())?;
+    apply(cli, settings)?;
+    settings.logs().map_or(Ok(()), |logs| logs.filter(&filter)).map_err(|error| error.to_string())
 }
 
 fn kept(problem: &str) {

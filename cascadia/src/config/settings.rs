@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
+use cascadia_node::telemetry::Logs;
 use cascadia_router::RouterConfig;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
@@ -84,6 +85,7 @@ pub struct Settings {
     text: String,
     file: File,
     values: Values,
+    logs: Option<Logs>,
 }
 
 /// A setting that the file gives another value.
@@ -117,7 +119,7 @@ impl Settings {
             None => Default::default(),
             Some(path) => load(path, &schema).map_err(Refusal::File)?,
         };
-        let mut settings = Self { argv, section, path, schema, text, file, values: Values::new() };
+        let mut settings = Self { argv, section, path, schema, text, file, values: Values::new(), logs: None };
         let (cli, values) =
             settings.parsed(&settings.file).map_err(|error| Refusal::Usage(error, settings.path.clone()))?;
         settings.values = values;
@@ -132,6 +134,18 @@ impl Settings {
             values.extend(layers::part_values::<ExpertConfig>(Section::Expert, &self.schema, file));
         }
         Ok((cli, values))
+    }
+
+    /// With the logs that follow the file's filter.
+    #[must_use]
+    pub fn logging(self, logs: Logs) -> Self {
+        Self { logs: Some(logs), ..self }
+    }
+
+    /// The logs that follow the file's filter.
+    #[must_use]
+    pub fn logs(&self) -> Option<&Logs> {
+        self.logs.as_ref()
     }
 
     /// The command's section.

@@ -2,6 +2,7 @@
 //! completion, unless `--log-prompts` asks for them.
 
 use std::fmt;
+use std::sync::Arc;
 
 use cascadia_core::ids::SessionId;
 use serde_json::{Map, Value};
@@ -19,13 +20,54 @@ use super::{TelemetryError, TraceContext};
 ///
 /// # Errors
 /// When the filter cannot be read, or logs were set up before.
-pub fn init(filter: &str, json: bool) -> Result<(), TelemetryError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })?;
-    let builder = tracing_subscriber::fmt().with_ansi(false).with_env_filter(parsed).with_writer(std::io::stderr);
-    let set =
-        if json { builder.fmt_fields(JsonFields::new()).event_format(Lines).try_init() } else { builder.try_init() };
-    set.map_err(|_| TelemetryError::Twice)
+pub fn init(filter: &str, json: bool) -> Result<Logs, TelemetryError> {
+    let filter = parse(filter)?;
+    let builder = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).with_env_filter(filter);
+    // Two types of subscriber, and of handle: what they have in common is that they take another filter.
+    let (set, logs) = if json {
+        let builder = builder.fmt_fields(JsonFields::new()).event_format(Lines).with_filter_reloading();
+        let handle = builder.reload_handle();
+        (builder.try_init(), Logs(Arc::new(move |filter| handle.reload(filter).is_ok())))
+    } else {
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        (builder.try_init(), Logs(Arc::new(move |filter| handle.reload(filter).is_ok())))
+    };
+    set.map(|()| logs).map_err(|_| TelemetryError::Twice)
+}
+
+/// Whether a filter can be read.
+///
+/// # Errors
+/// What is wrong with it, and the cure.
+pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
+    parse(filter).map(drop)
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter { filter: filter.into(), source })
+}
+
+/// The logs of this process.
+#[derive(Clone)]
+pub struct Logs(Arc<dyn Fn(EnvFilter) -> bool + Send + Sync>);
+
+impl fmt::Debug for Logs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Logs")
+    }
+}
+
+impl Logs {
+    /// Logs what this filter lets through from now on.
+    ///
+    /// # Errors
+    /// When it cannot be read; nothing has changed then.
+    pub fn filter(&self, filter: &str) -> Result<(), TelemetryError> {
+        // Fails only where nothing is logged any more.
+        let _ = (self.0)(parse(filter)?);
+        Ok(())
+    }
 }
 
 /// What all log lines about a session have in common; shown at every level, so that no line lacks it.

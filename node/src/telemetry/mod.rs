@@ -18,7 +18,7 @@ mod tracer;
 
 pub use config::TelemetryConfig;
 pub use context::TraceContext;
-pub use logs::{init, log_span};
+pub use logs::{Logs, check_filter, init, log_span};
 pub use otlp::Telemetry;
 pub use span::{BatchSpan, Mark, Outcome, Span};
 pub use tracer::{Batch, Tracer};

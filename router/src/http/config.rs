@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cascadia_node::net::{Listener, NetError};
+use cascadia_node::net::{Listener, NetError, check_address};
 
 use crate::http::keys::Keys;
 
@@ -75,6 +75,23 @@ impl HttpConfig {
         if self.http == OFF {
             return Ok(None);
         }
+        let keys = self.keys()?;
+        Ok(Some(Door { listener: Listener::bind(&self.http).await?, keys }))
+    }
+
+    /// Refuses what cannot be meant, without listening.
+    ///
+    /// # Errors
+    /// One sentence with the cure.
+    pub fn check(&self) -> Result<(), HttpError> {
+        if self.http == OFF {
+            return Ok(());
+        }
+        check_address(&self.http)?;
+        self.keys().map(drop)
+    }
+
+    fn keys(&self) -> Result<Keys, HttpError> {
         let mut lines = std::env::var(VARIABLE).unwrap_or_default();
         if let Some(path) = &self.api_key_file {
             let file = path.display().to_string();
@@ -85,6 +102,6 @@ impl HttpConfig {
             }
             lines = format!("{lines}\n{text}");
         }
-        Ok(Some(Door { listener: Listener::bind(&self.http).await?, keys: Keys::of_lines(&lines) }))
+        Ok(Keys::of_lines(&lines))
     }
 }
