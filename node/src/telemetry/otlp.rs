@@ -32,6 +32,8 @@ pub struct Telemetry {
 struct Exports {
     endpoint: String,
     sampling: Sampling,
+    /// The collector did not answer lately.
+    away: Arc<AtomicBool>,
     /// One for each node of the process: each has a resource of its own.
     queues: Mutex<Vec<Arc<BatchSpanProcessor>>>,
 }
@@ -43,9 +45,9 @@ impl Telemetry {
     /// When the configuration cannot be meant.
     pub fn new(config: &TelemetryConfig) -> Result<Self, TelemetryError> {
         config.check().map_err(TelemetryError::Config)?;
-        let exports = config
-            .endpoint()?
-            .map(|endpoint| Arc::new(Exports { endpoint, sampling: config.sampling(), queues: Mutex::default() }));
+        let exports = config.endpoint()?.map(|endpoint| {
+            Arc::new(Exports { endpoint, sampling: config.sampling(), away: Arc::default(), queues: Mutex::default() })
+        });
         Ok(Self { log_prompts: config.log_prompts, exports })
     }
 
@@ -55,7 +57,7 @@ impl Telemetry {
         let Some(exports) = &self.exports else { return Tracer::default() };
         let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(&exports.endpoint);
         let exporter = match exporter.build() {
-            Ok(exporter) => Told { exporter, endpoint: exports.endpoint.clone(), away: AtomicBool::new(false) },
+            Ok(exporter) => Told { exporter, endpoint: exports.endpoint.clone(), away: exports.away.clone() },
             Err(error) => {
                 tracing::error!(endpoint = %exports.endpoint, %error, "nothing is traced: the exporter cannot be made");
                 return Tracer::default();
@@ -107,7 +109,7 @@ fn resource(role: Role, id: &NodeId, instance: u64) -> Resource {
 struct Told<E> {
     exporter: E,
     endpoint: String,
-    away: AtomicBool,
+    away: Arc<AtomicBool>,
 }
 
 impl<E: SpanExporter> SpanExporter for Told<E> {
