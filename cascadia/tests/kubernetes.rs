@@ -1,4 +1,5 @@
-//! The image, judged by its judges in tests/kubernetes; `tools/test` brings helm and the Python packages.
+//! The chart and the image, judged by the programs that will read them. The judges are in tests/kubernetes; `tools/test`
+//! brings helm and the Python packages.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,26 @@ fn judged(module: &str) {
         .output()
         .expect("python runs");
     assert!(judges.status.success(), "{}", String::from_utf8_lossy(&judges.stderr));
+}
+
+#[test]
+fn the_chart_is_one_with_itself() {
+    judged("test_chart");
+}
+
+#[test]
+fn the_chart_is_one_with_the_programs() {
+    judged("test_processes");
+}
+
+#[test]
+fn every_flag_and_key_is_taken() {
+    judged("test_settings");
+}
+
+#[test]
+fn models_are_downloaded() {
+    judged("test_download");
 }
 
 #[test]
