@@ -130,6 +130,10 @@ pub struct UpArgs {
     #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with_all = ["drafter_model", "expert_model"], help = synthetic::HELP)]
     pub synthetic: Option<Synthetic>,
 
+    /// Where operators ask the router: /ready, /status, /metrics, /targets.
+    #[arg(long, value_name = "ADDR", env = "CASCADIA_ADMIN", default_value = "127.0.0.1:0")]
+    pub admin: String,
+
     /// Where the router listens for clients.
     #[arg(long, value_name = "ADDR", env = "CASCADIA_LISTEN", default_value = DEFAULT_ADDRESS)]
     pub listen: String,

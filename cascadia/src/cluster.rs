@@ -33,6 +33,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct ClusterConfig {
     /// Where the router listens; port 0 takes a free one.
     pub listen: String,
+    /// Where operators ask the router; port 0 takes a free one, as the other nodes do.
+    pub admin: String,
     /// Where OpenAI's clients are served; nowhere by default.
     pub http: HttpConfig,
     /// Drafter nodes to start with.
@@ -59,6 +61,7 @@ impl Default for ClusterConfig {
         let served = vec!["demo".to_owned()];
         Self {
             listen: "127.0.0.1:0".into(),
+            admin: "127.0.0.1:0".into(),
             http: HttpConfig::default(),
             drafters: 2,
             experts: 2,
@@ -205,7 +208,8 @@ impl LocalCluster {
             config,
             models,
         };
-        let (router, edge) = (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener).await?);
+        let (router, edge) =
+            (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener, &cluster.config.admin).await?);
         cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
             cascadia_router::run(router, edge, door).await.map_err(|error| error.to_string())
         })?;
@@ -256,7 +260,8 @@ impl LocalCluster {
     /// When no port is free.
     pub async fn add_drafter(&mut self) -> Result<NodeId, ClusterError> {
         self.started[0] += 1;
-        let edge = self.edge(format!("drafter-{}", self.started[0]), Listener::bind("127.0.0.1:0").await?).await?;
+        let listener = Listener::bind("127.0.0.1:0").await?;
+        let edge = self.edge(format!("drafter-{}", self.started[0]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.drafter.clone(),
             (self.models.drafter)().map_err(ClusterError::Parts)?,
@@ -275,7 +280,8 @@ impl LocalCluster {
     /// When no port is free.
     pub async fn add_expert(&mut self) -> Result<NodeId, ClusterError> {
         self.started[1] += 1;
-        let edge = self.edge(format!("expert-{}", self.started[1]), Listener::bind("127.0.0.1:0").await?).await?;
+        let listener = Listener::bind("127.0.0.1:0").await?;
+        let edge = self.edge(format!("expert-{}", self.started[1]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.expert.clone(),
             (self.models.expert)().map_err(ClusterError::Parts)?,
@@ -380,13 +386,13 @@ impl LocalCluster {
         futures::future::join_all(all).await;
     }
 
-    async fn edge(&self, id: String, listener: Listener) -> Result<Edge, ClusterError> {
+    async fn edge(&self, id: String, listener: Listener, admin: &str) -> Result<Edge, ClusterError> {
         let shutdown = Shutdown::new();
         Ok(Edge {
             id: NodeId(id),
             listener,
             // A node of this process ends with it: nobody drains one from afar.
-            admin: Some(AdminPort::open(Listener::bind("127.0.0.1:0").await?, &shutdown, None)),
+            admin: Some(AdminPort::open(Listener::bind(admin).await?, &shutdown, None)),
             connector: Connector::tcp(),
             membership: self.membership.clone(),
             shutdown,

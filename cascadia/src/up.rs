@@ -113,6 +113,7 @@ pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, F
     let (drafters, experts) = (args.drafters as usize, args.experts as usize);
     Ok(ClusterConfig {
         listen: args.listen.clone(),
+        admin: args.admin.clone(),
         http: args.http.clone(),
         drafters,
         experts,

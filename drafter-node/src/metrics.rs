@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cascadia_core::decoding::Strategy;
 use cascadia_core::limits;
+use cascadia_core::placement::Role;
 use cascadia_core::rule::Rule;
 use cascadia_core::session::Counters;
 use cascadia_core::stepper::StepReport;
@@ -82,7 +83,7 @@ impl Metrics {
             ),
         };
         Self(Arc::new(Inner {
-            engine: EngineMetrics::register(registry, "draft"),
+            engine: EngineMetrics::register(registry, Role::Drafter),
             drafted: registry.counter("drafted_tokens", "Drafts that the engine finished"),
             draft_bytes: registry.counter("draft_bytes", "Bytes of draft blocks sent to experts"),
             draft_rtt: registry.histogram(

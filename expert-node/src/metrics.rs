@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cascadia_core::block::Answer;
+use cascadia_core::placement::Role;
 use cascadia_core::stepper::StepReport;
 use cascadia_node::metrics::{Counter, EngineMetrics, Gauge, Histogram, PASS_SECONDS, Registry};
 use cascadia_node::sessions::Observer;
@@ -25,7 +26,7 @@ impl Metrics {
         let answers =
             registry.counters("verify_answers", "Draft blocks answered, with a verdict or as stale", ["answer"]);
         Self {
-            engine: EngineMetrics::register(registry, "verify"),
+            engine: EngineMetrics::register(registry, Role::Expert),
             verdicts: answers.of(["verdict"]),
             stale: answers.of(["stale"]),
             queue: registry.histogram(

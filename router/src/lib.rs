@@ -201,8 +201,12 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 /// Keeps the shared outlook fresh, and says on the board when the router is ready.
 async fn observe(router: Arc<Router>, board: StatusBoard) {
     let mut changes = router.loads.changed();
+    let mut before = router.loads.snapshot();
     loop {
-        router.outlook.observe(&router.loads.snapshot(), &router.loads.loads());
+        let now = router.loads.snapshot();
+        status::lost(&before, &now).for_each(|node| router.metrics.node_lost(node.role));
+        router.outlook.observe(&now, &router.loads.loads());
+        before = now;
         router.outlook.known_models().iter().for_each(|model| router.metrics.serves(model));
         if router.outlook.was_servable() && board.state() == NodeState::Starting {
             board.set_state(NodeState::Ready);

@@ -139,6 +139,12 @@ pub fn census(snapshot: &Snapshot, loads: &Loads) -> Vec<([String; 2], f64)> {
 
 const QUARANTINED: &str = "quarantined";
 
+/// The nodes that were there before and are gone, or are another process now, and had not said that they would go.
+pub fn lost<'a>(before: &'a Snapshot, now: &'a Snapshot) -> impl Iterator<Item = &'a NodeRecord> {
+    let stays = |node: &NodeRecord| now.nodes.get(&node.id).is_some_and(|same| same.instance == node.instance);
+    before.nodes.values().filter(move |node| node.state == NodeState::Ready && !stays(node))
+}
+
 /// Where Prometheus finds the nodes' metrics, as its `http_sd_configs` reads it.
 #[must_use]
 pub fn targets(snapshot: &Snapshot) -> Value {
@@ -243,6 +249,18 @@ mod tests {
         let of = |role: &str, state: &str| census.iter().find(|(labels, _)| *labels == [role, state]).unwrap().1;
         assert_eq!((of("expert", "ready"), of("expert", "quarantined")), (1.0, 1.0));
         assert_eq!((of("drafter", "ready"), of("drafter", "draining"), of("router", "ready")), (1.0, 1.0, 0.0));
+    }
+
+    #[test]
+    fn only_a_node_that_did_not_drain_is_lost() {
+        let before = cluster();
+        let mut now = before.clone();
+        for gone in ["d2", "e1"] {
+            now.nodes.remove(&NodeId(gone.into()));
+        }
+        now.nodes.get_mut(&NodeId("e2".into())).unwrap().instance = 2;
+        let lost: Vec<&str> = lost(&before, &now).map(|node| node.id.0.as_str()).collect();
+        assert_eq!(lost, ["e1", "e2"], "d2 was draining");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cascadia_core::placement::Role;
 use cascadia_core::stepper::StepReport;
+use cascadia_proto::convert::role_name;
 
 use super::{BATCH_SIZES, Counter, Histogram, PASS_SECONDS, Registry};
 use crate::status::{EngineLoad, StatusBoard};
@@ -19,15 +20,21 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
-    /// Registers them; the engine's batches are named by what they are for: `verify`, `draft`.
-    pub fn register(registry: &mut Registry, verb: &str) -> Self {
+    /// Registers them; an engine's batches are named by what they are for: `verify` at an expert, else `draft`.
+    pub fn register(registry: &mut Registry, role: Role) -> Self {
+        let verb = if role == Role::Expert { "verify" } else { "draft" };
+        let role = [role_name(role)];
         let mut histogram = |what: &str, help, buckets| registry.histogram(&format!("{verb}_{what}"), help, buckets);
         Self {
             batch_sessions: histogram("batch_sessions", "Sessions in one forward pass", BATCH_SIZES),
             batch_tokens: histogram("batch_tokens", "Tokens in one forward pass", BATCH_SIZES),
             seconds: histogram("seconds", "Time of one forward pass", PASS_SECONDS),
-            evictions: registry.counter("evictions", "Sessions that lost KV pages to another, to fill them again"),
-            decoded: registry.counter("decoded_tokens", "Tokens that this node's model decoded alone"),
+            evictions: registry
+                .counters("evictions", "Sessions that lost KV pages to another, to fill them again", ["role"])
+                .of(role),
+            decoded: registry
+                .counters("decoded_tokens", "Tokens that this node's model decoded alone", ["role"])
+                .of(role),
         }
     }
 

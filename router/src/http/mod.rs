@@ -4,7 +4,7 @@
 //! differ), becomes what a gRPC client would have sent, and takes the same path ([`generate`]): admission, sessions, a
 //! bounded queue. What the sessions say is an [`mod@answer`], written in OpenAI's [`shapes`] ([`logprobs`],
 //! [`statistics`]), whole or as a [`stream`]. [`routes`] is the surface, [`keys`] who may come in, [`error`] the one place
-//! where errors become statuses, [`connection`] the life of a connection, [`config`] what is set.
+//! where errors become statuses, [`connection`] the life of a connection, [`counted`] what is counted of an answer, [`config`] what is set.
 //!
 //! Absent on purpose: a relay of its own, a tokenizer, and any field that is skipped although it might change an answer.
 
@@ -14,6 +14,7 @@ pub mod chat;
 pub mod completions;
 pub mod config;
 pub mod connection;
+pub mod counted;
 pub mod error;
 pub mod extension;
 pub mod fields;

@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::generate::Router;
 use crate::http::asked::Asked;
+use crate::http::counted::count;
 use crate::http::error::ApiError;
 use crate::http::generate::{Caller, answer};
 use crate::http::keys::Keys;
@@ -60,6 +61,7 @@ pub fn routes(front: Arc<Front>) -> Routes {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(front.clone(), name_request))
+        .layer(middleware::from_fn_with_state(front.clone(), count))
         .with_state(front)
 }
 

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cascadia_core::placement::Role;
 use cascadia_node::metrics::{Gauge, OTHER, Registry, Values};
+use cascadia_proto::convert::role_name;
 use cascadia_proto::v1::{Provenance, Tokens};
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ use names::{Names, OfModel, OfTenant};
 /// Served models that have series of their own.
 const MODELS: usize = 32;
 
-/// What HTTP answers are counted under; any other path is `other`.
+/// What HTTP answers are counted under, with what is below; any other path is `other`.
 pub const ROUTES: [&str; 6] = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/version", OTHER];
 
 /// The name of who names no tenant.
@@ -79,9 +81,15 @@ impl Metrics {
         self.tenant(tenant).failure.inc();
     }
 
-    /// An HTTP request was answered, to its last byte.
+    /// A node left the cluster without draining.
+    pub fn node_lost(&self, role: Role) {
+        self.names.nodes_lost.of([role_name(role)]).inc();
+    }
+
+    /// An HTTP request for a path was answered, to its last byte.
     pub fn http_answered(&self, path: &str, status: u16, took: Duration) {
-        let route = ROUTES.into_iter().find(|route| *route == path).unwrap_or(OTHER);
+        let below = |route: &str| path.strip_prefix(route).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let route = ROUTES.into_iter().find(|route| below(route)).unwrap_or(OTHER);
         self.names.http_requests.of([route, &status.to_string()]).inc();
         self.names.http_seconds.of([route]).observe(took.as_secs_f64());
     }
@@ -329,12 +337,14 @@ mod tests {
             }
             page.render("").1.lines().count()
         };
+        metrics.http_answered("/v1/models/demo", 200, Duration::ZERO);
         let first = fill(0);
         assert_eq!(fill(1), first, "the same series");
         has(
             &page.render("").1,
             &[
                 r#"cascadia_http_requests_total{route="other",status="404"} 400"#,
+                r#"cascadia_http_requests_total{route="/v1/models",status="200"} 1"#,
                 r#"cascadia_request_failure_total{model_name="other",code="not_found"} 400"#,
                 r#"cascadia_tenant_requests_total{tenant="0-3",outcome="failure"} 2"#,
                 r#"cascadia_tenant_requests_total{tenant="other",outcome="failure"} 792"#,

@@ -1,8 +1,10 @@
 //! Every name of the router's metrics, and what of them a model and a tenant have.
 
+use cascadia_core::placement::Role;
 use cascadia_node::metrics::{
     Counter, FIRST_TOKEN_SECONDS, Gauge, Histogram, Labelled, REQUEST_SECONDS, REQUEST_TOKENS, Registry, TOKEN_SECONDS,
 };
+use cascadia_proto::convert::role_name;
 
 use crate::ending::Loss;
 use crate::error::{CLIENT_LEFT, LABELS};
@@ -19,6 +21,7 @@ pub(super) struct Names {
     pub(super) http_seconds: Labelled<Histogram, 1>,
     pub(super) migrations: Labelled<Counter, 1>,
     pub(super) fallbacks: Labelled<Counter, 1>,
+    pub(super) nodes_lost: Labelled<Counter, 1>,
     pub(super) running: Labelled<Gauge, 1>,
     pub(super) waiting: Labelled<Gauge, 1>,
     pub(super) success: Labelled<Counter, 2>,
@@ -50,7 +53,7 @@ impl Names {
                 "http_request_duration_seconds",
                 "From an HTTP request to the end of its answer",
                 ["route"],
-                REQUEST_SECONDS,
+                FIRST_TOKEN_SECONDS,
             ),
             migrations: registry.counters(
                 "session_migrations",
@@ -61,6 +64,11 @@ impl Names {
                 "fallback",
                 "Sessions that one kind of node goes on with alone because the other is missing",
                 ["reason"],
+            ),
+            nodes_lost: registry.counters(
+                "cluster_nodes_lost",
+                "Nodes that left the cluster without draining, or came back as another process",
+                ["role"],
             ),
             running: registry.gauges("num_requests_running", "Requests that a node decodes", model),
             waiting: registry.gauges("num_requests_waiting", "Requests that wait for a node to take them", model),
@@ -158,6 +166,9 @@ impl Names {
     pub(super) fn begin(&self, routes: &[&str]) {
         for reason in MOVES.into_iter().chain(Loss::ALL.map(Loss::reason)) {
             self.migrations.of([reason]);
+        }
+        for role in [Role::Router, Role::Drafter, Role::Expert] {
+            self.nodes_lost.of([role_name(role)]);
         }
         for missing in ["no_drafter", "no_expert"] {
             self.fallbacks.of([missing]);
