@@ -6,6 +6,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::lifecycle::Shutdown;
+use cascadia_router::RouterConfig;
 
 use crate::cli::{Cli, Command, UpArgs};
 use crate::cluster::{ClusterConfig, LocalCluster, Models, Reconfigure};
@@ -88,10 +89,10 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
 /// The cluster that is meant: its nodes are configured by the file's sections.
 ///
 /// # Errors
-/// When a section cannot be meant, or one model of the pair is missing.
+/// When a section means nothing, or one model of the pair is missing.
 pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, Failure> {
     // No load balancer has to learn that this router goes.
-    let router = settings.part(Section::Router, &[("lame_duck_ms", "0".to_owned())])?;
+    let router: RouterConfig = settings.part(Section::Router, &[("lame_duck_ms", "0".to_owned())])?;
     let beneath = [("model", "none".to_owned())];
     let mut drafter: DrafterConfig = settings.part(Section::Drafter, &beneath)?;
     let mut expert: ExpertConfig = settings.part(Section::Expert, &beneath)?;
@@ -110,6 +111,9 @@ pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, F
             }
         }
     }
+    router.check()?;
+    drafter.check()?;
+    expert.check()?;
     let (drafters, experts) = (args.drafters as usize, args.experts as usize);
     Ok(ClusterConfig {
         listen: args.listen.clone(),
@@ -147,9 +151,6 @@ fn pair(args: &UpArgs, settings: &Settings) -> Result<(PathBuf, PathBuf, String)
 fn apply(cli: &Cli, settings: &Settings, reconfigure: &Reconfigure) -> Result<(), String> {
     let Command::Up(args) = &cli.command else { return Ok(()) };
     let config = configured(args, settings).map_err(|error| error.to_string())?;
-    config.router.check()?;
-    config.drafter.check()?;
-    config.expert.check()?;
     reconfigure.with(config);
     Ok(())
 }

@@ -76,8 +76,20 @@ impl Process {
     }
 
     fn hang_up(&self) {
-        let status = Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().expect("kill runs");
+        self.signal("-HUP");
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(status.success());
+    }
+
+    fn ends(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while self.child.try_wait().expect("it is ours").is_none() {
+            assert!(Instant::now() < until, "it does not end");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -199,7 +211,7 @@ fn a_check_says_all_that_is_wrong() {
         assert!(said.lines().all(|line| line.starts_with("error: ")) && output.stdout.is_empty(), "{said}");
         // What does not pass the check does not start either.
         let mut started = cascadia();
-        started.args([command, "--listen", "127.0.0.1:0", "--config"]).arg(folder.0.join("bad.toml"));
+        started.args([command, "--listen", "127.0.0.1:0", "--http", "off", "--config"]).arg(folder.0.join("bad.toml"));
         if command != "drafter" && !config.contains("listen") {
             assert!(!started.output().expect("the binary runs").status.success(), "{config}");
         }
@@ -226,7 +238,7 @@ fn a_running_router_takes_up_what_it_can() {
         format!(
             "[node]\nstatic = {:?}\n[drafter]\nid = \"drafter\"\nlisten = {drafter:?}\nmodel = {:?}\n\
              [expert]\nid = \"expert\"\nlisten = {expert:?}\nmodel = {:?}\nserved_model = [\"demo\"]\n\
-             [router]\nlisten = {server:?}\n{more}",
+             [router]\nlisten = {server:?}\nhttp = \"off\"\n{more}",
             folder.0.join("nodes.json").display().to_string(),
             pair().join("drafter").display().to_string(),
             pair().join("expert").display().to_string(),
@@ -253,7 +265,7 @@ fn a_running_router_takes_up_what_it_can() {
     router.says(&["max-sessions is 0", "stays as it was"]);
     folder.write("cluster.toml", &cluster("default_strategy = \"drafter\"\nmax_sesions = 5\n"));
     router.hang_up();
-    router.says(&["cluster.toml:15", "did you mean max_sessions?", "stays as it was"]);
+    router.says(&["cluster.toml:16", "did you mean max_sessions?", "stays as it was"]);
     assert_eq!(answered(&server), Some(("speculative_cascade".into(), "chow".into())));
 
     // SIGHUP reads it at once.
@@ -271,4 +283,52 @@ fn a_running_router_takes_up_what_it_can() {
     router.hang_up();
     let (before, _) = router.says_after(&["no TOML", "stays as it was"]);
     assert!(!before.iter().any(|line| line.contains("INFO") && line.contains("speculative")), "{before:?}");
+}
+
+/// Sessions open at any node, as the router says.
+fn sessions(server: &str) -> u64 {
+    let output = cascadia().args(["status", "--json", "--server", server]).output().expect("the binary runs");
+    let Ok(status) = serde_json::from_slice::<Value>(&output.stdout) else { return 0 };
+    let members = status["members"].as_array().cloned().unwrap_or_default();
+    members.iter().filter_map(|member| member["load"]["sessions"].as_u64()).sum()
+}
+
+#[test]
+fn a_running_expert_takes_up_its_grace() {
+    const PACE: &str = "length=none,expert.step=50ms";
+    let folder = Folder::new("grace");
+    let (server, expert) = (free_address(), free_address());
+    let record = cascadia()
+        .args(["expert", "--print-record", "--id", "expert", "--listen", &expert, "--synthetic", PACE])
+        .output()
+        .expect("the binary runs");
+    folder.write("nodes.json", &format!("[{}]", text(&record.stdout)));
+    let cluster = |grace: u32| {
+        format!(
+            "[node]\nstatic = {:?}\n[router]\nlisten = {server:?}\nhttp = \"off\"\n\
+             [expert]\nid = \"expert\"\nlisten = {expert:?}\nsynthetic = {PACE:?}\ngrace_seconds = {grace}\n",
+            folder.0.join("nodes.json").display().to_string(),
+        )
+    };
+    let path = folder.write("cluster.toml", &cluster(600));
+    let start = |role: &str| Process::start(cascadia().args([role, "--config"]).arg(&path));
+    let (mut expert, _router) = (start("expert"), start("router"));
+    let mut client = cascadia();
+    client.args(["generate", "--server", &server, "--strategy", "expert", "--max-tokens", "3000", "Count."]);
+    let until = Instant::now() + PATIENCE;
+    let mut asking = Vec::new();
+    while sessions(&server) == 0 {
+        assert!(Instant::now() < until, "no session is open");
+        // Until the expert is seen a request is refused.
+        asking.push(Process::start(&mut client));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    // The last expert of its model keeps its sessions to their end, or to that of its grace.
+    folder.write("cluster.toml", &cluster(0));
+    expert.hang_up();
+    expert.says(&["expert.grace_seconds", "600", "changed for what comes from now on"]);
+    expert.signal("-TERM");
+    expert.says(&["grace is over"]);
+    expert.ends();
 }

@@ -34,7 +34,7 @@ pub struct DrafterConfig {
     #[arg(long, env = "CASCADIA_MAX_SESSIONS", default_value_t = limits::MAX_SESSIONS)]
     pub max_sessions: usize,
     /// Seconds that open sessions have to finish when the node is told to stop
-    #[arg(long, env = "CASCADIA_GRACE", default_value_t = 615)]
+    #[arg(long, env = "CASCADIA_GRACE", add = Reloads, default_value_t = 615)]
     pub grace_seconds: u64,
 }
 

@@ -92,7 +92,10 @@ pub async fn run(
         role: Role::Drafter,
         models: served.collect(),
         capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
-        grace: config.grace(),
+        grace: Box::new({
+            let live = live.clone();
+            move || live.now().grace()
+        }),
     };
     let edge = process.edge();
     let experts = LoadWatch::spawn(

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use cascadia_core::limits;
+use cascadia_node::config::Reloads;
 
-/// An expert node. Each field is a flag and a `CASCADIA_*` variable.
+/// An expert node. Each field is a flag, a `CASCADIA_*` variable and a key of the configuration file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExpertConfig {
     /// Folder of the model: config.json, *.safetensors, tokenizer.json
@@ -33,7 +34,7 @@ pub struct ExpertConfig {
     #[arg(long, env = "CASCADIA_MAX_SESSIONS", default_value_t = limits::MAX_SESSIONS)]
     pub max_sessions: usize,
     /// Seconds that open sessions have to finish when the node is told to stop
-    #[arg(long, env = "CASCADIA_GRACE", default_value_t = 615)]
+    #[arg(long, env = "CASCADIA_GRACE", add = Reloads, default_value_t = 615)]
     pub grace_seconds: u64,
 }
 

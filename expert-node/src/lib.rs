@@ -85,7 +85,10 @@ pub async fn run(
         role: Role::Expert,
         models: served.collect(),
         capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
-        grace: config.grace(),
+        grace: Box::new({
+            let live = live.clone();
+            move || live.now().grace()
+        }),
     };
     let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
     let (board, tracer) = (process.board().clone(), process.tracer().clone());

@@ -21,7 +21,6 @@ use crate::status::StatusBoard;
 use crate::telemetry::{Tracer, keep};
 
 /// What membership says of the node.
-#[derive(Clone, Debug)]
 pub struct Identity {
     /// Its role.
     pub role: Role,
@@ -29,8 +28,14 @@ pub struct Identity {
     pub models: Vec<ServedModel>,
     /// Sessions it holds at most.
     pub capacity: u32,
-    /// How long open sessions have to finish when it is told to stop.
-    pub grace: Duration,
+    /// How long open sessions have to finish, asked when it is told to stop.
+    pub grace: Box<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Identity of a {:?} with {} sessions at most", self.role, self.capacity)
+    }
 }
 
 /// Why a process ended badly.
@@ -159,7 +164,7 @@ impl Process {
         tokio::select! {
             () = finished => {}
             () = shutdown.stopped() => {}
-            () = tokio::time::sleep(identity.grace) => tracing::warn!(node = %edge.id, "grace is over, sessions still open are cut"),
+            () = tokio::time::sleep((identity.grace)()) => tracing::warn!(node = %edge.id, "grace is over, sessions still open are cut"),
         }
         shutdown.stop();
         registration.withdraw().await;

@@ -77,7 +77,6 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             Ok(config) => {
                 found.push(cascadia_node::net::check_address(&args.listen).map_err(sentence));
                 found.extend([args.http.check().map_err(sentence), args.telemetry.check()]);
-                found.extend([config.router.check(), config.drafter.check(), config.expert.check()]);
                 if args.synthetic.is_none() {
                     found.push(pair(&config.drafter, &config.expert).map_err(sentence));
                 }
