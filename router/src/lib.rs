@@ -108,12 +108,17 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(cascadia_proto::DESCRIPTORS)
         .build_v1()?;
+    // The older name of the same, which clients of several languages still ask for.
+    let older_reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(cascadia_proto::DESCRIPTORS)
+        .build_v1alpha()?;
     let inference = InferenceServer::new(Service(router.clone())).max_decoding_message_size(limits::REQUEST_BYTES);
     let routes = net::server()
         .add_service(inference)
         .add_service(board.service())
         .add_service(health_service)
-        .add_service(reflection);
+        .add_service(reflection)
+        .add_service(older_reflection);
     let address = listener.address().to_owned();
     let lame = || {
         let (shutdown, config) = (shutdown.clone(), router.config.clone());
