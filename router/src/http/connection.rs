@@ -282,3 +282,79 @@ impl AsyncWrite for Watched {
         self.io.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(200);
+    const LONG: Duration = Duration::from_secs(600);
+
+    /// Longer than anything here takes; a test that waits so long has failed.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    async fn server(patience: Patience) -> (String, JoinSet<()>) {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().to_owned();
+        let endless = || async {
+            let chunk = || Ok::<_, io::Error>(Bytes::from(vec![0u8; 64 * 1024]));
+            Body::from_stream(futures::stream::repeat_with(chunk))
+        };
+        let routes = Routes::new().route("/", get(|| async { "here" })).route("/endless", get(endless));
+        let mut serving = JoinSet::new();
+        serving.spawn(serve(listener, routes, patience, std::future::pending()));
+        (address, serving)
+    }
+
+    /// Whether the server closes the connection, with what it said before.
+    async fn closed(socket: &mut TcpStream) -> String {
+        let mut said = Vec::new();
+        let _ = tokio::time::timeout(LIMIT, socket.read_to_end(&mut said)).await.expect("it is closed");
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    #[tokio::test]
+    async fn slow_headers_cost_the_connection_and_idle_ones_do_not() {
+        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG }).await;
+        let mut silent = TcpStream::connect(&address).await.unwrap();
+        let mut slow = TcpStream::connect(&address).await.unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nA: ").await.unwrap();
+        assert_eq!(closed(&mut slow).await, "");
+        // As long as the slow one was borne and more, the silent one has said nothing, and is served.
+        silent.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        assert!(closed(&mut silent).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn idle_connections_end_in_time() {
+        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG }).await;
+        let mut idle = TcpStream::connect(&address).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(closed(&mut idle).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_read_is_cut_off() {
+        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
+        let mut deaf = TcpStream::connect(&address).await.unwrap();
+        deaf.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        tokio::time::sleep(4 * SHORT).await;
+        // What the system had taken comes, and then the end; an endless body has none otherwise.
+        assert!(!closed(&mut deaf).await.is_empty());
+        serving.abort_all();
+    }
+
+    #[tokio::test]
+    async fn http2_without_tls_is_served_on_the_same_port() {
+        let (address, _serving) = server(Patience::default()).await;
+        let mut socket = TcpStream::connect(&address).await.unwrap();
+        socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        let mut frame = [0u8; 9];
+        tokio::time::timeout(LIMIT, socket.read_exact(&mut frame)).await.unwrap().unwrap();
+        assert_eq!(frame[3], 4, "its settings");
+    }
+}

@@ -57,13 +57,16 @@ pub fn config() -> RouterConfig {
 
 impl Cluster {
     pub async fn start(config: RouterConfig) -> Self {
+        Self::start_with(config, HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() }).await
+    }
+
+    pub async fn start_with(config: RouterConfig, http: HttpConfig) -> Self {
         let membership = Membership::embedded();
         let shutdown = Shutdown::new();
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let admin = AdminPort::open(Listener::bind("127.0.0.1:0").await.unwrap(), &shutdown, None);
         let (address, admin_address) = (listener.address().to_owned(), admin.address().to_owned());
-        let door = HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() };
-        let door = door.open().await.unwrap().expect("it is not off");
+        let door = http.open().await.unwrap().expect("it is not off");
         let http = door.listener.address().to_owned();
         let edge = Edge {
             telemetry: Default::default(),
@@ -318,7 +321,12 @@ impl Call {
     }
 
     pub async fn tokens(&self, position: u64, ids: &[u32]) {
+        self.tokens_of(0, position, ids).await;
+    }
+
+    pub async fn tokens_of(&self, choice: u32, position: u64, ids: &[u32]) {
         let tokens = v1::Tokens {
+            choice,
             position,
             ids: ids.to_vec(),
             text: ids.iter().map(|id| format!("<{id}>")).collect(),

@@ -1,0 +1,299 @@
+//! The front door for OpenAI's clients, over sockets of our own: shapes, refusals, departures, garbage, the end.
+
+mod cluster;
+
+use std::time::Duration;
+
+use cascadia_core::placement::Role;
+use cascadia_proto::v1::Speculation;
+use cascadia_router::RouterConfig;
+use cascadia_router::http::HttpConfig;
+use cluster::{Call, Cluster, Owner, config, soon};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// A response, read to its end.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn of(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// What a stream's data frames say; chunk sizes and comments fall out.
+    fn frames(&self) -> Vec<Value> {
+        let data = self.body.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.map(|data| if data == "[DONE]" { json!("[DONE]") } else { serde_json::from_str(data).unwrap() }).collect()
+    }
+}
+
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+fn chat(more: &Value) -> Vec<u8> {
+    let mut body = json!({
+        "model": "demo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16, "seed": 5,
+    });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    post(CHAT, body.to_string().as_bytes())
+}
+
+/// Sends bytes and reads until the server closes.
+async fn exchange(address: &str, bytes: &[u8]) -> Reply {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let _ = socket.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = soon(socket.read_to_end(&mut answer)).await;
+    Reply::of(&String::from_utf8_lossy(&answer))
+}
+
+fn ask(cluster: &Cluster, bytes: Vec<u8>) -> JoinHandle<Reply> {
+    let address = cluster.http.clone();
+    tokio::spawn(async move { exchange(&address, &bytes).await })
+}
+
+/// Plays a whole session of four tokens.
+async fn play(call: &Call) {
+    call.opened(&[1, 2, 3]).await;
+    call.tokens(3, &[10, 11]).await;
+    call.tokens(5, &[12]).await;
+    call.finish(Speculation { blocks: 2, accepted: 3, ..Speculation::default() }).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_openais_to_the_letter() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let asked = ask(&cluster, chat(&json!({"stream": true})));
+    play(&drafter.call().await).await;
+    let reply = soon(asked).await.unwrap();
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(reply.head.contains("content-type: text/event-stream"));
+    let frames = reply.frames();
+    let choice = |frame: &Value| frame["choices"][0].clone();
+    assert_eq!(choice(&frames[0])["delta"], json!({"role": "assistant", "content": ""}));
+    assert_eq!(choice(&frames[1])["delta"], json!({"content": "<10><11>"}));
+    assert_eq!(choice(&frames[2])["delta"], json!({"content": "<12>"}));
+    for frame in &frames[..3] {
+        assert_eq!(choice(frame).get("finish_reason"), Some(&Value::Null));
+        assert_eq!(frame["object"], "chat.completion.chunk");
+        assert_eq!((&frame["id"], &frame["created"]), (&frames[0]["id"], &frames[0]["created"]));
+        assert!(frame.get("usage").is_none());
+    }
+    assert_eq!((&choice(&frames[3])["delta"], &choice(&frames[3])["finish_reason"]), (&json!({}), &json!("stop")));
+    assert_eq!(frames[4..], [json!("[DONE]")]);
+}
+
+#[tokio::test]
+async fn what_breaks_is_a_status_before_the_first_event_and_a_frame_behind_it() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let asked = ask(&cluster, chat(&json!({"stream": true})));
+    drafter.call().await.fail(Status::invalid_argument("the prompt is over the context")).await;
+    let reply = soon(asked).await.unwrap();
+    assert_eq!((reply.status, &reply.json()["error"]["type"]), (400, &json!("invalid_request_error")));
+
+    let asked = ask(&cluster, chat(&json!({"stream": true})));
+    let call = drafter.call().await;
+    call.opened(&[1]).await;
+    call.tokens(1, &[10]).await;
+    call.fail(Status::internal("the engine failed")).await;
+    let reply = soon(asked).await.unwrap();
+    let frames = reply.frames();
+    assert_eq!(reply.status, 200);
+    assert_eq!(frames.last().unwrap()["error"]["message"], "the engine failed");
+    assert!(!frames.contains(&json!("[DONE]")), "the text is not whole");
+}
+
+#[tokio::test]
+async fn choices_are_sessions_of_one_seed() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let asked = ask(&cluster, chat(&json!({"n": 2})));
+    for _ in 0..2 {
+        let call = drafter.call().await;
+        let resolved = call.open.resolved.clone().unwrap();
+        assert_eq!(resolved.seed, 5);
+        call.opened(&[1]).await;
+        call.tokens_of(resolved.choice, 1, &[20 + resolved.choice]).await;
+        call.finish(Speculation::default()).await;
+    }
+    let answer = soon(asked).await.unwrap().json();
+    let texts: Vec<&Value> = (0..2).map(|i| &answer["choices"][i]["message"]["content"]).collect();
+    assert_eq!(texts, [&json!("<20>"), &json!("<21>")]);
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(1), &json!(2)));
+    assert_eq!(answer["metrics"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_takes_its_sessions_along() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    for stream in [false, true] {
+        let mut socket = TcpStream::connect(&cluster.http).await.unwrap();
+        socket.write_all(&chat(&json!({"stream": stream, "n": 2}))).await.unwrap();
+        let mut calls = [drafter.call().await, drafter.call().await];
+        for call in &calls {
+            call.opened(&[1]).await;
+        }
+        drop(socket);
+        for call in &mut calls {
+            call.cancelled().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_house_admits_all_choices_or_none() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(RouterConfig { max_sessions: 1, ..config() }).await;
+    let reply = exchange(&cluster.http, &chat(&json!({"n": 2}))).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!(reply.head.contains("retry-after: ") && reply.head.contains("retry-after-ms: "), "{}", reply.head);
+    drafter.is_left_alone().await;
+    let asked = ask(&cluster, chat(&json!({})));
+    play(&drafter.call().await).await;
+    assert_eq!(soon(asked).await.unwrap().json()["choices"][0]["message"]["content"], "<10><11><12>");
+}
+
+#[tokio::test]
+async fn what_is_no_request_has_its_status_and_the_envelope() {
+    let cluster = Cluster::start(config()).await;
+    let plain = |text: &str| text.replace('\n', "\r\n").into_bytes();
+    let huge = vec![b' '; 5 << 20];
+    for (bytes, status, code) in [
+        (post(CHAT, b"{"), 400, "invalid_json"),
+        (post(CHAT, b"[1]"), 400, "invalid_type"),
+        (post(CHAT, &[0xff, 0xfe]), 400, "invalid_json"),
+        (post(CHAT, &huge), 413, "payload_too_large"),
+        (chat(&json!({"tools": [{}]})), 400, "unsupported_parameter"),
+        (chat(&json!({"model": "demo:x"})), 503, "unavailable"),
+        (
+            plain("POST /v1/completions HTTP/1.1\nHost: x\nContent-Length: 2\nConnection: close\n\n{}"),
+            415,
+            "unsupported_media_type",
+        ),
+        (plain("GET /v2 HTTP/1.1\nHost: x\nConnection: close\n\n"), 404, "unknown_url"),
+        (plain("GET /v1/chat/completions HTTP/1.1\nHost: x\nConnection: close\n\n"), 405, "method_not_allowed"),
+        (plain("OPTIONS /v1/completions HTTP/1.1\nHost: x\nConnection: close\n\n"), 405, "method_not_allowed"),
+        (plain("GET /v1/models/a/b HTTP/1.1\nHost: x\nConnection: close\n\n"), 404, "model_not_found"),
+        (plain("GET /health HTTP/1.1\nHost: x\nConnection: close\n\n"), 503, "unavailable"),
+    ] {
+        let reply = exchange(&cluster.http, &bytes).await;
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(reply.json()["error"]["code"], code, "{reply:?}");
+        assert!(reply.head.contains("x-request-id: "), "{}", reply.head);
+    }
+    let many = format!("GET /version HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(1_000));
+    assert_eq!(exchange(&cluster.http, many.as_bytes()).await.status, 431);
+    let long = format!("GET /version HTTP/1.1\r\nHost: x\r\na: {}\r\n\r\n", "b".repeat(1 << 20));
+    assert_eq!(exchange(&cluster.http, long.as_bytes()).await.status, 431);
+    let named = b"GET /version HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n";
+    let reply = exchange(&cluster.http, named).await;
+    assert!(reply.status == 200 && reply.head.contains("x-request-id: mine"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn garbage_disturbs_nobody() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let asked = ask(&cluster, chat(&json!({"stream": true})));
+    let call = drafter.call().await;
+    call.opened(&[1]).await;
+    let mut state = 7u64;
+    for round in 0..64 {
+        let length = 1 + (round * 37) % 900;
+        let noise = std::iter::repeat_with(|| {
+            state = cascadia_core::history::splitmix64(state);
+            state as u8
+        });
+        let start: &[u8] = [&b""[..], b"POST ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n"][round % 4];
+        let bytes: Vec<u8> = start.iter().copied().chain(noise.take(length)).collect();
+        let mut socket = TcpStream::connect(&cluster.http).await.unwrap();
+        let _ = socket.write_all(&bytes).await;
+        let _ = socket.shutdown().await;
+        let _ = soon(socket.read_to_end(&mut Vec::new())).await;
+    }
+    call.tokens(1, &[10]).await;
+    call.finish(Speculation::default()).await;
+    assert_eq!(soon(asked).await.unwrap().frames().last().unwrap(), "[DONE]");
+}
+
+#[tokio::test]
+async fn keys_open_the_api_and_health_is_open() {
+    let file = std::env::temp_dir().join(format!("cascadia-keys-{}", std::process::id()));
+    std::fs::write(&file, "# ours\nsk-one\n").unwrap();
+    let http = HttpConfig { http: "127.0.0.1:0".into(), api_key_file: Some(file.clone()) };
+    let cluster = Cluster::start_with(config(), http).await;
+    std::fs::remove_file(file).unwrap();
+    let get = |path: &str, key: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{key}Connection: close\r\n\r\n");
+    let reply = exchange(&cluster.http, get("/v1/models", "").as_bytes()).await;
+    assert_eq!((reply.status, &reply.json()["error"]["code"]), (401, &json!("invalid_api_key")));
+    assert!(reply.head.contains("www-authenticate: bearer"));
+    let key = "Authorization: Bearer sk-one\r\n";
+    assert_eq!(exchange(&cluster.http, get("/v1/models", key).as_bytes()).await.status, 200);
+    assert_eq!(exchange(&cluster.http, get("/version", "").as_bytes()).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_draining_router_finishes_what_is_open() {
+    let lame_duck = RouterConfig { lame_duck_ms: 1_000, ..config() };
+    let (cluster, mut drafter, _expert) = Cluster::pair(lame_duck).await;
+    let asked = ask(&cluster, chat(&json!({"stream": true})));
+    let call = drafter.call().await;
+    call.opened(&[1, 2, 3]).await;
+    let mut idle = TcpStream::connect(&cluster.http).await.unwrap();
+    idle.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut first = [0u8; 12];
+    idle.read_exact(&mut first).await.unwrap();
+
+    cluster.shutdown.drain();
+    // A balancer that has not heard of it yet: the request is served, and the connection told to close.
+    let reply = exchange(&cluster.http, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(reply.status == 200 && reply.head.contains("connection: close"), "{reply:?}");
+    // Behind the lame duck, idle connections end.
+    soon(idle.read_to_end(&mut Vec::new())).await.unwrap();
+    assert!(TcpStream::connect(&cluster.http).await.is_err(), "nobody listens any more");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    call.tokens(3, &[10]).await;
+    call.finish(Speculation::default()).await;
+    assert_eq!(soon(asked).await.unwrap().frames().last().unwrap(), "[DONE]");
+    soon(cluster.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_prompt_travels_as_a_grpc_clients_would() {
+    let cluster = Cluster::start(config()).await;
+    let mut drafter: Owner = cluster.owner("drafter-1", Role::Drafter).await;
+    let _expert = cluster.owner("expert-1", Role::Expert).await;
+    let body = json!({
+        "model": "demo:token_v3@0.5", "prompt": [4, 5, 6], "max_tokens": 9, "temperature": 0.5, "stop": "x", "seed": 9,
+        "prompt_cache_key": "talk", "priority": 3, "request_id": "label", "cascadia": {"draft_length": 2},
+    });
+    let asked = ask(&cluster, post("/v1/completions", body.to_string().as_bytes()));
+    let call = drafter.call().await;
+    let parameters = call.parameters();
+    assert_eq!((parameters.rule.as_str(), parameters.alpha), ("token_v3", Some(0.5)));
+    assert_eq!((parameters.draft_length, parameters.max_tokens, parameters.seed), (Some(2), Some(9), Some(9)));
+    assert_eq!((call.open.priority, call.open.request_id.as_str()), (3, "label"));
+    play(&call).await;
+    let reply = soon(asked).await.unwrap();
+    assert!(reply.head.contains("x-request-id: label"));
+    assert_eq!(reply.json()["choices"][0]["text"], "<10><11><12>");
+    assert_eq!(reply.json()["cascadia"]["rule"], "token_v3");
+}
