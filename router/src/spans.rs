@@ -73,6 +73,8 @@ pub struct Spans<'r> {
     attempt: i64,
     /// Tokens were committed.
     spoke: bool,
+    /// It was known to be wanted before its end.
+    kept: bool,
     /// Where it was worked on.
     visited: BTreeSet<String>,
 }
@@ -97,6 +99,7 @@ impl<'r> Spans<'r> {
             reason: "new",
             attempt: 0,
             spoke: false,
+            kept: false,
             visited: BTreeSet::new(),
         }
     }
@@ -232,6 +235,7 @@ impl<'r> Spans<'r> {
 
     fn keep(&mut self) {
         if self.request.keep() {
+            self.kept = true;
             self.recorder.keeper.tell(self.session, &self.visited);
         }
     }
@@ -242,7 +246,8 @@ impl Drop for Spans<'_> {
         // Within the request, so before it.
         self.placement = Span::default();
         self.run = Span::default();
-        if std::mem::take(&mut self.request).end() == Outcome::Kept {
+        // Told again at the end: a node may have begun while the first word was under way.
+        if std::mem::take(&mut self.request).end() == Outcome::Kept || self.kept {
             self.recorder.keeper.tell(self.session, &self.visited);
         }
     }
