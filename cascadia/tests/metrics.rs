@@ -51,6 +51,7 @@ fn get(address: &str, path: &str) -> String {
 /// A router, a drafter and an expert, each a process, and clients that ask all the time.
 struct Cluster {
     server: String,
+    http: String,
     stop: Arc<AtomicBool>,
     clients: Vec<std::thread::JoinHandle<()>>,
     _nodes: [Process; 3],
@@ -60,14 +61,16 @@ struct Cluster {
 impl Cluster {
     fn start() -> Self {
         let etcd = etcd();
-        let server = free_address();
+        let (server, http) = (free_address(), free_address());
+        let mut router = cascadia();
+        router.args(["router", "--id", "router-1", "--listen", &server, "--http", &http, "--etcd", &etcd.address]);
         let nodes = [
-            node("router", "router-1", &server, &etcd),
+            Process(router.stdout(Stdio::null()).spawn().expect("the binary runs")),
             node("expert", "expert-1", &free_address(), &etcd),
             node("drafter", "drafter-1", &free_address(), &etcd),
         ];
         wait_for(&server, |status| ready(status, "expert") == 1 && ready(status, "drafter") == 1);
-        Self { server, stop: Arc::default(), clients: Vec::new(), _nodes: nodes, _etcd: etcd }
+        Self { server, http, stop: Arc::default(), clients: Vec::new(), _nodes: nodes, _etcd: etcd }
     }
 
     /// Asks on every strategy, again and again, for two tenants.
@@ -294,6 +297,18 @@ fn the_table_and_a_real_prometheus_agree_with_a_running_cluster() {
         }
         assert!(Instant::now() < until, "not all nodes are scraped: {up:?}");
         std::thread::sleep(Duration::from_millis(300));
+    }
+
+    // What happened is what is counted.
+    get(&cluster.http, "/v1/models");
+    for query in [
+        r#"cascadia_http_requests_total{route="/v1/models", status="200"} == 1"#,
+        r#"cascadia_tenant_requests_total{tenant="globex", outcome="success"} > 0"#,
+        r#"cascadia_spec_decode_num_deferred_tokens_total{rule="token_v3"} > 0"#,
+        "sum(cascadia_verify_answers_total) > 0",
+        "sum(cascadia_draft_bytes_total) > 0",
+    ] {
+        prometheus.wait_for("a count", query);
     }
 
     // Every dashboard has data in every panel.

@@ -351,4 +351,27 @@ mod tests {
             ],
         );
     }
+
+    #[test]
+    #[ignore = "a measurement"]
+    fn cost_of_a_message() {
+        const MESSAGES: u32 = 1_000_000;
+        let metrics = Metrics::register(&mut Registry::default(), 4);
+        let message = tokens(&[Provenance::Accepted], false);
+        for threads in [1, 2] {
+            let began = std::time::Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        let mut session = metrics.admitted("demo", "acme");
+                        let arrived = Instant::now();
+                        for step in 0..MESSAGES {
+                            session.tokens(&message, arrived + Duration::from_micros(u64::from(step)), arrived);
+                        }
+                    });
+                }
+            });
+            println!("{threads} threads: {:?} a message and thread", began.elapsed() / MESSAGES);
+        }
+    }
 }
