@@ -91,3 +91,36 @@ impl Frames {
 fn frame(object: &Value) -> Bytes {
     Bytes::from(format!("data: {object}\n\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use cascadia_core::ids::SessionId;
+
+    use super::*;
+    use crate::http::chat;
+
+    fn opened(events: Events) -> Body {
+        let body = br#"{"messages": [{"role": "user", "content": "Hi"}], "stream": true}"#;
+        let asked = chat::read(body, &[]).unwrap();
+        let answer = Answer::new([SessionId(1)].into_iter(), Instant::now());
+        response(Writer::new(asked, "1", 0), answer, events).into_body()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_waits_says_that_it_lives() {
+        let began = Instant::now();
+        let mut frames = opened(futures::stream::pending().boxed()).into_data_stream();
+        for silent in 1..=3 {
+            assert_eq!(frames.next().await.unwrap().unwrap(), ": waiting\n\n");
+            assert!(began.elapsed() >= silent * KEEP_ALIVE);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_too_early_is_no_whole_text() {
+        let mut frames = opened(futures::stream::empty().boxed()).into_data_stream();
+        let only = frames.next().await.unwrap().unwrap();
+        assert!(only.starts_with(b"data: {\"error\":"), "{only:?}");
+        assert!(frames.next().await.is_none());
+    }
+}
