@@ -163,12 +163,16 @@ fn printed_defaults_are_a_configuration() {
         .arg(&path)
         .env("CASCADIA_MOST_TOKENS", "77")
         .env("CASCADIA_DEFAULT_RULE", "opt")
+        // Excluded by what is typed, which is stronger.
+        .env("CASCADIA_STATIC", "list.json")
         .output()
         .expect("the binary runs");
     let shown = text(&shown.stdout);
     for line in [
         "most_tokens = 77  # CASCADIA_MOST_TOKENS",
         "default_rule = \"chow\"  # --default-rule",
+        "etcd = [\"http://127.0.0.1:1\"]  # --etcd",
+        "# static is not set",
         "lease_ttl = 15  # default",
         &format!("default_strategy = \"speculative\"  # {}:", path.display()),
     ] {
