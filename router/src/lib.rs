@@ -43,6 +43,7 @@ use cascadia_node::net;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::keep::Keeper;
 use cascadia_proto::v1::inference_server::InferenceServer;
+use tokio_util::sync::CancellationToken;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -129,17 +130,27 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
         }
     };
     let mut serving = tokio::spawn(routes.serve_with_incoming_shutdown(listener.into_incoming(), lame()));
-    let http = door.map(|door| tokio::spawn(http::serve(door, router.clone(), lame())));
-    let cut_http = http.as_ref().map(tokio::task::JoinHandle::abort_handle);
+    // Cancelled when HTTP's last connection has ended.
+    let http_ended = CancellationToken::new();
+    let http = door.map(|door| {
+        let (serving, ended) = (http::serve(door, router.clone(), lame()), http_ended.clone().drop_guard());
+        tokio::spawn(async move {
+            let _ended = ended;
+            serving.await;
+        })
+    });
+    if http.is_none() {
+        http_ended.cancel();
+    }
     tracing::info!(router = %router.id, %address, "serving");
 
-    let living = live(&router, &board, &health);
+    let living = live(&router, &board, &health, http_ended.clone());
     tokio::pin!(living);
     let served = tokio::select! {
         biased;
         served = &mut serving => match served.unwrap_or(Ok(())) {
             // Its last connection may have ended before HTTP's.
-            Ok(()) => tokio::select! { biased; () = ended(http) => Ok(()), () = &mut living => Ok(()) },
+            Ok(()) => tokio::select! { biased; () = http_ended.cancelled() => Ok(()), () = &mut living => Ok(()) },
             failed => failed,
         },
         () = &mut living => {
@@ -147,7 +158,7 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
             Ok(())
         }
     };
-    if let Some(http) = cut_http {
+    if let Some(http) = http {
         http.abort();
     }
     shutdown.stop();
@@ -160,15 +171,8 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
     Ok(served?)
 }
 
-/// Returns when a server has, if there is one.
-async fn ended(server: Option<tokio::task::JoinHandle<()>>) {
-    if let Some(server) = server {
-        let _ = server.await;
-    }
-}
-
-/// From the first servable model to the last open stream.
-async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
+/// From the first servable model to the last open stream, and to the end of HTTP's connections.
+async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter, http_ended: CancellationToken) {
     let shutdown = &router.shutdown;
     let ready = async {
         router.outlook.servable().await;
@@ -186,6 +190,7 @@ async fn live(router: &Router, board: &StatusBoard, health: &HealthReporter) {
         // Status streams never end by themselves.
         board.close();
         router.streams.none().await;
+        http_ended.cancelled().await;
     };
     tokio::select! {
         biased;

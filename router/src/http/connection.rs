@@ -1,7 +1,11 @@
 //! The life of a connection: HTTP/1.1 or HTTP/2 on one port, and no connection that is only held.
 //!
 //! A client that sends its headers slowly, says nothing for minutes or does not read what it asked for loses its own
-//! connection; nobody waits for it. When the router drains, each connection ends behind its last response.
+//! connection; nobody waits for it.
+//!
+//! When the router drains, nobody's request meets a closed connection. Over HTTP/2 a GOAWAY says it. Over HTTP/1.1 every
+//! response from then on says `Connection: close`, and a connection that is idle stays until its client has forgotten it:
+//! closed earlier, it might cross a request that is just being sent, which no client can tell from a failed one.
 
 use std::io;
 use std::pin::Pin;
@@ -45,16 +49,23 @@ pub struct Patience {
     pub idle: Duration,
     /// While the client takes nothing of what is written.
     pub write: Duration,
+    /// For how long after its last response a client may still use an idle connection of a router that drains.
+    pub linger: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { headers: Duration::from_secs(20), idle: Duration::from_secs(600), write: limits::CLIENT_WRITE_TIMEOUT }
+        Self {
+            headers: Duration::from_secs(20),
+            idle: Duration::from_secs(600),
+            write: limits::CLIENT_WRITE_TIMEOUT,
+            linger: Duration::from_secs(6),
+        }
     }
 }
 
-/// Serves until `leave`, then ends every connection behind its last response, and returns when the last has ended.
-/// Dropping the future cuts them.
+/// Serves until `leave`, then ends every connection behind its last response, once its client will not use it any more,
+/// and returns when the last has ended. Dropping the future cuts them.
 pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave: impl Future<Output = ()>) {
     let address = listener.address().to_owned();
     let mut incoming = listener.into_incoming();
@@ -100,6 +111,11 @@ async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: 
     let io = TokioIo::new(Watched { io, activity: activity.clone() });
     let serving = builder.serve_connection(io, TowerToHyperService::new(service));
     tokio::pin!(serving);
+    let end = async {
+        let _ = leaving.wait_for(|leaving| *leaving).await;
+        activity.forgotten().await;
+    };
+    tokio::pin!(end);
     let mut told = false;
     loop {
         tokio::select! {
@@ -110,7 +126,7 @@ async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: 
                 }
                 return;
             }
-            _ = leaving.wait_for(|leaving| *leaving), if !told => {
+            () = &mut end, if !told => {
                 told = true;
                 serving.as_mut().graceful_shutdown();
             }
@@ -159,6 +175,18 @@ impl Activity {
         Busy(self.clone())
     }
 
+    /// Returns when the client can be told by a GOAWAY, or will not send another request.
+    async fn forgotten(&self) {
+        loop {
+            let now = Instant::now();
+            let look_again = self.update(|doing| doing.forgotten(now));
+            if look_again <= now {
+                return;
+            }
+            tokio::time::sleep_until(look_again).await;
+        }
+    }
+
     /// Returns when the client has overtaxed our patience, with the reason.
     async fn overdue(&self) -> &'static str {
         loop {
@@ -171,9 +199,21 @@ impl Activity {
     }
 }
 
+/// How often a draining router looks whether a response has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 impl Doing {
+    /// When the client will have forgotten the connection, or when to look again.
+    fn forgotten(&self, now: Instant) -> Instant {
+        match (self.http2, self.busy, self.heard) {
+            (Some(true), ..) => now,
+            (_, 0, None) => self.idle_since + self.patience.linger,
+            _ => now + LOOK_AGAIN,
+        }
+    }
+
     fn next(&self, now: Instant) -> (Instant, Option<&'static str>) {
-        let Patience { headers, idle, write } = self.patience;
+        let Patience { headers, idle, write, .. } = self.patience;
         let mut bounds = vec![(now + headers.min(idle).min(write), None)];
         bounds.extend(self.blocked.map(|since| (since + write, Some("it does not read"))));
         if self.busy == 0 {
@@ -288,6 +328,8 @@ mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
 
     use super::*;
 
@@ -319,7 +361,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_headers_cost_the_connection_and_idle_ones_do_not() {
-        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG }).await;
+        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG, linger: LONG }).await;
         let mut silent = TcpStream::connect(&address).await.unwrap();
         let mut slow = TcpStream::connect(&address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nA: ").await.unwrap();
@@ -331,7 +373,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_end_in_time() {
-        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG }).await;
+        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG, linger: LONG }).await;
         let mut idle = TcpStream::connect(&address).await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert!(closed(&mut idle).await.ends_with("here"));
@@ -339,7 +381,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_does_not_read_is_cut_off() {
-        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
+        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT, linger: LONG }).await;
         let mut deaf = TcpStream::connect(&address).await.unwrap();
         deaf.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         tokio::time::sleep(4 * SHORT).await;
@@ -356,5 +398,76 @@ mod tests {
         let mut frame = [0u8; 9];
         tokio::time::timeout(LIMIT, socket.read_exact(&mut frame)).await.unwrap().unwrap();
         assert_eq!(frame[3], 4, "its settings");
+    }
+
+    const LINGER: Duration = Duration::from_secs(3);
+
+    /// A server that is told to leave by the sender, and has left when the task ends.
+    async fn started(linger: Duration) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().to_owned();
+        let (leave, told) = oneshot::channel();
+        let routes = Routes::new().route("/", get(|| async { "here" })).route(
+            "/slow",
+            get(|| async {
+                tokio::time::sleep(LINGER).await;
+                "late"
+            }),
+        );
+        let patience = Patience { linger, ..Patience::default() };
+        let serving = serve(listener, routes, patience, async {
+            let _ = told.await;
+        });
+        (address, leave, tokio::spawn(serving))
+    }
+
+    async fn ask(socket: &mut TcpStream, path: &str) -> Option<String> {
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: router\r\n\r\n").as_bytes()).await.ok()?;
+        let (mut answer, mut piece) = (String::new(), [0; 1024]);
+        while !answer.ends_with("here") && !answer.ends_with("late") {
+            match socket.read(&mut piece).await {
+                Ok(0) | Err(_) => return None,
+                Ok(read) => answer.push_str(&String::from_utf8_lossy(&piece[..read])),
+            }
+        }
+        Some(answer)
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_served_until_its_client_has_forgotten_it() {
+        let (address, leave, serving) = started(LINGER).await;
+        let since = Instant::now();
+        let mut used = TcpStream::connect(&address).await.unwrap();
+        let mut idle = TcpStream::connect(&address).await.unwrap();
+        let mut slow = TcpStream::connect(&address).await.unwrap();
+        assert!(ask(&mut used, "/").await.is_some() && ask(&mut idle, "/").await.is_some());
+        let slow = tokio::spawn(async move { (ask(&mut slow, "/slow").await, ask(&mut slow, "/").await) });
+        tokio::time::sleep(LINGER / 10).await;
+        leave.send(()).unwrap();
+        tokio::time::sleep(LINGER / 10).await;
+        assert!(TcpStream::connect(&address).await.is_err(), "nobody new is let in");
+        assert!(ask(&mut used, "/").await.is_some(), "a request that was on its way");
+        // Nothing is said on this one; it is closed, and not before its time.
+        assert_eq!(idle.read(&mut [0; 8]).await.unwrap(), 0);
+        assert!(since.elapsed() >= LINGER);
+        let (late, after) = slow.await.unwrap();
+        assert!(late.is_some() && after.is_some(), "a response that was under way, and one behind it");
+        serving.await.unwrap();
+        assert_eq!(used.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn http_2_is_told_at_once() {
+        // Longer than the test waits.
+        let (address, leave, serving) = started(Duration::from_secs(3600)).await;
+        let io = TokioIo::new(TcpStream::connect(&address).await.unwrap());
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = || Request::get("http://router/").body(axum::body::Body::empty()).unwrap();
+        assert!(sender.send_request(request()).await.is_ok());
+        leave.send(()).unwrap();
+        connection.await.unwrap().unwrap();
+        serving.await.unwrap();
+        assert!(sender.send_request(request()).await.is_err());
     }
 }

@@ -30,18 +30,24 @@ pub mod statistics;
 pub mod stream;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::generate::Router;
 pub use config::{Door, HttpConfig, HttpError};
 use connection::Patience;
 use routes::Front;
 
+/// For a request that was sent at the last moment to arrive.
+const MARGIN: Duration = Duration::from_secs(1);
+
 /// Serves OpenAI's clients until `leave`, and returns when the last connection has ended. Dropping the future cuts them.
 pub async fn serve(door: Door, router: Arc<Router>, leave: impl Future<Output = ()>) {
     let Door { listener, keys } = door;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     tracing::info!(router = %router.id, address = %listener.address(), keys = ?keys, "serving HTTP");
+    // One setting bounds what others may do on old knowledge: balancers send here, clients use connections they kept.
+    let linger = router.config.now().lame_duck() + MARGIN;
     let routes = routes::routes(Arc::new(Front { router, keys, since }));
-    connection::serve(listener, routes, Patience::default(), leave).await;
+    let patience = Patience { linger, ..Patience::default() };
+    connection::serve(listener, routes, patience, leave).await;
 }
