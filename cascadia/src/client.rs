@@ -116,8 +116,12 @@ impl Client {
     /// When the router refuses it.
     pub async fn generate(&self, request: v1::GenerateRequest) -> Result<Events, ClientError> {
         let asked = Instant::now();
-        let stream = self.inner.clone().generate(request).await?.into_inner();
-        Ok(Events { stream, asked, next: None, over: false })
+        let mut inner = self.inner.clone();
+        let stream = match inner.generate(request.clone()).await {
+            Err(status) if never_sent(&status) => inner.generate(request).await?,
+            outcome => outcome?,
+        };
+        Ok(Events { stream: stream.into_inner(), asked, next: None, over: false })
     }
 
     /// Runs a generation to its end.
@@ -149,6 +153,19 @@ impl Client {
     pub async fn status(&self) -> Result<v1::ClusterStatusResponse, ClientError> {
         Ok(self.inner.clone().cluster_status(v1::ClusterStatusRequest {}).await?.into_inner())
     }
+}
+
+/// Whether a request never left this process, because its connection had just been told that the router goes (GOAWAY).
+/// Other gRPC clients send such a request again without a word.
+fn never_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// The system's own words at the bottom of a chain of wrappers.
