@@ -271,6 +271,31 @@ pub fn pick_drafter<'a>(
     Ok(chooser.choose(&chooser.drafters(&tokenizers)?).0)
 }
 
+/// Why a drafter can draft for nobody: experts serve its models, and none of them has its tokenizer. Where no expert is
+/// known yet, nothing is wrong with it.
+#[must_use]
+pub fn mismatch(drafter: &NodeRecord, snapshot: &Snapshot) -> Option<PlacementError> {
+    let experts = snapshot.nodes.values().filter(|node| node.role == Role::Expert);
+    let mut refused = None;
+    for expert in experts {
+        for served in &expert.models {
+            for drafts in drafter.models.iter().filter(|drafts| drafts.name.is_empty() || drafts.name == served.name) {
+                if drafts.tokenizer_fingerprint == served.tokenizer_fingerprint {
+                    return None;
+                }
+                refused.get_or_insert_with(|| PlacementError::TokenizerMismatch {
+                    model: served.name.clone(),
+                    drafter: drafter.id.clone(),
+                    drafter_tokenizer: drafts.tokenizer_fingerprint.clone(),
+                    expert: expert.id.clone(),
+                    expert_tokenizer: served.tokenizer_fingerprint.clone(),
+                });
+            }
+        }
+    }
+    refused
+}
+
 /// A node and the model of it that would serve.
 type Candidate<'a> = (&'a NodeRecord, &'a ServedModel);
 

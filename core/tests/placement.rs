@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{
-    Load, Loads, NodeRecord, NodeState, PlacementError, Role, ServedModel, Snapshot, Wish, pick_drafter, pick_expert,
-    place, placement_key, served_models,
+    Load, Loads, NodeRecord, NodeState, PlacementError, Role, ServedModel, Snapshot, Wish, mismatch, pick_drafter,
+    pick_expert, place, placement_key, served_models,
 };
 
 /// `name role model/tokenizer/fingerprint... [state]`, one node a line; model `*` serves all of its tokenizer.
@@ -210,4 +210,26 @@ fn keys() {
     assert_eq!(placement_key("t", Some("c"), &long), placement_key("t", Some("c"), b"short"));
     assert_ne!(placement_key("t", Some("c"), b""), placement_key("u", Some("c"), b""));
     assert_eq!(served_models(&snapshot(TWO_AND_TWO)), ["chat", "other"]);
+}
+
+#[test]
+fn a_drafter_that_could_draft_for_nobody_is_known() {
+    let experts = "e1 expert big/t1/f1 small/t1/f3\ne2 expert other/t2/f2";
+    for (drafter, mismatched) in [
+        ("d drafter big/t1/g", false),
+        ("d drafter big/t2/g", true),
+        ("d drafter big/t2/g other/t2/g", false),
+        ("d drafter */t2/g", false),
+        ("d drafter */t3/g", true),
+        ("d drafter nobodys/t3/g", false),
+    ] {
+        let known = snapshot(&format!("{experts}\n{drafter}"));
+        let record = &known.nodes[&NodeId("d".into())];
+        let error = mismatch(record, &known);
+        assert_eq!(error.is_some(), mismatched, "{drafter}");
+        if let Some(error) = error {
+            assert!(error.to_string().contains("drafter d and expert e1"), "{error}");
+        }
+        assert_eq!(mismatch(record, &snapshot(drafter)), None, "no expert is known yet");
+    }
 }

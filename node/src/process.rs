@@ -8,7 +8,7 @@ use cascadia_core::commit::Text;
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::PageId;
 use cascadia_core::limits;
-use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
+use cascadia_core::placement::{self, NodeRecord, NodeState, Role, ServedModel};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
@@ -90,16 +90,6 @@ impl Process {
     /// When the node cannot register or its listener fails.
     pub async fn serve(self, identity: Identity, routes: Routes, mut metrics: Registry) -> Result<(), ProcessError> {
         let Self { mut edge, board, instance, tracer } = self;
-        let (ready, sessions) = (board.clone(), board.clone());
-        let ready: metrics::Ready = Arc::new(move || ready.ready());
-        metrics::node(&mut metrics, &edge.id, identity.role, &board, ready.clone());
-        metrics::sessions(
-            &mut metrics,
-            identity.role,
-            move || identity.capacity as usize,
-            move || sessions.load().sessions,
-        );
-        metrics::board(&mut metrics, identity.role, &board);
         let admin_address = edge.admin.as_ref().map(|listener| listener.address().to_owned()).unwrap_or_default();
         let mut record = NodeRecord {
             id: edge.id.clone(),
@@ -112,6 +102,16 @@ impl Process {
             protocol: cascadia_proto::PROTOCOL,
             state: NodeState::Ready,
         };
+        let sessions = board.clone();
+        let ready = ready(&board, &edge, record.clone());
+        metrics::node(&mut metrics, &edge.id, identity.role, &board, ready.clone());
+        metrics::sessions(
+            &mut metrics,
+            identity.role,
+            move || identity.capacity as usize,
+            move || sessions.load().sessions,
+        );
+        metrics::board(&mut metrics, identity.role, &board);
         let shutdown = edge.shutdown.clone();
         // Dropped with this future: a node that is aborted takes its connections with it.
         let mut serving = JoinSet::new();
@@ -178,6 +178,16 @@ impl Process {
         tracing::info!(node = %edge.id, "stopped");
         Ok(())
     }
+}
+
+/// Whether the node takes sessions: what its board says, and for a drafter that some expert could take them with it.
+fn ready(board: &StatusBoard, edge: &Edge, record: NodeRecord) -> metrics::Ready {
+    let (board, snapshots) = (board.clone(), edge.membership.snapshots());
+    Arc::new(move || {
+        board.ready()?;
+        let wrong = (record.role == Role::Drafter).then(|| placement::mismatch(&record, &snapshots.borrow())).flatten();
+        wrong.map_or(Ok(()), |wrong| Err(format!("{wrong}; give both a model of one tokenizer, or name other models")))
+    })
 }
 
 /// What a node offers its sessions: the model's facts, bounded by its pages and its tokenizer.

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 
 from manifests import (
-    REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
+    CHART, REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
 )
 
 CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
@@ -118,10 +118,14 @@ def endpoint(text):
     return ".".join(str(byte) for byte in reversed(bytes.fromhex(address))), int(number, 16)
 
 
-class Processes(unittest.TestCase):
+class Installed(unittest.TestCase):
+    """A release whose pods run as processes."""
+
+    VALUES = []
+
     @classmethod
     def setUpClass(cls):
-        cls.things = render()
+        cls.things = render(*cls.VALUES)
         cls.folder = Path(tempfile.mkdtemp(prefix="cascadia-chart-"))
         # The whole of 127.0.0.0/8 is loopback: a net of our own, so that fixed ports collide with nobody.
         net = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
@@ -143,8 +147,8 @@ class Processes(unittest.TestCase):
             one.stop()
         shutil.rmtree(cls.folder)
 
-    def ready(self):
-        for one in self.pods:
+    def ready(self, pods=None):
+        for one in pods or self.pods:
             for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
                 answer = until(
                     lambda: f"{kind} of {one.name}: {one.probe(kind)}\n{one.log.read_text()[-2000:]}",
@@ -152,6 +156,8 @@ class Processes(unittest.TestCase):
                 )
                 self.assertTrue(answer)
 
+
+class Default(Installed):
     def test_probes_hold_and_a_client_gets_its_answer(self):
         self.ready()
         test = of_kind(self.things, "Pod")[0]
@@ -203,6 +209,24 @@ class Processes(unittest.TestCase):
             self.assertFalse(allowed(self.things, one_of[near], one_of[far], number), (near, far, number))
         self.assertTrue(allowed(self.things, one_of["test"], one_of["router"], 8080))
         self.assertTrue(allowed(self.things, one_of["router"], one_of["expert"], admin))
+
+
+class Wrong(Installed):
+    """A drafter of another tokenizer beside pools that serve."""
+
+    ODD = [{"name": "main"}, {"name": "odd", "synthetic": "acceptance=0.8", "served": ["demo"]}]
+    VALUES = ["--values", str(CHART / "ci/one-of-each.yaml"), "--set-json", f"drafters={json.dumps(ODD)}"]
+
+    def test_it_is_not_ready_and_says_why_while_the_others_serve(self):
+        odd = next(one for one in self.pods if "-drafter-odd-" in one.name)
+        self.ready([one for one in self.pods if one is not odd])
+        status, why = until(
+            lambda: f"readiness: {odd.probe('readinessProbe')}",
+            lambda: (answer := odd.probe("readinessProbe"))[0] == 503 and "tokenizer" in answer[1] and answer,
+        )
+        self.assertEqual(status, 503)
+        self.assertIn(f"drafter {odd.name} and expert ", why)
+        self.assertEqual(odd.probe("livenessProbe")[0], 200)
 
 
 if __name__ == "__main__":
