@@ -6,7 +6,7 @@ import kubernetes_validate
 import yaml
 
 from manifests import (
-    CHART, component, helm, main_container, named, of_kind, pod, pod_labels, port, render, selects, workloads,
+    CHART, REPOSITORY, helm, main_container, named, of_kind, pod, pod_labels, port, render, selects, workloads,
 )
 
 OLDEST, NEWEST = "1.30", "1.37"
@@ -130,6 +130,18 @@ class Agreement(unittest.TestCase):
         before, after = render(), render("--set", "reload.router.max_sessions=7")
         self.assertIn("max_sessions = 7", of_kind(after, "ConfigMap")[0]["data"]["cascadia.toml"])
         self.assertEqual(workloads(before), workloads(after))
+
+
+class Monitoring(unittest.TestCase):
+    def test_rules_and_dashboards_are_the_projects_own(self):
+        things = render("--set", "monitoring.rules.enabled=true,monitoring.dashboards.enabled=true")
+        observability = REPOSITORY / "deploy/observability"
+        rules = yaml.safe_load((observability / "prometheus/rules.yaml").read_text())
+        self.assertEqual(of_kind(things, "PrometheusRule")[0]["spec"], rules)
+        dashboards = {file.name: file.read_text() for file in (observability / "grafana").glob("*.json")}
+        made = next(c for c in of_kind(things, "ConfigMap") if c["metadata"]["name"].endswith("-dashboards"))
+        self.assertEqual(made["data"], dashboards)
+        self.assertTrue(dashboards)
 
 
 class Footprint(unittest.TestCase):

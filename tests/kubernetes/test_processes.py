@@ -17,6 +17,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import yaml
+
 from manifests import (
     CHART, REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
 )
@@ -158,8 +160,7 @@ class Installed(unittest.TestCase):
 
 
 class Default(Installed):
-    def test_probes_hold_and_a_client_gets_its_answer(self):
-        self.ready()
+    def ask(self):
         test = of_kind(self.things, "Pod")[0]
         words = [
             re.sub(r"^--server=([\w-]+):", lambda found: f"--server={self.services[found[1]]}:", word)
@@ -168,6 +169,21 @@ class Default(Installed):
         answer = subprocess.run([CASCADIA, *words], capture_output=True, text=True, timeout=PATIENCE)
         self.assertEqual(answer.returncode, 0, answer.stderr)
         self.assertTrue(json.loads(answer.stdout)["text"])
+
+    def test_probes_hold_and_a_client_gets_its_answer(self):
+        self.ready()
+        self.ask()
+
+    def test_pools_scale_on_metrics_that_their_nodes_serve(self):
+        self.ready()
+        self.ask()
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        for key, role in (("router", "router"), ("drafterDefaults", "drafter"), ("expertDefaults", "expert")):
+            pages = [fetch(f"{one.ip}:9090", "/metrics")[1] for one in self.pods if component(one.workload) == role]
+            for signal in values[key]["autoscaling"]["targets"]:
+                metric = values["autoscaling"]["podMetrics"][signal]
+                self.assertRegex("\n".join(pages), rf"(?m)^{metric}[ {{]")
+                self.assertIn(metric + "{PODS}", values["autoscaling"]["queries"][signal])
 
     def test_every_declared_port_is_listened_on(self):
         self.ready()
