@@ -7,7 +7,7 @@ use cascadia_node::telemetry::TelemetryConfig;
 use cascadia_router::http::HttpConfig;
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::LoadArgs;
+use crate::bench::BenchArgs;
 use crate::config::{ConfigArgs, FileArgs};
 use crate::generate::GenerateArgs;
 use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
@@ -66,7 +66,7 @@ pub enum Command {
     /// Ask a router for an answer and stream it, coloured by which model wrote what.
     Generate(Box<GenerateArgs>),
     /// Drive a running cluster and measure throughput, latencies, goodput, acceptance and accuracy.
-    Bench(Box<LoadArgs>),
+    Bench(Box<BenchArgs>),
     /// Show members, roles, state, load and pairs, as a router sees them.
     Status(StatusArgs),
     /// Take a node out of the cluster: no new sessions, open ones finish or move, then its process ends; as SIGTERM does.

@@ -138,7 +138,7 @@ fn served(page: &str) -> BTreeMap<String, Metric> {
 /// The rows of the table for one role.
 fn documented(table: &str, role: &str) -> BTreeMap<String, Metric> {
     let cells = |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
-    let rows = table.lines().filter(|line| line.starts_with("| `cascadia_")).map(cells);
+    let rows = table.lines().filter(|line| line.starts_with("| `")).map(cells);
     let mut metrics = BTreeMap::new();
     for row in rows {
         let [name, kind, labels, unit, nodes, help, usage] = &row[..] else { panic!("a row of 7 cells: {row:?}") };

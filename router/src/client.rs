@@ -16,19 +16,30 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::metrics::Relay;
+
 /// The session's handle to its client.
 #[derive(Debug)]
 pub struct Client {
-    sender: mpsc::Sender<GenerateResponse>,
+    sender: mpsc::Sender<Queued>,
     reading: Arc<Reading>,
+}
+
+/// A message that waits for its client.
+#[derive(Debug)]
+struct Queued {
+    response: GenerateResponse,
+    /// When it was read off its owner's stream.
+    heard: Instant,
 }
 
 /// What the client reads.
 #[derive(Debug)]
 pub struct ClientStream {
-    receiver: mpsc::Receiver<GenerateResponse>,
+    receiver: mpsc::Receiver<Queued>,
     reading: Arc<Reading>,
-    first: Option<GenerateResponse>,
+    relay: Relay,
+    first: Option<Queued>,
     _open: OpenStream,
 }
 
@@ -76,8 +87,9 @@ struct Reading {
 }
 
 impl Reading {
-    fn stamp(&self) {
-        self.since.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+    fn stamp(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.born);
+        self.since.store(since.as_millis() as u64, Ordering::Relaxed);
     }
 
     fn ending(&self) -> Option<Status> {
@@ -87,13 +99,13 @@ impl Reading {
 
 /// Both ends, for a request of so many tokens.
 #[must_use]
-pub fn channel(max_tokens: usize, streams: &OpenStreams) -> (Client, ClientStream) {
+pub fn channel(max_tokens: usize, streams: &OpenStreams, relay: Relay) -> (Client, ClientStream) {
     // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
     let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
     let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0), ending: Mutex::default() });
     (
         Client { sender, reading: reading.clone() },
-        ClientStream { receiver, reading, first: None, _open: streams.open() },
+        ClientStream { receiver, reading, relay, first: None, _open: streams.open() },
     )
 }
 
@@ -101,13 +113,14 @@ pub fn channel(max_tokens: usize, streams: &OpenStreams) -> (Client, ClientStrea
 const MOST_MESSAGES: usize = 1 << 20;
 
 impl Client {
-    /// Sends an event, after those that wait. Never waits itself unless the whole request is unread.
-    pub async fn send(&self, event: Event) {
+    /// Sends an event that came of a message heard then, after those that wait. Never waits itself unless the whole
+    /// request is unread.
+    pub async fn send(&self, event: Event, heard: Instant) {
         if self.sender.capacity() == self.sender.max_capacity() {
-            self.reading.stamp();
+            self.reading.stamp(heard);
         }
         // A client that is gone is noticed by `closed`.
-        let _ = self.sender.send(GenerateResponse { event: Some(event) }).await;
+        let _ = self.sender.send(Queued { response: GenerateResponse { event: Some(event) }, heard }).await;
     }
 
     /// Ends the stream with an error, after the messages that wait.
@@ -149,7 +162,7 @@ impl ClientStream {
         {
             return Err(status);
         }
-        self.reading.stamp();
+        self.reading.stamp(Instant::now());
         Ok(())
     }
 }
@@ -158,13 +171,18 @@ impl Stream for ClientStream {
     type Item = Result<GenerateResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(first)));
-        }
-        let polled = std::task::ready!(self.receiver.poll_recv(context));
-        self.reading.stamp();
-        Poll::Ready(match polled {
-            Some(response) => Some(Ok(response)),
+        let queued = match self.first.take() {
+            Some(first) => Some(first),
+            None => std::task::ready!(self.receiver.poll_recv(context)),
+        };
+        // One look at the clock for both who watches the client and who times the router.
+        let now = Instant::now();
+        self.reading.stamp(now);
+        Poll::Ready(match queued {
+            Some(Queued { response, heard }) => {
+                self.relay.relayed(now.saturating_duration_since(heard));
+                Some(Ok(response))
+            }
             None => self.reading.ending().map(Err),
         })
     }
@@ -172,21 +190,27 @@ impl Stream for ClientStream {
 
 #[cfg(test)]
 mod tests {
+    use cascadia_node::metrics::Registry;
     use cascadia_proto::v1::Tokens;
     use futures::StreamExt;
 
     use super::*;
+    use crate::metrics::Metrics;
+
+    fn relay() -> Relay {
+        Metrics::register(&mut Registry::default(), 1).relay()
+    }
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_reads_is_never_stalled() {
-        let (client, mut stream) = channel(100, &OpenStreams::default());
+        let (client, mut stream) = channel(100, &OpenStreams::default(), relay());
         let reader = tokio::spawn(async move { while stream.next().await.is_some() {} });
         let stalled = tokio::time::timeout(Duration::from_secs(600), async {
             let feed = async {
                 loop {
-                    client.send(Event::Tokens(Tokens::default())).await;
+                    client.send(Event::Tokens(Tokens::default()), Instant::now()).await;
                     tokio::time::sleep(Duration::from_secs(7)).await;
                 }
             };
@@ -199,9 +223,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_stops_reading_is_noticed_after_the_timeout() {
-        let (client, stream) = channel(100, &OpenStreams::default());
+        let (client, stream) = channel(100, &OpenStreams::default(), relay());
         tokio::time::sleep(Duration::from_secs(500)).await;
-        client.send(Event::Tokens(Tokens::default())).await;
+        client.send(Event::Tokens(Tokens::default()), Instant::now()).await;
         let sent = Instant::now();
         client.left_unread(TIMEOUT).await;
         assert!(sent.elapsed() >= TIMEOUT && sent.elapsed() < TIMEOUT * 2, "{:?}", sent.elapsed());
@@ -212,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn an_early_error_is_the_calls_own() {
         let streams = OpenStreams::default();
-        let (client, mut stream) = channel(1, &streams);
+        let (client, mut stream) = channel(1, &streams, relay());
         client.fail(Status::not_found("no such model"));
         assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
         drop(stream);
@@ -221,9 +245,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_comes_after_what_was_sent_however_full_the_queue() {
-        let (client, mut stream) = channel(0, &OpenStreams::default());
+        let (client, mut stream) = channel(0, &OpenStreams::default(), relay());
         while client.sender.capacity() > 0 {
-            client.send(Event::Tokens(Tokens::default())).await;
+            client.send(Event::Tokens(Tokens::default()), Instant::now()).await;
         }
         client.fail(Status::cancelled("unread"));
         stream.begin().await.unwrap();

@@ -90,7 +90,8 @@ impl Router {
             tracing::info!(%error, "refused");
         })?;
         let begin = |(terms, place): (Terms, Place)| {
-            let (client, stream) = client::channel(terms.parameters.max_tokens() as usize, &self.streams);
+            let (client, stream) =
+                client::channel(terms.parameters.max_tokens() as usize, &self.streams, self.metrics.relay());
             let (id, span) = (terms.session, terms.log_span());
             // Ends with its client, its deadline, or the router's shutdown, which waits for `streams`.
             tokio::spawn(self.clone().serve(terms, place, client).instrument(span));

@@ -59,6 +59,8 @@ pub struct Session<'a> {
     waiting_for: Option<PlacementError>,
     /// How much was committed when the present owner opened the session.
     opened_at: Option<usize>,
+    /// When the owner last said something.
+    heard: Instant,
     metrics: SessionMetrics<'a>,
     /// Its trace.
     pub spans: Spans<'a>,
@@ -87,6 +89,7 @@ impl<'a> Session<'a> {
             refusal: None,
             waiting_for: None,
             opened_at: None,
+            heard: terms.arrived,
             metrics: router.metrics.admitted(&terms.model, &terms.tenant),
             spans,
             answer: router.log_prompts.then(String::new),
@@ -192,8 +195,9 @@ impl<'a> Session<'a> {
             placement: self.placement,
             handed_over: self.handed_over,
         };
-        let mut heard = Instant::now();
-        let opening = opening.messages(seat, heard);
+        let now = Instant::now();
+        let opening = opening.messages(seat, now);
+        self.heard = now;
         self.opened_at = None;
         let _running = self.metrics.running();
         let trace = self.spans.running(seat);
@@ -203,15 +207,15 @@ impl<'a> Session<'a> {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },
-            () = router.outlook.hung(&owner.id, heard) => return End::Lost(Loss::Hung),
+            () = router.outlook.hung(&owner.id, self.heard) => return End::Lost(Loss::Hung),
         };
         loop {
             let message = tokio::select! {
                 biased;
                 message = run.next() => message,
-                () = router.outlook.hung(&owner.id, heard) => return End::Lost(Loss::Hung),
+                () = router.outlook.hung(&owner.id, self.heard) => return End::Lost(Loss::Hung),
             };
-            heard = Instant::now();
+            self.heard = Instant::now();
             let taken = match message {
                 Ok(message) => self.take(seat, message).await,
                 Err(end) => return end,
@@ -285,12 +289,12 @@ impl<'a> Session<'a> {
             drafter: seat.drafter_name().to_owned(),
             expert: seat.expert_name().to_owned(),
         };
-        self.client.send(Event::Started(started)).await;
+        self.client.send(Event::Started(started), self.heard).await;
         Ok(())
     }
 
     async fn tokens(&mut self, tokens: v1::Tokens) {
-        self.metrics.tokens(&tokens, Instant::now(), self.terms.arrived);
+        self.metrics.tokens(&tokens, self.heard, self.terms.arrived);
         self.spans.tokens(tokens.ids.len(), self.terms.arrived);
         self.so_far.barren = 0;
         self.refusal = None;
@@ -298,7 +302,7 @@ impl<'a> Session<'a> {
         if let Some(answer) = &mut self.answer {
             answer.push_str(&tokens.text);
         }
-        self.client.send(Event::Tokens(tokens)).await;
+        self.client.send(Event::Tokens(tokens), self.heard).await;
     }
 
     /// The owner uses another expert; without one it goes on alone, and a retry might not.
@@ -346,7 +350,7 @@ impl<'a> Session<'a> {
                 if let Some(answer) = &self.answer {
                     tracing::info!(%answer, "answered");
                 }
-                self.client.send(Event::Finished(finished)).await;
+                self.client.send(Event::Finished(finished), self.heard).await;
                 return Ok(ControlFlow::Break(()));
             }
             Next::HandOver(_) if self.handed_over => {

@@ -3,14 +3,35 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::measure::Goal;
+use super::router_cost::RouterCostArgs;
 use crate::cli::DEFAULT_ADDRESS;
 use crate::contender::Contender;
 use crate::durations;
 
 /// Arguments of `bench`.
+#[derive(Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct BenchArgs {
+    /// What to measure instead of a running cluster.
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
+
+    /// The load on a running cluster.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Experiments that bring their own cluster.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measure what a router costs: synthetic nodes and a router in processes of their own, many streams at a set pace.
+    Router(RouterCostArgs),
+}
+
+/// A load on a running cluster.
 #[derive(Args, Clone, Debug)]
 pub struct LoadArgs {
     /// The router's gRPC address.
@@ -100,7 +121,7 @@ pub struct LoadArgs {
     pub json: bool,
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
         _ => Err(format!("{text:?} is no number above 0")),

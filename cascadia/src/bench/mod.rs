@@ -1,14 +1,18 @@
 //! `cascadia bench`: drives a running cluster and says how it did.
 //!
 //! [`arrivals`] and [`workload`] say what is sent and when, [`drive`] sends it to a [`target`] (a router over gRPC, or [`openai`]), [`measure`] makes figures of
-//! what came back, [`report`] prints them. Only `drive` and the targets have a clock.
+//! what came back, [`report`] prints them. [`router_cost`] starts its own cluster ([`children`]) and reads what its router
+//! says of itself ([`scrape`]). Only `drive` and the targets have a clock.
 
 mod args;
 pub mod arrivals;
+pub mod children;
 pub mod drive;
 pub mod measure;
 pub mod openai;
 pub mod report;
+pub mod router_cost;
+pub mod scrape;
 pub mod target;
 pub mod workload;
 
@@ -16,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use args::LoadArgs;
+pub use args::{BenchArgs, BenchCommand, LoadArgs};
 use tokio::sync::watch;
 
 use crate::contender::Contender;
@@ -32,7 +36,11 @@ use workload::{Item, Ruler};
 ///
 /// # Errors
 /// When the server cannot be reached, a file cannot be read, or no request is answered at all.
-pub async fn run(args: &LoadArgs) -> Outcome {
+pub async fn run(args: &BenchArgs) -> Outcome {
+    if let Some(BenchCommand::Router(args)) = &args.command {
+        return router_cost::run(args).await;
+    }
+    let args = &args.load;
     let target = Arc::new(Target::connect(args).await?);
     let plan = Plan::new(args, &target).await?;
     let cut = interrupt();

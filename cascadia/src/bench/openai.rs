@@ -27,6 +27,27 @@ pub struct OpenAi {
     model: String,
 }
 
+/// A client that keeps its connections.
+#[must_use]
+pub fn client() -> Client<HttpConnector, String> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+/// A whole page.
+///
+/// # Errors
+/// When nothing answers there.
+pub async fn get(http: &Client<HttpConnector, String>, url: &str) -> Result<String, Failure> {
+    let request = http::Request::get(url).body(String::new()).map_err(|_| format!("{url:?} is no URL"))?;
+    let unreachable = |error: &dyn std::error::Error| format!("nothing answers at {url}: {}", innermost(error));
+    let response = http.request(request).await.map_err(|error| unreachable(&error))?;
+    let body = response.into_body().collect().await.map_err(|error| unreachable(&error))?;
+    Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+}
+
 impl OpenAi {
     /// A server by its URL, and the first of its models.
     ///
@@ -38,24 +59,12 @@ impl OpenAi {
                 format!("{url:?} cannot be driven: give a plain URL like http://127.0.0.1:8080/v1 (no TLS)").into()
             );
         }
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let http = Client::builder(TokioExecutor::new()).build(connector);
-        let mut new = Self { http, base: url.trim_end_matches('/').to_owned(), model: String::new() };
-        let page = new.get(&format!("{}/models", new.base)).await?;
+        let mut new = Self { http: client(), base: url.trim_end_matches('/').to_owned(), model: String::new() };
+        let page = get(&new.http, &format!("{}/models", new.base)).await?;
         let models: Value = serde_json::from_str(&page).unwrap_or_default();
         let first = models["data"][0]["id"].as_str();
         new.model = first.ok_or_else(|| format!("{url} serves no model: {}", shortened(&page)))?.to_owned();
         Ok(new)
-    }
-
-    async fn get(&self, url: &str) -> Result<String, Failure> {
-        let request = http::Request::get(url).body(String::new()).map_err(|_| format!("{url:?} is no URL"))?;
-        let unreachable = |error: &dyn std::error::Error| format!("nothing answers at {url}: {}", innermost(error));
-        let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
-        let body = response.into_body().collect().await.map_err(|error| unreachable(&error))?;
-        Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
     }
 
     /// Asks and follows the answer to its end.

@@ -6,6 +6,7 @@
 mod engine;
 mod labels;
 mod process;
+mod usage;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use engine::{EngineMetrics, board};
 use labels::{LabelSet, label_set};
 pub use labels::{Labelled, OTHER, Values};
 pub use process::{Ready, node, sessions};
+pub use usage::Usage;
 
 /// Every name begins with this.
 const PREFIX: &str = "cascadia";
@@ -63,15 +65,21 @@ pub struct Registry(prometheus_client::registry::Registry);
 
 impl Default for Registry {
     fn default() -> Self {
-        Self(prometheus_client::registry::Registry::with_prefix(PREFIX))
+        let mut all = prometheus_client::registry::Registry::default();
+        usage::register(&mut all);
+        Self(all)
     }
 }
 
 impl Registry {
+    fn register(&mut self, name: &str, help: &str, metric: impl prometheus_client::registry::Metric) {
+        self.0.sub_registry_with_prefix(PREFIX).register(name, help, metric);
+    }
+
     /// A counter; its name gets the ending `_total` where it is served.
     pub fn counter(&mut self, name: &str, help: &str) -> Counter {
         let counter = Counter::default();
-        self.0.register(name, help, counter.clone());
+        self.register(name, help, counter.clone());
         counter
     }
 
@@ -83,28 +91,28 @@ impl Registry {
         keys: [&'static str; N],
     ) -> Labelled<Counter, N> {
         let counters = Labelled::new(keys, Counter::default);
-        self.0.register(name, help, counters.family());
+        self.register(name, help, counters.family());
         counters
     }
 
     /// A gauge.
     pub fn gauge(&mut self, name: &str, help: &str) -> Gauge {
         let gauge = Gauge::default();
-        self.0.register(name, help, gauge.clone());
+        self.register(name, help, gauge.clone());
         gauge
     }
 
     /// Gauges that differ by labels.
     pub fn gauges<const N: usize>(&mut self, name: &str, help: &str, keys: [&'static str; N]) -> Labelled<Gauge, N> {
         let gauges = Labelled::new(keys, Gauge::default);
-        self.0.register(name, help, gauges.family());
+        self.register(name, help, gauges.family());
         gauges
     }
 
     /// A histogram.
     pub fn histogram(&mut self, name: &str, help: &str, buckets: &'static [f64]) -> Histogram {
         let histogram = Histogram::new(buckets.iter().copied());
-        self.0.register(name, help, histogram.clone());
+        self.register(name, help, histogram.clone());
         histogram
     }
 
@@ -117,7 +125,7 @@ impl Registry {
         buckets: &'static [f64],
     ) -> Labelled<Histogram, N> {
         let histograms = Labelled::new(keys, move || Histogram::new(buckets.iter().copied()));
-        self.0.register(name, help, histograms.family());
+        self.register(name, help, histograms.family());
         histograms
     }
 
@@ -129,7 +137,7 @@ impl Registry {
     /// A counter that nodes of every role have and somebody else keeps, read when the page is.
     pub fn read_counter(&mut self, name: &str, help: &str, role: Role, read: impl Fn() -> u64 + Send + Sync + 'static) {
         let read = move || vec![([role_name(role).to_owned()], read() as f64)];
-        self.0.register(name, help, Read { keys: ["role"], kind: MetricType::Counter, read: Box::new(read) });
+        self.register(name, help, Read { keys: ["role"], kind: MetricType::Counter, read: Box::new(read) });
     }
 
     /// Gauges with labels, read when the page is.
@@ -140,7 +148,7 @@ impl Registry {
         keys: [&'static str; N],
         read: impl Fn() -> Vec<([String; N], f64)> + Send + Sync + 'static,
     ) {
-        self.0.register(name, help, Read { keys, kind: MetricType::Gauge, read: Box::new(read) });
+        self.register(name, help, Read { keys, kind: MetricType::Gauge, read: Box::new(read) });
     }
 
     /// No more metrics: the page that serves these.
@@ -244,6 +252,8 @@ mod tests {
             r#"cascadia_nodes{role="expert",state="ready"} 2.0"#,
             r#"cascadia_hits_total{role="expert"} 9.0"#,
             r#"cascadia_sessions{role="expert"} 7.0"#,
+            "# TYPE process_cpu_seconds counter",
+            "# TYPE process_resident_memory_bytes gauge",
         ] {
             assert!(open.lines().any(|has| has == line), "{line} is missing in\n{open}");
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cascadia_core::placement::Role;
-use cascadia_node::metrics::{Gauge, OTHER, Registry, Values};
+use cascadia_node::metrics::{Gauge, Histogram, OTHER, Registry, Values};
 use cascadia_proto::convert::role_name;
 use cascadia_proto::v1::{Provenance, Tokens};
 use tokio::time::Instant;
@@ -51,6 +51,12 @@ impl Metrics {
         };
         metrics.tenant("");
         metrics
+    }
+
+    /// What the messages of one client are timed by.
+    #[must_use]
+    pub fn relay(&self) -> Relay {
+        Relay(self.names.relay.clone())
     }
 
     /// A model is served: its series are there before the first request.
@@ -224,6 +230,17 @@ impl SessionMetrics<'_> {
     pub fn left(&self) {
         self.node.names.failure.of([&self.model.name, CLIENT_LEFT]).inc();
         self.tenant.left.inc();
+    }
+}
+
+/// Times messages on their way through the router.
+#[derive(Clone, Debug)]
+pub struct Relay(Histogram);
+
+impl Relay {
+    /// A client's connection took a message, so long after it was read off its owner's.
+    pub fn relayed(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
     }
 }
 

@@ -9,6 +9,12 @@ use cascadia_proto::convert::role_name;
 use crate::ending::Loss;
 use crate::error::{CLIENT_LEFT, LABELS};
 
+/// What a message costs inside the router: mostly tens of microseconds, more where its client does not keep up.
+const RELAY_SECONDS: &[f64] = &[
+    0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_3, 0.000_5, 0.000_75, 0.001, 0.001_5, 0.002, 0.005, 0.01,
+    0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0,
+];
+
 /// How a text ends.
 const FINISHED: [&str; 3] = ["stop", "length", "other"];
 
@@ -19,6 +25,7 @@ const MOVES: [&str; 3] = ["expert_drain", "expert_lost", "handover"];
 pub(super) struct Names {
     pub(super) http_requests: Labelled<Counter, 2>,
     pub(super) http_seconds: Labelled<Histogram, 1>,
+    pub(super) relay: Histogram,
     pub(super) migrations: Labelled<Counter, 1>,
     pub(super) fallbacks: Labelled<Counter, 1>,
     pub(super) nodes_lost: Labelled<Counter, 1>,
@@ -54,6 +61,11 @@ impl Names {
                 "From an HTTP request to the end of its answer",
                 ["route"],
                 FIRST_TOKEN_SECONDS,
+            ),
+            relay: registry.histogram(
+                "relay_seconds",
+                "From a message decoded off its owner's stream to the client's connection that takes it",
+                RELAY_SECONDS,
             ),
             migrations: registry.counters(
                 "session_migrations",

@@ -1,0 +1,195 @@
+//! Processes of this binary on loopback: synthetic nodes and a router, ended when dropped.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cascadia_core::ids::NodeId;
+use cascadia_core::placement::Role;
+use cascadia_proto::convert::role_name;
+
+use crate::Failure;
+use crate::client::Client;
+use crate::static_list::{Entry, EntryModel};
+use crate::synthetic::{SERVED, Synthetic};
+
+/// How long nodes may take to find each other.
+const READY: Duration = Duration::from_secs(60);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The nodes' parameters, as typed after `--synthetic`.
+    pub synthetic: String,
+    /// Expert processes.
+    pub experts: usize,
+    /// Drafter processes.
+    pub drafters: usize,
+    /// Whether the router speaks HTTP too.
+    pub http: bool,
+    /// The router's further flags.
+    pub router: Vec<String>,
+}
+
+/// A running node.
+#[derive(Debug)]
+struct Node {
+    id: String,
+    role: Role,
+    address: String,
+    admin: String,
+    process: Option<Child>,
+}
+
+/// Running nodes.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    /// Where the router speaks HTTP.
+    http: String,
+    list: PathBuf,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
+            // One that has ended by itself cannot be killed, and need not be.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        let _ = std::fs::remove_file(&self.list);
+    }
+}
+
+impl Cluster {
+    /// Starts the nodes and waits until the router can place sessions on all of them.
+    ///
+    /// # Errors
+    /// When a process does not start or ends, or they do not find each other.
+    pub async fn start(plan: &Plan) -> Result<Self, Failure> {
+        let mut ports = Ports::default();
+        let mut nodes = vec![ports.node(Role::Router, 1)?];
+        for number in 1..=plan.experts {
+            nodes.push(ports.node(Role::Expert, number)?);
+        }
+        for number in 1..=plan.drafters {
+            nodes.push(ports.node(Role::Drafter, number)?);
+        }
+        let http = ports.address()?;
+        let list = std::env::temp_dir().join(format!("cascadia-bench-{}.json", std::process::id()));
+        let synthetic: Synthetic = plan.synthetic.parse()?;
+        let entries: Vec<String> = nodes.iter().map(|node| node.entry(&synthetic)).collect();
+        std::fs::File::create(&list)?.write_all(format!("[{}]", entries.join(",")).as_bytes())?;
+        drop(ports);
+        let mut cluster = Self { nodes, http, list };
+        cluster.spawn(plan)?;
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    fn spawn(&mut self, plan: &Plan) -> Result<(), Failure> {
+        let binary = std::env::current_exe()?;
+        for node in &mut self.nodes {
+            let mut command = Command::new(&binary);
+            command.args([role_name(node.role), "--id", &node.id, "--listen", &node.address, "--admin", &node.admin]);
+            command.arg("--static").arg(&self.list).stdin(Stdio::null()).stdout(Stdio::null());
+            // What is set for other nodes is not meant for these.
+            for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CASCADIA_")) {
+                command.env_remove(name);
+            }
+            command.env("CASCADIA_LOG", "error");
+            if node.role == Role::Router {
+                command.args(&plan.router).args(["--http", if plan.http { &self.http } else { "off" }]);
+            } else {
+                command.args(["--synthetic", &plan.synthetic]);
+            }
+            node.process = Some(command.spawn().map_err(|error| format!("cannot start {}: {error}", node.id))?);
+        }
+        Ok(())
+    }
+
+    async fn ready(&mut self) -> Result<(), Failure> {
+        let began = Instant::now();
+        loop {
+            for node in &mut self.nodes {
+                if let Some(status) = node.process.as_mut().and_then(|process| process.try_wait().transpose()) {
+                    return Err(format!("{} ended at once ({}); its reason is above", node.id, status?).into());
+                }
+            }
+            let heard = async {
+                let status = Client::connect(self.address()).await.ok()?.status().await.ok()?;
+                Some(status.members.iter().filter(|member| member.state == "ready" && member.load.is_some()).count())
+            };
+            let heard = heard.await.unwrap_or_default();
+            if heard + 1 >= self.nodes.len() {
+                return Ok(());
+            }
+            if began.elapsed() > READY {
+                return Err(format!("{heard} of {} nodes are ready after {READY:?}", self.nodes.len() - 1).into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Where the router serves gRPC.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.nodes[0].address
+    }
+
+    /// Where the router serves HTTP.
+    #[must_use]
+    pub fn http(&self) -> &str {
+        &self.http
+    }
+
+    /// The router's admin address.
+    #[must_use]
+    pub fn admin(&self) -> &str {
+        &self.nodes[0].admin
+    }
+
+    /// The admin addresses of all other nodes.
+    pub fn others(&self) -> impl Iterator<Item = &str> {
+        self.nodes[1..].iter().map(|node| node.admin.as_str())
+    }
+}
+
+impl Node {
+    /// Its line in the static list.
+    fn entry(&self, synthetic: &Synthetic) -> String {
+        let models = if self.role == Role::Router {
+            Vec::new()
+        } else {
+            let (engine, text) = synthetic.parts(self.role, 1);
+            let facts = engine.facts();
+            vec![EntryModel {
+                name: SERVED.to_owned(),
+                fingerprint: facts.fingerprint.clone(),
+                tokenizer_fingerprint: text.fingerprint().to_owned(),
+                row_exact: facts.row_exact,
+            }]
+        };
+        Entry::new(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models).to_json()
+    }
+}
+
+/// Free ports, held until all are known so that none is given twice.
+#[derive(Debug, Default)]
+struct Ports(Vec<TcpListener>);
+
+impl Ports {
+    fn address(&mut self) -> Result<String, Failure> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        self.0.push(listener);
+        Ok(address)
+    }
+
+    fn node(&mut self, role: Role, number: usize) -> Result<Node, Failure> {
+        let (address, admin) = (self.address()?, self.address()?);
+        Ok(Node { id: format!("{}-{number}", role_name(role)), role, address, admin, process: None })
+    }
+}
