@@ -118,12 +118,12 @@ pub struct UpArgs {
     #[arg(long, value_name = "M", env = "CASCADIA_EXPERTS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub experts: u32,
 
-    /// Folder of the drafter's model (Hugging Face layout) [default: the shipped one].
-    #[arg(long, value_name = "DIR", env = "CASCADIA_DRAFTER_MODEL", requires = "expert_model")]
+    /// The drafter's model: a Hugging Face folder or a GGUF file [default: the shipped one].
+    #[arg(long, value_name = "PATH", env = "CASCADIA_DRAFTER_MODEL", requires = "expert_model")]
     pub drafter_model: Option<PathBuf>,
 
-    /// Folder of the expert's model (Hugging Face layout) [default: the shipped one].
-    #[arg(long, value_name = "DIR", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
+    /// The expert's model: a Hugging Face folder or a GGUF file [default: the shipped one].
+    #[arg(long, value_name = "PATH", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
     pub expert_model: Option<PathBuf>,
 
     /// A pair without weights, in place of models.

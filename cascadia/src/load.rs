@@ -1,12 +1,13 @@
-//! A model folder becomes an engine and a tokenizer.
+//! A model folder or GGUF file becomes an engine and a tokenizer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use cascadia_core::engine::Engine;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, Progress, Weights};
+use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, LoadOptions, Progress, Weights};
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -31,20 +32,41 @@ impl std::fmt::Debug for Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face folder, with a progress bar on standard error while it takes long enough to be seen.
+    /// Loads a Hugging Face folder or a GGUF file, with a progress bar on standard error while it takes long enough to be
+    /// seen, and a line in the log for each stage.
     ///
     /// # Errors
-    /// When a file is missing, truncated, or of a model that this binary does not know: one sentence with the cure.
+    /// When a file is missing, truncated, or of a model that this binary does not know, or the tokenizer has ids that the
+    /// weights do not: one sentence with the cure.
     pub fn load(folder: &Path, dtype: &str) -> Result<Self, Failure> {
-        let dtype = parse_dtype(dtype)?;
+        Self::load_up_to(folder, dtype, 0)
+    }
+
+    /// As [`Model::load`], to be served with at most `context` positions; 0 means as many as the model was made for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_up_to(folder: &Path, dtype: &str, context: usize) -> Result<Self, Failure> {
+        let dtype: Dtype = dtype.parse()?;
+        let options = LoadOptions { dtype, context: (context > 0).then_some(context) };
         let tokenizer = Tokenizer::load(folder)?;
         if let Err(error) = tokenizer.chat_template() {
             tracing::warn!(folder = %folder.display(), "{error}");
         }
+        let (begun, path) = (Instant::now(), folder.display());
+        tracing::info!(%path, tokens = tokenizer.vocabulary(), "tokenizer read, loading weights");
         let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
         bar.set_message(format!("loading {}", folder_name(folder)));
-        let weights = Weights::load(folder, dtype, &mut |progress| follow(&bar, progress))?;
+        let mut stages = Stages::default();
+        let weights = Weights::load(folder, options, &mut |progress| {
+            follow(&bar, progress);
+            stages.log(progress);
+        })?;
         bar.finish_and_clear();
+        let config = weights.config();
+        fits(folder, &tokenizer, config)?;
+        let (seconds, millions) = (begun.elapsed().as_secs_f32(), weights.parameters() / 1_000_000);
+        tracing::info!(%path, family = ?config.family, millions, %dtype, context = config.context, seconds, "weights loaded");
         Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
     }
 
@@ -147,17 +169,24 @@ pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) 
 /// # Errors
 /// When a file is missing or says what this binary does not know: one sentence with the cure.
 pub fn check(folder: &Path, dtype: &str) -> Result<Tokenizer, Failure> {
-    parse_dtype(dtype)?;
-    ModelConfig::read(folder)?;
-    Ok(Tokenizer::load(folder)?)
+    dtype.parse::<Dtype>()?;
+    let (config, tokenizer) = (ModelConfig::read(folder)?, Tokenizer::load(folder)?);
+    fits(folder, &tokenizer, &config)?;
+    Ok(tokenizer)
 }
 
-fn parse_dtype(name: &str) -> Result<Dtype, Failure> {
-    match name.to_ascii_lowercase().as_str() {
-        "q8_0" => Ok(Dtype::Q8_0),
-        "f32" => Ok(Dtype::F32),
-        _ => Err(format!("{name:?} is not a type of weights; choose q8_0 or f32").into()),
+/// Every id of the tokenizer has a row in the weights.
+fn fits(path: &Path, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<(), Failure> {
+    if tokenizer.vocabulary() <= config.vocabulary {
+        return Ok(());
     }
+    Err(format!(
+        "{}: the tokenizer has ids up to {}, and the weights have rows for {} tokens; take both from one export",
+        path.display(),
+        tokenizer.vocabulary() - 1,
+        config.vocabulary
+    )
+    .into())
 }
 
 /// A progress bar on standard error; hidden where that is no terminal.
@@ -173,7 +202,25 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
 pub fn folder_name(folder: &Path) -> String {
     // `.` and `..` have names too, once they are resolved.
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
+    name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// What of a load has been logged.
+#[derive(Default)]
+struct Stages {
+    quarters: u64,
+}
+
+impl Stages {
+    /// A line for each quarter of the bytes: a large model takes minutes, and a log has no bar.
+    fn log(&mut self, progress: Progress<'_>) {
+        let quarters = progress.done.saturating_mul(4) / progress.total.max(1);
+        if quarters > self.quarters {
+            self.quarters = quarters;
+            tracing::info!(stage = progress.stage, bytes = progress.done, of = progress.total, "loading");
+        }
+    }
 }
 
 /// Moves a bar to where the work is.
@@ -203,14 +250,45 @@ mod tests {
 
     #[test]
     fn types_of_weights() {
-        assert!(parse_dtype("Q8_0").is_ok() && parse_dtype("f32").is_ok());
-        assert!(parse_dtype("q4").err().is_some_and(|error| error.to_string().contains("choose q8_0 or f32")));
+        assert!(["Q8_0", "q4_k", "f32"].iter().all(|name| name.parse::<Dtype>().is_ok()));
+        assert!("q4".parse::<Dtype>().is_err_and(|error| error.contains("choose q8_0, q4_k or f32")));
     }
 
     #[test]
     fn the_shipped_pair_is_found() {
         let folder = shipped_pair().expect("this is a clone of the repository");
         assert!(folder.join("expert/config.json").is_file() && folder.join("drafter/config.json").is_file());
+    }
+
+    /// A GGUF file is all that a model is.
+    #[test]
+    fn one_file_is_a_model() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gguf/qwen3.gguf");
+        check(&file, "q4_k").expect("configuration and tokenizer are inside");
+        let model = Model::load_up_to(&file, "q4_k", 64).expect("so are the weights");
+        assert_eq!((folder_name(&file).as_str(), model.weights.config().context), ("qwen3", 64));
+        assert!(model.tokenizer.chat_template().is_ok() && model.tokenizer.eos_ids() == [2]);
+        let ids = model.tokenizer.encode("a tooth", false).expect("it is text");
+        assert_eq!(model.tokenizer.decode(&ids), "a tooth");
+        assert_eq!(model.engine(4, 1).expect("four pages").facts().vocabulary, 80);
+    }
+
+    #[test]
+    fn a_tokenizer_beyond_the_weights_is_refused() {
+        let expert = shipped_pair().expect("this is a clone of the repository").join("expert");
+        let folder = std::env::temp_dir().join(format!("cascadia-load-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::copy(expert.join("config.json"), folder.join("config.json")).expect("a copy");
+        let read = std::fs::read(expert.join("tokenizer.json")).expect("a tokenizer");
+        let mut tokenizer: serde_json::Value = serde_json::from_slice(&read).expect("JSON");
+        let rows = ModelConfig::read(&expert).expect("a configuration").vocabulary;
+        for token in 0..=rows {
+            tokenizer["model"]["vocab"][format!("more {token}")] = serde_json::json!(rows + token);
+        }
+        std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("room");
+        let error = check(&folder, "q8_0").expect_err("there are too many tokens").to_string();
+        assert!(error.contains(&format!("rows for {rows} tokens")) && error.contains("cascadia-load"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("it goes");
     }
 
     #[test]

@@ -183,7 +183,7 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     let parts = |config: &DrafterConfig| match &args.synthetic {
         Some(synthetic) => Ok(synthetic.drafter_parts(config)),
-        None => Model::load(&config.model, &config.dtype)?.drafter_parts(config),
+        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.drafter_parts(config),
     };
     if args.node.source.print_record {
         let cascadia_drafter_node::Parts { engine, text } = parts(&config)?;
@@ -213,7 +213,7 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     let parts = |config: &ExpertConfig| match &args.synthetic {
         Some(synthetic) => Ok(synthetic.expert_parts(config)),
-        None => Model::load(&config.model, &config.dtype)?.expert_parts(config),
+        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.expert_parts(config),
     };
     if args.node.source.print_record {
         let cascadia_expert_node::Parts { engine, text } = parts(&config)?;

@@ -82,7 +82,10 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
         return Ok(("no model but its pace".to_owned(), synthetic.models(&config.drafter, &config.expert)));
     }
     let (drafter, expert) = (&config.drafter, &config.expert);
-    let pair = Pair::new(Model::load(&drafter.model, &drafter.dtype)?, Model::load(&expert.model, &expert.dtype)?)?;
+    let pair = Pair::new(
+        Model::load_up_to(&drafter.model, &drafter.dtype, drafter.context)?,
+        Model::load_up_to(&expert.model, &expert.dtype, expert.context)?,
+    )?;
     Ok((served(&pair), pair.models(drafter, expert)))
 }
 

@@ -9,15 +9,18 @@ use cascadia_node::config::Reloads;
 /// A drafter node. Each field is a flag, a `CASCADIA_*` variable and a key of the configuration file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DrafterConfig {
-    /// Folder of the model: config.json, *.safetensors, tokenizer.json
+    /// The model: a folder with config.json, *.safetensors and tokenizer.json, or a GGUF file
     #[arg(long, env = "CASCADIA_MODEL")]
     pub model: PathBuf,
     /// Served models it drafts for; all of its tokenizer by default
     #[arg(long, env = "CASCADIA_SERVED_MODEL", value_delimiter = ',')]
     pub served_model: Vec<String>,
-    /// Weights in memory: q8_0 or f32
+    /// Weights in memory, unless they are quantised already: q8_0, q4_k or f32
     #[arg(long, env = "CASCADIA_DTYPE", default_value = "q8_0")]
     pub dtype: String,
+    /// Most positions a session may have; 0 takes what the model was made for
+    #[arg(long, env = "CASCADIA_CONTEXT", default_value_t = 0)]
+    pub context: usize,
     /// Threads of a forward pass; 0 lets the model's size decide
     #[arg(long, env = "CASCADIA_THREADS", default_value_t = 0)]
     pub threads: usize,

@@ -74,7 +74,19 @@ impl Gguf {
     /// # Errors
     /// When it is no GGUF file, is truncated, or contradicts itself.
     pub fn read(file: &[u8]) -> Result<Self, GgufError> {
-        let mut reader = Reader::new(file);
+        Self::read_head(file, file.len() as u64)
+    }
+
+    /// Reads the head of a file of `length` bytes from its first bytes; they are too few if it is [`Truncated`] or
+    /// [`Absurd`].
+    ///
+    /// [`Truncated`]: GgufError::Truncated
+    /// [`Absurd`]: GgufError::Absurd
+    ///
+    /// # Errors
+    /// As [`Gguf::read`].
+    pub fn read_head(first: &[u8], length: u64) -> Result<Self, GgufError> {
+        let mut reader = Reader::new(first);
         if reader.take(4, "the magic number")? != b"GGUF" {
             return Err(GgufError::Magic);
         }
@@ -87,7 +99,7 @@ impl Gguf {
         let pairs = reader.count("the number of metadata pairs", 8 + 4 + 1)?;
         let mut gguf = Self::default();
         for _ in 0..pairs {
-            let key = reader.string("a metadata key")?;
+            let key = reader.name("a metadata key")?;
             let kind = reader.u32(&key)?;
             let value = reader.value(kind, &key, 0)?;
             if gguf.metadata.insert(key.clone(), value).is_some() {
@@ -129,7 +141,7 @@ impl Gguf {
                     problem: format!("has the shape {shape:?}, which is no whole number of {kind} blocks"),
                 });
             };
-            if end > file.len() as u64 {
+            if end > length {
                 return Err(GgufError::Truncated(what()));
             }
             let bytes = (data + offset) as usize..end as usize;

@@ -6,6 +6,8 @@ use crate::{GgufError, TensorType, Value};
 const DEEPEST: usize = 4;
 /// More than any vocabulary or list of merges; a value takes more room here than a byte does in the file.
 const LONGEST: usize = 1 << 22;
+/// Names of keys and tensors; real ones have up to 64 bytes.
+const LONGEST_NAME: usize = 256;
 
 pub(crate) struct Reader<'a> {
     file: &'a [u8],
@@ -64,6 +66,18 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
+    /// A name that a person can be told: not of any length, nothing but text.
+    pub(crate) fn name(&mut self, what: &str) -> Result<String, GgufError> {
+        let length = self.count(what, 1)?;
+        if length > LONGEST_NAME {
+            return Err(GgufError::Absurd { what: what.into(), claimed: length as u64 });
+        }
+        match std::str::from_utf8(self.take(length, what)?) {
+            Ok(name) if !name.chars().any(char::is_control) => Ok(name.to_owned()),
+            _ => Err(GgufError::Malformed { what: what.into(), problem: "is no text".into() }),
+        }
+    }
+
     /// A value of type `kind`; `what` is its key.
     pub(crate) fn value(&mut self, kind: u32, what: &str, depth: usize) -> Result<Value, GgufError> {
         Ok(match kind {
@@ -106,7 +120,7 @@ impl<'a> Reader<'a> {
 
     /// Name, shape with the outermost dimension first, type, offset.
     pub(crate) fn tensor(&mut self) -> Result<(String, Vec<u64>, TensorType, u64), GgufError> {
-        let name = self.string("a tensor's name")?;
+        let name = self.name("a tensor's name")?;
         let dimensions = self.u32(&name)?;
         if !(1..=4).contains(&dimensions) {
             let problem = format!("has {dimensions} dimensions, and 1 to 4 are possible");

@@ -65,7 +65,8 @@ impl std::fmt::Display for Value {
             Self::Signed(n) => write!(f, "{n}"),
             Self::Float(x) => write!(f, "{x}"),
             Self::Bool(flag) => write!(f, "{flag}"),
-            Self::String(text) => write!(f, "{text:?}"),
+            // A template may have pages.
+            Self::String(text) => write!(f, "{:?}", text.chars().take(80).collect::<String>()),
             Self::Array(values) => write!(f, "a list of {}", values.len()),
         }
     }

@@ -120,6 +120,9 @@ fn what_is_wrong_is_named() {
     assert!(error.contains("odd.weight") && error.contains("Q8_0"), "{error}");
     let error = with(&|w| w.tensor("new.weight", &[32], 77, &[0; 68])).to_string();
     assert!(error.contains("new.weight") && error.contains("77"), "{error}");
+    let error = with(&|w| w.tensor("a\nb", &[8], 0, &[0; 32])).to_string();
+    assert!(error.contains("name") && !error.contains('\n'), "{error}");
+    assert!(matches!(with(&|w| w.tensor(&"x".repeat(300), &[8], 0, &[0; 32])), GgufError::Absurd { .. }));
     let twice = |w: &mut Writer| (0..2).for_each(|_| w.tensor("same.weight", &[8], 0, &[0; 32]));
     assert!(with(&twice).to_string().contains("same.weight"));
 }

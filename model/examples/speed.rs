@@ -1,4 +1,4 @@
-//! Microseconds a pass costs: `cargo run --release -p cascadia-model --example speed -- DIR [THREADS] [f32|q8_0] [PATH]`.
+//! Microseconds a pass costs: `cargo run --release -p cascadia-model --example speed -- MODEL [THREADS] [f32|q8_0|q4_k] [SIMD]`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,7 +12,7 @@ const HISTORY: usize = 256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let folder = args.next().ok_or("give a model folder")?;
+    let folder = args.next().ok_or("give a model: a folder or a GGUF file")?;
     let threads = args.next().map_or(Ok(1), |t| t.parse())?;
     let dtype = args.next().map_or(Ok(Dtype::Q8_0), |d| d.parse::<Dtype>())?;
     let simd = args.next().map(|p| p.parse()).transpose()?;

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file could not be read.
-    #[error("cannot read {path}: {source}; point to a Hugging Face model folder with config.json and *.safetensors")]
+    #[error(
+        "cannot read {path}: {source}; point to a Hugging Face model folder with config.json and *.safetensors, or to a GGUF file"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -63,6 +65,14 @@ pub enum LoadError {
         /// What the reader said.
         problem: String,
     },
+    /// A GGUF file that is truncated or malformed.
+    #[error("{path} is damaged or no GGUF file ({problem}); download it again")]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        problem: String,
+    },
     /// A tensor that the configuration needs.
     #[error("{path} has no tensor `{tensor}`; the weights do not belong to this config.json, or a shard is missing")]
     Missing {
@@ -97,7 +107,7 @@ pub enum LoadError {
     },
     /// A tensor of a type that is not read.
     #[error(
-        "{path}: tensor `{tensor}` is of type {found}; only F32, F16 and BF16 are read, so export it in one of them"
+        "{path}: tensor `{tensor}` is of type {found}, which is not read; F32, F16, BF16 are, in GGUF also Q8_0, Q4_0, Q4_K, Q5_K and Q6_K"
     )]
     Dtype {
         /// The file.

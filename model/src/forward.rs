@@ -18,10 +18,10 @@ use crate::kernels::rowwise::{Norm, Quantise, Rotate};
 use crate::kv::{Kv, PAGE};
 use crate::matrix::Matrix;
 use crate::plan::{Item, Plan};
-use crate::quant::{BLOCK, Dtype};
+use crate::quant::BLOCK;
 use crate::scratch::{FEW_ROWS, Own, Plane, Quantised, Scratch};
 use crate::threads::Barrier;
-use crate::weights::{Layer, Weights};
+use crate::weights::{GateUp, Layer, Projection, Weights};
 
 /// What all threads of a pass see.
 ///
@@ -95,8 +95,8 @@ impl Rank<'_> {
         }
         let wanted = Source { plane: &s.wanted, rows: p.plan.wanted.len() };
         if wanted.rows > 0 {
-            let x = self.normed(wanted, &w.norm);
             let head = w.head.as_ref().unwrap_or(&w.embedding);
+            let x = self.normed(wanted, &w.norm, head.quantised());
             let then = w.config.logit_cap.map_or(Then::Store, Then::Cap);
             self.product(head, x, wanted.rows, (p.logits.0, head.outputs), then);
         }
@@ -127,8 +127,13 @@ impl Rank<'_> {
         let p = self.pass;
         let c = &p.weights.config;
         let qkv = &p.scratch.qkv;
-        let normed = self.normed(x, &layer.attention_norm);
-        self.product(&layer.qkv, normed, x.rows, (qkv.row(0), qkv.stride), Then::Store);
+        let quantised = layer.qkv.iter().any(|part| part.matrix.quantised());
+        let normed = self.normed(x, &layer.attention_norm, quantised);
+        for Projection { matrix, at } in &layer.qkv {
+            // SAFETY: within the row: the parts of a row follow each other.
+            let to = unsafe { qkv.row(0).add(*at) };
+            self.product(matrix, normed, x.rows, (to, qkv.stride), Then::Store);
+        }
         self.barrier.meet();
         let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
         let rope = c.blocks[index].rope;
@@ -240,17 +245,32 @@ impl Rank<'_> {
             return;
         }
         let s = self.pass.scratch;
-        let attended = self.activations(Source { plane: &s.attended, rows: x.rows });
+        let attended = self.activations(Source { plane: &s.attended, rows: x.rows }, layer.output.quantised());
         self.add_to(x, &layer.output, attended, layer.post_norms.as_ref().map(|n| &n.attention));
-        let normed = self.normed(x, &layer.mlp_norm);
         let inner = &s.inner;
-        let then = Then::Gate(self.pass.weights.config.activation);
-        self.product(&layer.gate_up, normed, x.rows, (inner.row(0), inner.stride), then);
+        let to = (inner.row(0), inner.stride);
+        let activation = self.pass.weights.config.activation;
+        // This thread's blocks of 32 gated values.
+        let blocks = match &layer.gate_up {
+            GateUp::ByTurns(matrix) => {
+                let normed = self.normed(x, &layer.mlp_norm, matrix.quantised());
+                self.product(matrix, normed, x.rows, to, Then::Gate(activation));
+                let tiles = self.gate_tiles(matrix.tiles());
+                tiles.start / 4..tiles.end.div_ceil(4)
+            }
+            GateUp::Apart { gate, up } => {
+                let normed = self.normed(x, &layer.mlp_norm, gate.quantised() || up.quantised());
+                self.product(gate, normed, x.rows, to, Then::Store);
+                // The same tiles, by the same thread.
+                self.product(up, normed, x.rows, to, Then::Through(activation));
+                let tiles = self.part(gate.tiles(), 2);
+                tiles.start / 2..tiles.end.div_ceil(2)
+            }
+        };
         let mut gated = inner.floats();
-        if self.pass.weights.dtype == Dtype::Q8_0 {
+        if layer.down.quantised() {
             // Each thread quantises the blocks that it has just written.
-            let blocks = self.gate_tiles(layer.gate_up.tiles());
-            gated = self.quantise(&s.gated, inner, 0..x.rows, blocks.start / 4..blocks.end / 4);
+            gated = self.quantise(&s.gated, inner, 0..x.rows, blocks);
         }
         self.barrier.meet();
         self.add_to(x, &layer.down, gated, layer.post_norms.as_ref().map(|n| &n.mlp));
@@ -276,7 +296,7 @@ impl Rank<'_> {
     }
 
     /// Rows after the norm, as the matrices want them. Few rows: each thread for itself. Many: shared out, and met.
-    fn normed(&self, x: Source<'_>, weight: &[f32]) -> Activations {
+    fn normed(&self, x: Source<'_>, weight: &[f32], quantised: bool) -> Activations {
         let p = self.pass;
         let few = x.rows <= FEW_ROWS;
         let to = if few { self.own } else { &p.scratch.shared };
@@ -294,7 +314,7 @@ impl Rank<'_> {
             unsafe { p.isa.rms_norm(&norm) };
         }
         let mut activations = to.normed.floats();
-        if p.weights.dtype == Dtype::Q8_0 {
+        if quantised {
             activations = self.quantise(&to.quantised, &to.normed, rows, 0..to.normed.stride / BLOCK);
         }
         if !few {
@@ -304,8 +324,8 @@ impl Rank<'_> {
     }
 
     /// Rows as they are, as the matrices want them.
-    fn activations(&self, x: Source<'_>) -> Activations {
-        if self.pass.weights.dtype == Dtype::F32 {
+    fn activations(&self, x: Source<'_>, quantised: bool) -> Activations {
+        if !quantised {
             return x.plane.floats();
         }
         let few = x.rows <= FEW_ROWS;
@@ -331,16 +351,17 @@ impl Rank<'_> {
                     bytes: to.bytes.raw().add(at * BLOCK),
                     scales: to.scales.raw().add(at),
                     offsets: to.offsets.raw().add(at),
+                    heads: to.heads.raw().add(at),
                     blocks: blocks.len(),
                 });
             }
         }
         Activations {
-            floats: std::ptr::null(),
-            stride: 0,
             bytes: to.bytes.raw(),
             scales: to.scales.raw(),
             offsets: to.offsets.raw(),
+            heads: to.heads.raw(),
+            ..plane.floats()
         }
     }
 
@@ -357,6 +378,6 @@ impl Rank<'_> {
         let product = Product { matrix, x, rows, out: out.0, out_stride: out.1, tiles: (tiles.start, tiles.end), then };
         // SAFETY: `x` holds `rows` rows of the matrix's inputs, written before the last meeting or by this thread;
         // `out` has room for them; no other thread has these tiles.
-        unsafe { self.pass.isa.product(&product) };
+        unsafe { self.pass.isa.multiply(&product) };
     }
 }

@@ -1,12 +1,12 @@
 //! Weights, paged KV, product and attention kernels, and one ragged forward over them.
 //!
-//! A checkpoint in a Hugging Face folder becomes [`Weights`], shared by any number of [`CpuEngine`]s, each with
+//! A checkpoint, a Hugging Face folder or a GGUF file, becomes [`Weights`], shared by any number of [`CpuEngine`]s, each with
 //! its own KV pages and threads. The law is DESIGN section 5: **a row has one value**. Its bits, and the keys and values
 //! written, depend on nothing but the tokens before it: not on the batch, the chunking, page boundaries, the number of
 //! threads or the SIMD path. How each part keeps it:
 //!
 //! * a product has one chain of fused adds for each output, in the order of the inputs (`kernels/product.rs`);
-//! * Q8_0 blocks sum exactly in `i32`, are scaled by one `f32` product and added by one fused add;
+//! * quantised blocks sum exactly in `i32`, are scaled by one `f32` product and added by one fused add;
 //! * sums along a row (norm, softmax) have 16 lanes chosen by absolute index, and one tree at the end;
 //! * `exp` is an own polynomial, sine and cosine are `libm`'s, the rest is IEEE;
 //! * threads split outputs, heads and rows, never a sum.
@@ -24,6 +24,7 @@ mod forward;
 mod kernels;
 mod kv;
 mod matrix;
+mod packed;
 mod pad;
 mod plan;
 mod quant;

@@ -16,10 +16,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::Dtype as Stored;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoint, Names, Part, Tensor, parts, shape};
+use crate::checkpoint::{Checkpoint, Names, Part, Stored, Style, Tensor, parts, shape};
 use crate::config::{Config, Family, read_json};
 use crate::error::LoadError;
 use crate::fingerprint::finish;
@@ -56,6 +55,9 @@ pub fn pad(
     to: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<PadReport, LoadError> {
+    if from.is_file() {
+        return Err(LoadError::Pad("only Hugging Face folders can be padded, not GGUF files".into()));
+    }
     let small = Config::read(from)?;
     let checkpoint = Checkpoint::open(from)?;
     checkpoint.check(&small)?;
@@ -161,7 +163,7 @@ struct Planned<'a> {
 fn plan<'a>(small: &Config, large: &Config, checkpoint: &'a Checkpoint) -> Result<Vec<Planned<'a>>, LoadError> {
     let mut at = 0;
     let mut plan = Vec::new();
-    let names = Names::new(large);
+    let names = Names::new(Style::HuggingFace, large);
     let mut all = vec![(names.embedding(), None, None), (names.norm(), None, None)];
     if !large.tied {
         all.push((names.head(), None, None));

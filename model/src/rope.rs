@@ -18,6 +18,7 @@ impl Rope {
         let frequencies = match &config.scaling {
             RopeScaling::None => plain.map(|w| 1.0 / w).collect(),
             RopeScaling::Linear(factor) => plain.map(|w| 1.0 / w / factor).collect(),
+            RopeScaling::Factors(factors) => plain.zip(factors).map(|(w, factor)| 1.0 / w / factor).collect(),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let bands = (*low_freq_factor, *high_freq_factor);
                 plain.map(|w| stretched(1.0 / w, *factor, bands, *original_context as f32)).collect()

@@ -34,7 +34,7 @@ impl Plane {
         unsafe { self.data.raw().add(at) }
     }
 
-    /// The plane as activations of an `f32` matrix.
+    /// The plane as activations, not quantised.
     pub(crate) fn floats(&self) -> Activations {
         Activations {
             floats: self.data.raw(),
@@ -42,6 +42,7 @@ impl Plane {
             bytes: std::ptr::null(),
             scales: std::ptr::null(),
             offsets: std::ptr::null(),
+            heads: std::ptr::null(),
         }
     }
 }
@@ -51,17 +52,23 @@ pub(crate) struct Quantised {
     pub(crate) bytes: Slab<i8>,
     pub(crate) scales: Slab<f32>,
     pub(crate) offsets: Slab<i32>,
+    pub(crate) heads: Slab<i32>,
 }
 
 impl Quantised {
     fn bytes(rows: usize, width: usize) -> usize {
         let blocks = rows * width.div_ceil(BLOCK);
-        slab_bytes::<i8>(blocks * BLOCK) + slab_bytes::<f32>(blocks) + slab_bytes::<i32>(blocks)
+        slab_bytes::<i8>(blocks * BLOCK) + slab_bytes::<f32>(blocks) + 2 * slab_bytes::<i32>(blocks)
     }
 
     fn new(arena: &mut Arena, rows: usize, width: usize) -> Self {
         let blocks = rows * width.div_ceil(BLOCK);
-        Self { bytes: arena.take(blocks * BLOCK), scales: arena.take(blocks), offsets: arena.take(blocks) }
+        Self {
+            bytes: arena.take(blocks * BLOCK),
+            scales: arena.take(blocks),
+            offsets: arena.take(blocks),
+            heads: arena.take(blocks),
+        }
     }
 }
 

@@ -4,29 +4,32 @@ mod common;
 
 use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_model::Dtype;
-use common::{FIXTURES, bits, cache, engine, fixture, load, pages, paths, rows_in_chunks, tokens};
+use common::{FIXTURES, GGUFS, bits, cache, engine, fixture, load, pages, paths, rows_in_chunks, tokens};
 
 const LENGTH: usize = 75;
-const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Q8_0];
+
+/// Every family in every dtype, and GGUF files as they are: among them all packed types.
+fn models() -> Vec<(&'static str, Dtype)> {
+    let folders = FIXTURES.into_iter().flat_map(|name| Dtype::ALL.map(|dtype| (name, dtype)));
+    folders.chain(GGUFS.map(|name| (name, Dtype::Q8_0))).collect()
+}
 
 #[test]
 fn chunking_threads_and_paths_change_no_bit() {
-    for name in FIXTURES {
-        for dtype in DTYPES {
-            let weights = load(&fixture(name), dtype);
-            let ids = tokens(LENGTH, weights.config().vocabulary, 7);
-            let mut plain = engine(&weights, 1, Some(paths()[0]));
-            let rows = rows_in_chunks(&mut plain, &ids, &[1], 0);
-            let kv = cache(&plain, LENGTH, 0);
-            for path in paths() {
-                for threads in [1, 2, 3] {
-                    let mut engine = engine(&weights, threads, Some(path));
-                    // One by one, all at once, page by page, across pages, blocks of a verification, ragged.
-                    for cuts in [&[1][..], &[LENGTH], &[16], &[17, 15], &[6], &[2, 3, 4, 5, 7, 8, 9, 1]] {
-                        let what = format!("{name} {dtype} {path:?}, {threads} threads, chunks of {cuts:?}");
-                        assert!(rows == rows_in_chunks(&mut engine, &ids, cuts, 1), "{what}: logits");
-                        assert!(kv == cache(&engine, LENGTH, 1), "{what}: keys and values");
-                    }
+    for (name, dtype) in models() {
+        let weights = load(&fixture(name), dtype);
+        let ids = tokens(LENGTH, weights.config().vocabulary, 7);
+        let mut plain = engine(&weights, 1, Some(paths()[0]));
+        let rows = rows_in_chunks(&mut plain, &ids, &[1], 0);
+        let kv = cache(&plain, LENGTH, 0);
+        for path in paths() {
+            for threads in [1, 3] {
+                let mut engine = engine(&weights, threads, Some(path));
+                // One by one, all at once, page by page, across pages, blocks of a verification, ragged.
+                for cuts in [&[1][..], &[LENGTH], &[16], &[17, 15], &[6], &[2, 3, 4, 5, 7, 8, 9, 1]] {
+                    let what = format!("{name} {dtype} {path:?}, {threads} threads, chunks of {cuts:?}");
+                    assert!(rows == rows_in_chunks(&mut engine, &ids, cuts, 1), "{what}: logits");
+                    assert!(kv == cache(&engine, LENGTH, 1), "{what}: keys and values");
                 }
             }
         }
@@ -35,7 +38,7 @@ fn chunking_threads_and_paths_change_no_bit() {
 
 #[test]
 fn a_batch_changes_no_bit() {
-    for (name, dtype) in FIXTURES.iter().flat_map(|name| DTYPES.map(|dtype| (name, dtype))) {
+    for (name, dtype) in models() {
         let weights = load(&fixture(name), dtype);
         let vocabulary = weights.config().vocabulary;
         let sessions: Vec<_> = (0..5).map(|s| tokens(40 + 7 * s, vocabulary, s as u64)).collect();
@@ -79,8 +82,8 @@ fn a_batch_changes_no_bit() {
 /// Truncation is nothing but writing the positions again; what was there must not shine through.
 #[test]
 fn rewritten_positions_leave_no_trace() {
-    for dtype in DTYPES {
-        let weights = load(&fixture("llama3_sharded"), dtype);
+    for (name, dtype) in models() {
+        let weights = load(&fixture(name), dtype);
         let vocabulary = weights.config().vocabulary;
         let ids = tokens(LENGTH, vocabulary, 1);
         let mut clean = engine(&weights, 1, None);
@@ -95,7 +98,7 @@ fn rewritten_positions_leave_no_trace() {
         for at in (30..LENGTH).step_by(5) {
             let chunk = Chunk { start: at, tokens: &ids[at..at + 5], pages: &table, rows: 5 };
             engine.forward(&[chunk], &mut rows).unwrap();
-            assert!(bits(&rows) == wanted[at..at + 5], "{dtype}: rows from {at}");
+            assert!(bits(&rows) == wanted[at..at + 5], "{name} {dtype}: rows from {at}");
         }
     }
 }

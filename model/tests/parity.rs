@@ -6,7 +6,7 @@ use std::path::Path;
 
 use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_model::{Dtype, LoadOptions, Weights};
-use common::{FIXTURES, copy_of, engine, expected, fixture, load, pages, paths, rows_in_chunks, set};
+use common::{FIXTURES, GGUFS, copy_of, engine, expected, fixture, load, pages, paths, rows_in_chunks, set};
 use serde_json::{Value, json};
 
 /// The largest difference between the rows of a folder's model and what transformers gave for `name`.
@@ -19,7 +19,7 @@ fn difference(folder: &Path, name: &str) -> f32 {
 
 #[test]
 fn f32_logits_are_those_of_transformers() {
-    for name in FIXTURES {
+    for name in FIXTURES.into_iter().chain(GGUFS) {
         let weights = load(&fixture(name), Dtype::F32);
         let (ids, logits) = expected(name, "logits");
         for path in paths() {
@@ -35,9 +35,13 @@ fn f32_logits_are_those_of_transformers() {
 
 /// Not a promise of quality, but a guard against a wrong scale or a wrong block.
 #[test]
-fn q8_logits_stay_near() {
-    for name in FIXTURES {
-        let weights = load(&fixture(name), Dtype::Q8_0);
+fn quantised_logits_stay_near() {
+    for (name, dtype, most) in FIXTURES
+        .into_iter()
+        .flat_map(|name| [(name, Dtype::Q8_0, 0.1), (name, Dtype::Q4K, 0.5)])
+        .chain(GGUFS.into_iter().map(|name| (name, Dtype::Q8_0, 0.1)))
+    {
+        let weights = load(&fixture(name), dtype);
         let (ids, logits) = expected(name, "logits");
         let rows = rows_in_chunks(&mut engine(&weights, 1, None), &ids, &[ids.len()], 0);
         let ours = rows.iter().flatten().map(|&b| f64::from(f32::from_bits(b)));
@@ -47,7 +51,7 @@ fn q8_logits_stay_near() {
             power += f64::from(b).powi(2);
         }
         let relative = (error / power).sqrt();
-        assert!(relative < 0.1, "{name}: relative error {relative}");
+        assert!(relative < most, "{name} as {dtype}: relative error {relative}");
     }
 }
 

@@ -8,7 +8,7 @@ use cascadia_core::ids::TokenId;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The folder is not there.
-    #[error("{} is not a folder: name a Hugging Face model folder that holds tokenizer.json", .0.display())]
+    #[error("{} is not there: name a Hugging Face model folder that holds tokenizer.json, or a GGUF file", .0.display())]
     NoFolder(PathBuf),
     /// A file that must be there is not.
     #[error(
@@ -34,6 +34,17 @@ pub enum LoadError {
         file: PathBuf,
         /// What the parser says.
         reason: String,
+    },
+    /// A tokenizer in a GGUF file that is not rebuilt.
+    #[error(
+        "{} holds {what}, which is not supported: use the model's Hugging Face folder, or a file with a gpt2 or llama tokenizer",
+        .file.display()
+    )]
+    Unsupported {
+        /// The file.
+        file: PathBuf,
+        /// The tokenizer, or a part of it.
+        what: String,
     },
     /// The tokenizer decodes in a way that has no bytes for a single token.
     #[error(

@@ -1,4 +1,4 @@
-//! The text files of a Hugging Face model folder, read once.
+//! The text files of a Hugging Face model folder, read once; or what a GGUF file holds instead.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::LoadError;
+use crate::gguf;
 
 /// What a model folder says about text, not yet interpreted.
 #[derive(Clone, Debug, Default)]
 pub struct ModelFiles {
-    /// The folder, for messages.
+    /// The folder or file, for messages.
     pub folder: PathBuf,
     /// `tokenizer.json`.
     pub tokenizer: Vec<u8>,
@@ -25,9 +26,12 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Reads a model folder. Only `tokenizer.json` must be there.
+    /// Reads a model folder, of which only `tokenizer.json` must be there; or a GGUF file.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self, LoadError> {
         let folder = folder.as_ref();
+        if folder.is_file() {
+            return gguf::read(folder);
+        }
         if !folder.is_dir() {
             return Err(LoadError::NoFolder(folder.to_owned()));
         }

@@ -11,6 +11,7 @@
 mod detokenizer;
 mod error;
 mod files;
+mod gguf;
 mod pieces;
 mod prompt;
 mod stops;

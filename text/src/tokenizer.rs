@@ -22,7 +22,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a Hugging Face model folder.
+    /// Loads the tokenizer of a Hugging Face model folder or a GGUF file.
     ///
     /// A chat template that is missing or broken is no error here, so that the model still serves plain text: ask
     /// [`Self::chat_template`].
@@ -32,7 +32,7 @@ impl Tokenizer {
 
     /// Builds the tokenizer from files that have been read.
     pub fn new(files: &ModelFiles) -> Result<Self, LoadError> {
-        let file = files.folder.join("tokenizer.json");
+        let file = if files.folder.is_file() { files.folder.clone() } else { files.folder.join("tokenizer.json") };
         let broken = |reason: tokenizers::Error| LoadError::Broken { file: file.clone(), reason: reason.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(&files.tokenizer).map_err(broken)?;
         // Training leaves these in some files, and then prompts are cut or filled without a word.

@@ -1,14 +1,16 @@
-//! Chat templates in the shapes that are in use, against what Jinja2 makes of them (`templates/record.py`).
+//! Chat templates in the shapes that are in use, against what transformers makes of them (`templates/record.py`).
 
 use cascadia_core::commit::Message;
 use cascadia_text::{ChatTemplate, ModelFiles, SpecialTokens, TemplateError, Tokenizer, toy};
 use serde_json::{Value, json};
 
-const TEMPLATES: [(&str, &str); 5] = [
+const TEMPLATES: [(&str, &str); 7] = [
     ("chatml", include_str!("templates/chatml.jinja")),
+    ("gemma", include_str!("templates/gemma.jinja")),
     ("llama3", include_str!("templates/llama3.jinja")),
     ("mistral", include_str!("templates/mistral.jinja")),
     ("oddities", include_str!("templates/oddities.jinja")),
+    ("phi", include_str!("templates/phi.jinja")),
     ("zephyr", include_str!("templates/zephyr.jinja")),
 ];
 
@@ -18,6 +20,10 @@ fn special() -> SpecialTokens {
 
 fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source, special()).unwrap()
+}
+
+fn shape(name: &str) -> &'static str {
+    TEMPLATES.iter().find(|(known, _)| *known == name).unwrap().1
 }
 
 fn hello() -> Vec<Message> {
@@ -49,17 +55,17 @@ fn real_templates_render_as_in_python() {
 #[test]
 fn the_known_shapes_by_eye() {
     assert_eq!(
-        template(TEMPLATES[0].1).render(&hello(), true, None).unwrap(),
+        template(shape("chatml")).render(&hello(), true, None).unwrap(),
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     );
-    assert_eq!(template(TEMPLATES[2].1).render(&hello(), true, None).unwrap(), "<s>[INST] Hello[/INST]");
-    assert_eq!(template(TEMPLATES[4].1).render(&hello(), true, None).unwrap(), "<|user|>\nHello</s>\n<|assistant|>\n");
-    assert_eq!(template(TEMPLATES[4].1).render(&hello(), false, None).unwrap(), "<|user|>\nHello</s>\n");
+    assert_eq!(template(shape("mistral")).render(&hello(), true, None).unwrap(), "<s>[INST] Hello[/INST]");
+    assert_eq!(template(shape("zephyr")).render(&hello(), true, None).unwrap(), "<|user|>\nHello</s>\n<|assistant|>\n");
+    assert_eq!(template(shape("zephyr")).render(&hello(), false, None).unwrap(), "<|user|>\nHello</s>\n");
 }
 
 #[test]
 fn the_date_is_an_argument() {
-    let llama = template(TEMPLATES[1].1);
+    let llama = template(shape("llama3"));
     let date = |now| {
         let text = llama.render(&hello(), true, now).unwrap();
         text.split("Today Date: ").nth(1).unwrap().split('\n').next().unwrap().to_owned()

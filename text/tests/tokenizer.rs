@@ -68,7 +68,7 @@ fn a_bad_folder_gets_one_sentence() {
         }
     };
     let nowhere = Tokenizer::load("/nowhere/at/all").unwrap_err();
-    one_sentence(&nowhere, &["/nowhere/at/all is not a folder"]);
+    one_sentence(&nowhere, &["/nowhere/at/all is not there"]);
     one_sentence(&Folder::new("empty", &[]).refused(), &["tokenizer.json is missing", "copy it"]);
     let good = toy::byte_level_files().tokenizer;
     let cut = Folder::new("cut", &[("tokenizer.json", &good[..good.len() / 2])]);

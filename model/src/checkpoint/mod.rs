@@ -1,90 +1,109 @@
-//! Tensors of a Hugging Face folder, single or sharded, read row by row from mapped files.
+//! Tensors of a model, a Hugging Face folder or a GGUF file, read row by row from mapped files.
 
 #![allow(unsafe_code)] // Mapping a file: see the SAFETY comment.
 
 mod names;
+mod tensor;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use cascadia_gguf::Gguf;
 use memmap2::Mmap;
+use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
-use safetensors::{Dtype as Stored, SafeTensors};
 
 use crate::config::{Config, Family, read_json};
 use crate::error::LoadError;
-pub(crate) use names::{Names, Part, parts, shape};
+pub(crate) use names::{Names, Part, Style, parts, shape};
+pub(crate) use tensor::{Stored, Tensor};
 
 /// The files of a checkpoint and where in them each tensor is.
 pub(crate) struct Checkpoint {
-    folder: PathBuf,
+    /// The folder or the file.
+    path: PathBuf,
     files: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Entry>,
+    /// The head of a GGUF file.
+    gguf: Option<Gguf>,
 }
 
-#[derive(Clone)]
 struct Entry {
     file: usize,
-    stored: Stored,
+    /// Or the name of a type that is not read.
+    stored: Result<Stored, String>,
     shape: Vec<usize>,
     bytes: Range<usize>,
 }
 
-/// A tensor of one or two dimensions.
-#[derive(Clone)]
-pub(crate) struct Tensor<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) stored: Stored,
-    pub(crate) bytes: &'a [u8],
-}
-
 impl Checkpoint {
-    pub(crate) fn open(folder: &Path) -> Result<Self, LoadError> {
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
-        let mut this = Self { folder: folder.into(), files: Vec::new(), tensors: BTreeMap::new() };
+    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
+        let mut this = Self { path: path.into(), files: Vec::new(), tensors: BTreeMap::new(), gguf: None };
+        if path.is_file() {
+            this.add_gguf(path.into())?;
+            return Ok(this);
+        }
+        let single = path.join("model.safetensors");
+        let index = path.join("model.safetensors.index.json");
         if single.exists() {
-            this.add(single, None)?;
+            this.add_safetensors(single, None)?;
         } else if index.exists() {
-            let json = read_json(&index)?;
-            let map = json.get("weight_map").and_then(|m| m.as_object());
-            let map = map.ok_or_else(|| LoadError::Key {
-                path: index.clone(),
-                key: "weight_map".into(),
-                problem: "is missing; download the index again".into(),
-            })?;
-            let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-            for (tensor, shard) in map {
-                let shard = shard.as_str().filter(|s| !s.contains(['/', '\\'])).ok_or_else(|| LoadError::Key {
-                    path: index.clone(),
-                    key: tensor.clone(),
-                    problem: "names no file of the folder; download the index again".into(),
-                })?;
-                shards.entry(shard).or_default().push(tensor);
+            for (shard, tensors) in shards(&index)? {
+                this.add_safetensors(path.join(shard), Some(&tensors))?;
             }
-            for (shard, tensors) in shards {
-                this.add(folder.join(shard), Some(&tensors))?;
-            }
-        } else if folder.is_dir() {
-            return Err(LoadError::NoWeights { path: folder.into() });
+        } else if path.is_dir() {
+            return Err(LoadError::NoWeights { path: path.into() });
         } else {
-            return Err(LoadError::Read { path: folder.into(), source: std::io::ErrorKind::NotFound.into() });
+            return Err(LoadError::Read { path: path.into(), source: std::io::ErrorKind::NotFound.into() });
         }
         Ok(this)
     }
 
-    /// Adds a file; with an index, the tensors that it promises must be there.
-    fn add(&mut self, path: PathBuf, promised: Option<&[&str]>) -> Result<(), LoadError> {
-        let read = |source| LoadError::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(read)?;
+    /// The head of a GGUF file, if it is one.
+    pub(crate) fn gguf(&self) -> Option<&Gguf> {
+        self.gguf.as_ref()
+    }
+
+    /// The folder or the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn map(path: &Path) -> Result<Mmap, LoadError> {
+        let read = |source| LoadError::Read { path: path.into(), source };
+        let file = File::open(path).map_err(read)?;
         // SAFETY: the file must not change while it is mapped. That is how weights are read everywhere, and a model
-        // folder that changes under a running server is beyond what any reader could answer for.
-        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        // that changes under a running server is beyond what any reader could answer for.
+        unsafe { Mmap::map(&file) }.map_err(read)
+    }
+
+    fn add_gguf(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        let map = Self::map(&path)?;
+        if map.starts_with(b"version https://git-lfs") {
+            let problem = "it is a Git LFS pointer; run `git lfs pull`".into();
+            return Err(LoadError::Damaged { path, problem });
+        }
+        let mut gguf = Gguf::read(&map).map_err(|e| LoadError::Gguf { path: path.clone(), problem: e.to_string() })?;
+        if gguf.get("split.count").and_then(cascadia_gguf::Value::as_u64).is_some_and(|n| n > 1) {
+            let problem = "says that the file is one of several; merge them with `gguf-split --merge`".into();
+            return Err(LoadError::Key { path, key: "split.count".into(), problem });
+        }
+        for (name, info) in std::mem::take(&mut gguf.tensors) {
+            let stored = Stored::of_gguf(info.kind);
+            self.tensors.insert(name, Entry { file: self.files.len(), stored, shape: info.shape, bytes: info.bytes });
+        }
+        self.gguf = Some(gguf);
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// Adds a file; with an index, the tensors that it promises must be there.
+    fn add_safetensors(&mut self, path: PathBuf, promised: Option<&[String]>) -> Result<(), LoadError> {
+        let map = Self::map(&path)?;
         let damaged = |problem: String| LoadError::Damaged { path: path.clone(), problem };
         let (header, meta): (usize, Metadata) = SafeTensors::read_metadata(&map).map_err(|e| damaged(e.to_string()))?;
         for (name, info) in meta.tensors() {
@@ -95,11 +114,16 @@ impl Checkpoint {
             if bytes.end > map.len() {
                 return Err(damaged(format!("`{name}` ends at byte {} of {}", bytes.end, map.len())));
             }
-            let entry = Entry { file: self.files.len(), stored: info.dtype, shape: info.shape.clone(), bytes };
+            let stored = Stored::of_safetensors(info.dtype);
+            let entry = Entry { file: self.files.len(), stored, shape: info.shape.clone(), bytes };
             self.tensors.insert(text_part(&name), entry);
         }
-        if let Some(missing) = promised.unwrap_or(&[]).iter().find(|name| !self.tensors.contains_key(**name)) {
-            return Err(LoadError::Missing { path, tensor: (*missing).into() });
+        let absent = |name: &&String| {
+            let name = text_part(name);
+            name.starts_with("model.layers.") && !self.tensors.contains_key(&name)
+        };
+        if let Some(missing) = promised.unwrap_or(&[]).iter().find(absent) {
+            return Err(LoadError::Missing { path, tensor: missing.clone() });
         }
         self.files.push((path, map));
         Ok(())
@@ -110,14 +134,33 @@ impl Checkpoint {
         self.tensors.values().map(|e| e.bytes.len() as u64).sum()
     }
 
+    fn style(&self) -> Style {
+        if self.gguf.is_some() { Style::Gguf } else { Style::HuggingFace }
+    }
+
     /// What the tensors of a model of this configuration are called here.
     pub(crate) fn names(&self, config: &Config) -> Names {
-        Names::new(config)
+        Names::new(self.style(), config)
     }
 
     /// Whether the weights of norms are stored less one.
     pub(crate) fn norms_less_one(&self, config: &Config) -> bool {
-        matches!(config.family, Family::Gemma2 | Family::Gemma3)
+        self.style() == Style::HuggingFace && matches!(config.family, Family::Gemma2 | Family::Gemma3)
+    }
+
+    /// Whether the two halves of each head of queries and keys are stored interleaved: GGUF's Llamas turn neighbours.
+    pub(crate) fn interleaved(&self, config: &Config) -> bool {
+        self.style() == Style::Gguf && config.family == Family::Llama
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| &entry.shape[..])
+    }
+
+    /// How a tensor is stored, if it is there and read.
+    pub(crate) fn stored(&self, name: &str) -> Option<Stored> {
+        self.tensors.get(name).and_then(|entry| entry.stored.as_ref().ok().copied())
     }
 
     /// All tensors are there in the right shapes, and no other that would change the result.
@@ -126,18 +169,23 @@ impl Checkpoint {
         for (name, shape) in &expected {
             self.tensor(name, shape)?;
         }
-        let ignored = |name: &str| name.ends_with("rotary_emb.inv_freq") || config.tied && name == "lm_head.weight";
+        // Frequencies are computed, or were read with the configuration.
+        let ignored = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq")
+                || config.tied && name == "lm_head.weight"
+                || ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name)
+        };
         let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         match self.tensors.keys().find(|name| !known.contains(name.as_str()) && !ignored(name)) {
             None => Ok(()),
-            Some(tensor) => Err(LoadError::Unknown { path: self.folder.clone(), tensor: tensor.into() }),
+            Some(tensor) => Err(LoadError::Unknown { path: self.path.clone(), tensor: tensor.into() }),
         }
     }
 
     /// The tensor `name`, which must have the shape `wanted`.
     pub(crate) fn tensor(&self, name: &str, wanted: &[usize]) -> Result<Tensor<'_>, LoadError> {
         let entry = self.tensors.get(name);
-        let entry = entry.ok_or_else(|| LoadError::Missing { path: self.folder.clone(), tensor: name.into() })?;
+        let entry = entry.ok_or_else(|| LoadError::Missing { path: self.path.clone(), tensor: name.into() })?;
         let (path, map) = &self.files[entry.file];
         if entry.shape != wanted {
             return Err(LoadError::Shape {
@@ -147,18 +195,33 @@ impl Checkpoint {
                 wanted: wanted.into(),
             });
         }
-        if !matches!(entry.stored, Stored::F32 | Stored::F16 | Stored::BF16) {
-            let found = format!("{:?}", entry.stored);
-            return Err(LoadError::Dtype { path: path.clone(), tensor: name.into(), found });
-        }
-        Ok(Tensor {
-            path,
-            name: name.into(),
-            shape: entry.shape.clone(),
-            stored: entry.stored,
-            bytes: &map[entry.bytes.clone()],
-        })
+        let stored = match &entry.stored {
+            Ok(stored) => *stored,
+            Err(found) => {
+                return Err(LoadError::Dtype { path: path.clone(), tensor: name.into(), found: found.clone() });
+            }
+        };
+        let (shape, bytes) = (entry.shape.clone(), &map[entry.bytes.clone()]);
+        Ok(Tensor { path, name: name.into(), shape, stored, bytes })
     }
+}
+
+/// The files that an index names, each with its tensors.
+fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>, LoadError> {
+    let wrong = |key: &str, problem: &str| LoadError::Key {
+        path: index.into(),
+        key: key.into(),
+        problem: format!("{problem}; download the index again"),
+    };
+    let json = read_json(index)?;
+    let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| wrong("weight_map", "is missing"))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        let shard = shard.as_str().filter(|s| !s.contains(['/', '\\']));
+        let shard = shard.ok_or_else(|| wrong(tensor, "names no file of the folder"))?;
+        shards.entry(shard.into()).or_default().push(tensor.clone());
+    }
+    Ok(shards)
 }
 
 /// The name without what the text part of an image model has before it.
@@ -167,34 +230,5 @@ fn text_part(name: &str) -> String {
         (Some(rest), _) => rest.to_owned(),
         (_, Some(rest)) => format!("model.{rest}"),
         _ => name.to_owned(),
-    }
-}
-
-impl Tensor<'_> {
-    /// Widens row `index` (of a vector: all of it) into the start of `to`; refuses what is not finite.
-    pub(crate) fn row(&self, index: usize, to: &mut [f32]) -> Result<(), LoadError> {
-        let width = self.shape.last().copied().unwrap_or(0);
-        let to = &mut to[..width];
-        let size = if self.stored == Stored::F32 { 4 } else { 2 };
-        let bytes = &self.bytes[index * width * size..(index + 1) * width * size];
-        match self.stored {
-            Stored::F32 => {
-                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *to = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-            }
-            Stored::F16 => {
-                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *to = f16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-            _ => {
-                for (to, b) in to.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *to = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-        }
-        let finite = to.iter().fold(true, |all, x| all & x.is_finite());
-        if finite { Ok(()) } else { Err(LoadError::NotFinite { path: self.path.into(), tensor: self.name.clone() }) }
     }
 }

@@ -24,55 +24,69 @@ pub(crate) enum Part {
     PostMlpNorm,
 }
 
-/// Names as Hugging Face has them.
+/// Who named the tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Style {
+    HuggingFace,
+    Gguf,
+}
+
+/// Names in one style.
 pub(crate) struct Names {
+    style: Style,
     post_norms: bool,
 }
 
 impl Names {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self { post_norms: config.post_norms }
+    pub(crate) fn new(style: Style, config: &Config) -> Self {
+        Self { style, post_norms: config.post_norms }
+    }
+
+    fn choose(&self, hugging_face: &str, gguf: &str) -> String {
+        if self.style == Style::HuggingFace { hugging_face.into() } else { gguf.into() }
     }
 
     pub(crate) fn embedding(&self) -> String {
-        "model.embed_tokens.weight".into()
+        self.choose("model.embed_tokens.weight", "token_embd.weight")
     }
 
     pub(crate) fn norm(&self) -> String {
-        "model.norm.weight".into()
+        self.choose("model.norm.weight", "output_norm.weight")
     }
 
     pub(crate) fn head(&self) -> String {
-        "lm_head.weight".into()
+        self.choose("lm_head.weight", "output.weight")
     }
 
     pub(crate) fn weight(&self, layer: usize, part: Part) -> String {
-        format!("model.layers.{layer}.{}.weight", self.part(part))
+        let (hugging_face, gguf) = self.part(part);
+        self.choose(&format!("model.layers.{layer}.{hugging_face}.weight"), &format!("blk.{layer}.{gguf}.weight"))
     }
 
     pub(crate) fn bias(&self, layer: usize, part: Part) -> String {
-        format!("model.layers.{layer}.{}.bias", self.part(part))
+        let (hugging_face, gguf) = self.part(part);
+        self.choose(&format!("model.layers.{layer}.{hugging_face}.bias"), &format!("blk.{layer}.{gguf}.bias"))
     }
 
-    fn part(&self, part: Part) -> &'static str {
+    fn part(&self, part: Part) -> (&'static str, &'static str) {
         match part {
-            Part::AttentionNorm => "input_layernorm",
-            Part::Queries => "self_attn.q_proj",
-            Part::Keys => "self_attn.k_proj",
-            Part::Values => "self_attn.v_proj",
-            Part::Qkv => "self_attn.qkv_proj",
-            Part::QueryNorm => "self_attn.q_norm",
-            Part::KeyNorm => "self_attn.k_norm",
-            Part::Output => "self_attn.o_proj",
-            Part::PostAttentionNorm => "post_attention_layernorm",
+            Part::AttentionNorm => ("input_layernorm", "attn_norm"),
+            Part::Queries => ("self_attn.q_proj", "attn_q"),
+            Part::Keys => ("self_attn.k_proj", "attn_k"),
+            Part::Values => ("self_attn.v_proj", "attn_v"),
+            Part::Qkv => ("self_attn.qkv_proj", "attn_qkv"),
+            Part::QueryNorm => ("self_attn.q_norm", "attn_q_norm"),
+            Part::KeyNorm => ("self_attn.k_norm", "attn_k_norm"),
+            Part::Output => ("self_attn.o_proj", "attn_output"),
+            Part::PostAttentionNorm => ("post_attention_layernorm", "post_attention_norm"),
             // Where there is no norm after attention, the one before the feed-forward layer has its name.
-            Part::MlpNorm if self.post_norms => "pre_feedforward_layernorm",
-            Part::MlpNorm => "post_attention_layernorm",
-            Part::Gate => "mlp.gate_proj",
-            Part::Up => "mlp.up_proj",
-            Part::GateUp => "mlp.gate_up_proj",
-            Part::Down => "mlp.down_proj",
-            Part::PostMlpNorm => "post_feedforward_layernorm",
+            Part::MlpNorm if self.post_norms => ("pre_feedforward_layernorm", "ffn_norm"),
+            Part::MlpNorm => ("post_attention_layernorm", "ffn_norm"),
+            Part::Gate => ("mlp.gate_proj", "ffn_gate"),
+            Part::Up => ("mlp.up_proj", "ffn_up"),
+            Part::GateUp => ("mlp.gate_up_proj", "ffn_up"),
+            Part::Down => ("mlp.down_proj", "ffn_down"),
+            Part::PostMlpNorm => ("post_feedforward_layernorm", "post_ffw_norm"),
         }
     }
 

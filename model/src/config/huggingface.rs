@@ -21,9 +21,10 @@ const ARCHITECTURES: [(&str, Family, bool); 8] = [
 ];
 
 /// Keys that would change the result, what they may say, and the families that read them.
-const NEUTRAL: [(&str, &[&str], &[Family]); 18] = [
+const NEUTRAL: [(&str, &[&str], &[Family]); 19] = [
     ("attention_bias", &["false"], &[Family::Llama, Family::Qwen3, Family::Gemma2, Family::Gemma3]),
     ("mlp_bias", &["false"], &[]),
+    ("lm_head_bias", &["false"], &[]),
     ("quantization_config", &[], &[]),
     ("compression_config", &[], &[]),
     ("sliding_window", &[], &WINDOWED),

@@ -1,11 +1,13 @@
 //! What a model is, in numbers and switches: one decoder block computes every family.
 
+mod gguf;
 mod huggingface;
 mod json;
 mod positions;
 
 use std::path::Path;
 
+use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
 pub(crate) use json::read_json;
 pub use positions::{RopeConfig, RopeScaling};
@@ -92,17 +94,25 @@ pub struct Config {
     pub context: usize,
     /// Whether the head is the embedding.
     pub tied: bool,
-    /// Tokens that end a text, from `generation_config.json`, else from `config.json`.
+    /// Tokens that end a text, from `generation_config.json`, else from `config.json`; or from a GGUF file's metadata.
     pub eos: Vec<u32>,
 }
 
 impl Config {
-    /// Reads `config.json` and, if there, `generation_config.json` of a model folder.
+    /// Reads `config.json` and, if there, `generation_config.json` of a model folder; or the metadata of a GGUF file.
     ///
     /// # Errors
     /// When a file cannot be read, or names something that is not supported.
-    pub fn read(folder: &Path) -> Result<Self, LoadError> {
-        huggingface::read(folder)
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        if path.is_file() { Self::of(&Checkpoint::open(path)?) } else { huggingface::read(path) }
+    }
+
+    /// The configuration that belongs to a checkpoint.
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        match checkpoint.gguf() {
+            Some(gguf) => gguf::read(checkpoint, gguf),
+            None => huggingface::read(checkpoint.path()),
+        }
     }
 
     /// Serves no more than `positions`. Long-rope models choose their frequencies by it, once and for all positions.

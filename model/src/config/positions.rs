@@ -36,6 +36,8 @@ pub enum RopeScaling {
         /// The context before.
         original_context: usize,
     },
+    /// Each frequency is divided by a number of its own: what GGUF makes of `llama3`.
+    Factors(Vec<f32>),
     /// `longrope`: a factor for each frequency. Which list is used depends on the context the model is served with and
     /// on nothing else, because a key has one value.
     Long {

@@ -151,6 +151,39 @@ impl Lanes for Avx2 {
         (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1))
     }
     #[inline(always)]
+    unsafe fn load_unsigned(from: *const u8) -> Self::I {
+        let bytes = _mm_loadu_si128(from.cast());
+        (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)))
+    }
+    #[inline(always)]
+    unsafe fn load_signed(from: *const u8) -> Self::I {
+        let bytes = _mm_loadu_si128(from.cast());
+        (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)))
+    }
+    #[inline(always)]
+    unsafe fn int_add(a: Self::I, b: Self::I) -> Self::I {
+        (_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn int_mul(a: Self::I, b: Self::I) -> Self::I {
+        (_mm256_mullo_epi32(a.0, b.0), _mm256_mullo_epi32(a.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: Self::W) -> Self::W {
+        let mask = _mm256_set1_epi8(15);
+        (_mm256_and_si256(w.0, mask), _mm256_and_si256(w.1, mask))
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: Self::W) -> Self::W {
+        Self::low_nibbles((_mm256_srli_epi16::<4>(w.0), _mm256_srli_epi16::<4>(w.1)))
+    }
+    #[inline(always)]
+    unsafe fn with_upper<const MASK: i8>(w: Self::W, plane: Self::W, shift: u32) -> Self::W {
+        let (mask, shift) = (_mm256_set1_epi8(MASK), _mm_cvtsi32_si128(shift as i32));
+        let upper = |plane| _mm256_slli_epi16::<4>(_mm256_and_si256(_mm256_srl_epi16(plane, shift), mask));
+        (_mm256_or_si256(w.0, upper(plane.0)), _mm256_or_si256(w.1, upper(plane.1)))
+    }
+    #[inline(always)]
     unsafe fn weights(from: *const u8) -> Self::W {
         (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()))
     }

@@ -122,6 +122,35 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
         _mm512_cvtepi32_ps(x)
     }
     #[inline(always)]
+    unsafe fn load_unsigned(from: *const u8) -> Self::I {
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_signed(from: *const u8) -> Self::I {
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))
+    }
+    #[inline(always)]
+    unsafe fn int_add(a: Self::I, b: Self::I) -> Self::I {
+        _mm512_add_epi32(a, b)
+    }
+    #[inline(always)]
+    unsafe fn int_mul(a: Self::I, b: Self::I) -> Self::I {
+        _mm512_mullo_epi32(a, b)
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: Self::W) -> Self::W {
+        _mm512_and_si512(w, _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: Self::W) -> Self::W {
+        _mm512_and_si512(_mm512_srli_epi16::<4>(w), _mm512_set1_epi8(15))
+    }
+    #[inline(always)]
+    unsafe fn with_upper<const MASK: i8>(w: Self::W, plane: Self::W, shift: u32) -> Self::W {
+        let upper = _mm512_srl_epi16(plane, _mm_cvtsi32_si128(shift as i32));
+        _mm512_or_si512(w, _mm512_slli_epi16::<4>(_mm512_and_si512(upper, _mm512_set1_epi8(MASK))))
+    }
+    #[inline(always)]
     unsafe fn weights(from: *const u8) -> Self::W {
         _mm512_loadu_si512(from.cast())
     }

@@ -55,8 +55,21 @@ pub(crate) trait Lanes: Copy {
     unsafe fn store_bytes(to: *mut i8, a: Self::F, b: Self::F) -> i32;
     unsafe fn int_splat(x: i32) -> Self::I;
     unsafe fn int_to_float(x: Self::I) -> Self::F;
+    /// Sixteen unsigned bytes.
+    unsafe fn load_unsigned(from: *const u8) -> Self::I;
+    /// Sixteen signed bytes.
+    unsafe fn load_signed(from: *const u8) -> Self::I;
+    unsafe fn int_add(a: Self::I, b: Self::I) -> Self::I;
+    /// The lower half of each product.
+    unsafe fn int_mul(a: Self::I, b: Self::I) -> Self::I;
     /// Loads 64 unsigned weights, four for each lane.
     unsafe fn weights(from: *const u8) -> Self::W;
+    /// The lower four bits of each weight.
+    unsafe fn low_nibbles(w: Self::W) -> Self::W;
+    /// The upper four bits of each weight.
+    unsafe fn high_nibbles(w: Self::W) -> Self::W;
+    /// Each weight with `(plane >> shift) & MASK` above its four bits; the bits asked for lie in one byte.
+    unsafe fn with_upper<const MASK: i8>(w: Self::W, plane: Self::W, shift: u32) -> Self::W;
     /// Loads four signed bytes.
     unsafe fn bytes(from: *const i8) -> Self::X;
     /// Adds to each lane the exact sum of its four weights times the four bytes of `x`.

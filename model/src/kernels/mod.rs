@@ -9,6 +9,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod lanes;
+mod packed;
 mod portable;
 pub(crate) mod product;
 pub(crate) mod rowwise;
@@ -18,6 +19,9 @@ mod tests;
 use attention::Attend;
 use product::Product;
 use rowwise::{Norm, Quantise, Rotate};
+
+use crate::matrix::Store;
+use crate::quant::Packing;
 
 /// A family of instructions. All give the same bits; they differ in speed only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +110,22 @@ impl Isa {
         }
     }
 
+    /// A product of rows with tiles of any matrix.
+    ///
+    /// # Safety
+    /// As of the products that it chooses among.
+    pub(crate) unsafe fn multiply(self, p: &Product<'_>) {
+        match &p.matrix.store {
+            Store::F32(_) | Store::Q8 { .. } => self.product(p),
+            Store::Packed(packed) => match packed.packing {
+                Packing::Q4_0 => self.product_4(p),
+                Packing::Q4K => self.product_4k(p),
+                Packing::Q5K => self.product_5k(p),
+                Packing::Q6K => self.product_6k(p),
+            },
+        }
+    }
+
     /// Whether the path is the slow one.
     pub(crate) fn portable(self) -> bool {
         self == Self::Portable
@@ -154,8 +174,16 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// A product of rows with tiles of a matrix.
+    /// A product of rows with tiles of an `f32` or Q8_0 matrix.
     product(Product<'_>) in product;
+    /// A product of rows with tiles of a Q4_0 matrix.
+    product_4(Product<'_>) in packed;
+    /// A product of rows with tiles of a Q4_K matrix.
+    product_4k(Product<'_>) in packed;
+    /// A product of rows with tiles of a Q5_K matrix.
+    product_5k(Product<'_>) in packed;
+    /// A product of rows with tiles of a Q6_K matrix.
+    product_6k(Product<'_>) in packed;
     /// RMS norm of a row.
     rms_norm(Norm) in rowwise;
     /// Quantises blocks of 32.

@@ -132,6 +132,34 @@ impl Lanes for Portable {
         each(|i| x[i] as f32)
     }
     #[inline(always)]
+    unsafe fn load_unsigned(from: *const u8) -> Self::I {
+        std::array::from_fn(|i| i32::from(*from.add(i)))
+    }
+    #[inline(always)]
+    unsafe fn load_signed(from: *const u8) -> Self::I {
+        std::array::from_fn(|i| i32::from(*from.add(i) as i8))
+    }
+    #[inline(always)]
+    unsafe fn int_add(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn int_mul(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+    #[inline(always)]
+    unsafe fn low_nibbles(w: Self::W) -> Self::W {
+        w.map(|w| w & 15)
+    }
+    #[inline(always)]
+    unsafe fn high_nibbles(w: Self::W) -> Self::W {
+        w.map(|w| w >> 4)
+    }
+    #[inline(always)]
+    unsafe fn with_upper<const MASK: i8>(w: Self::W, plane: Self::W, shift: u32) -> Self::W {
+        std::array::from_fn(|i| w[i] | ((plane[i] >> shift) & MASK as u8) << 4)
+    }
+    #[inline(always)]
     unsafe fn weights(from: *const u8) -> Self::W {
         from.cast::<[u8; 64]>().read_unaligned()
     }
@@ -139,7 +167,8 @@ impl Lanes for Portable {
     unsafe fn bytes(from: *const i8) -> Self::X {
         from.cast::<[i8; 4]>().read_unaligned()
     }
-    #[inline(always)]
+    // Not always: it is long, and the products hold many.
+    #[inline]
     unsafe fn dot4(mut sum: Self::I, weights: Self::W, x: Self::X) -> Self::I {
         for i in 0..16 {
             for j in 0..4 {

@@ -9,17 +9,18 @@ use crate::config::Activation;
 use crate::matrix::{Matrix, Store, TILE};
 use crate::quant::BLOCK;
 
-/// Rows of activations, as the matrix's dtype wants them.
+/// Rows of activations, as the matrix's format wants them.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations {
     /// `f32` rows, for `f32` matrices.
     pub floats: *const f32,
     /// Values from one `f32` row to the next.
     pub stride: usize,
-    /// Quantised rows of `blocks * 32` bytes, for Q8_0 matrices, with their scales and offsets.
+    /// Quantised rows of `blocks * 32` bytes, for all others, with their scales and sums.
     pub bytes: *const i8,
     pub scales: *const f32,
     pub offsets: *const i32,
+    pub heads: *const i32,
 }
 
 /// What happens to a tile's result.
@@ -31,6 +32,8 @@ pub(crate) enum Then {
     Add,
     /// Even tiles are gates, odd tiles what they gate; tile pair `i` gives outputs `16 i ..`.
     Gate(Activation),
+    /// What is there is a gate for the result.
+    Through(Activation),
     /// Stored as `cap * tanh(result / cap)`.
     Cap(f32),
 }
@@ -48,7 +51,7 @@ pub(crate) struct Product<'a> {
     pub then: Then,
 }
 
-/// Runs a product.
+/// Runs a product with a matrix that is not packed.
 #[inline(always)]
 pub(crate) unsafe fn product<L: Lanes>(p: &Product<'_>) {
     let (mut tile, end) = p.tiles;
@@ -87,6 +90,7 @@ unsafe fn all_rows<L: Lanes, const T: usize>(p: &Product<'_>, tile: usize) {
 unsafe fn some_rows<L: Lanes, const T: usize, const M: usize>(p: &Product<'_>, tile: usize, row: usize) {
     let sums = match &p.matrix.store {
         Store::F32(weights) => f32_tiles::<L, T, M>(p, weights.as_ptr(), tile, row),
+        Store::Packed(_) => unreachable!("packed matrices have kernels of their own"),
         Store::Q8 { bytes, scales } => q8_tiles::<L, T, M>(p, (bytes.as_ptr(), scales.as_ptr()), tile, row),
     };
     finish::<L, T, M>(p, &sums, tile, row);
@@ -163,8 +167,9 @@ unsafe fn q8_tiles<L: Lanes, const T: usize, const M: usize>(
     sums
 }
 
+/// Does with the sums of `T` tiles what is to be done.
 #[inline(always)]
-unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
+pub(super) unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
     p: &Product<'_>,
     sums: &[[L::F; M]; T],
     tile: usize,
@@ -191,6 +196,10 @@ unsafe fn finish<L: Lanes, const T: usize, const M: usize>(
             let n = (p.matrix.outputs - first).min(TILE);
             match p.then {
                 Then::Add => L::store(out, L::add(L::load(out), sum)),
+                Then::Through(activation) => {
+                    let gate = if n == TILE { L::load(out) } else { L::load_first(out, n, 0.0) };
+                    L::store_first(out, n, gated::<L>(activation, gate, sum));
+                }
                 Then::Cap(cap) => L::store_first(out, n, capped::<L>(sum, cap)),
                 _ if n == TILE => L::store(out, sum),
                 _ => L::store_first(out, n, sum),

@@ -107,13 +107,15 @@ pub(crate) struct Quantise {
     pub bytes: *mut i8,
     pub scales: *mut f32,
     pub offsets: *mut i32,
+    pub heads: *mut i32,
     pub blocks: usize,
 }
 
 /// Quantises blocks of 32 to bytes: scale = largest magnitude / 127, ties to even.
 ///
 /// A block below 1e-30 is zero; one with an infinity or a NaN gets the scale NaN. `offsets` is -128 times the sum of
-/// the bytes: weights are stored with 128 added, and this takes it off again.
+/// the bytes: weights are stored with 128 added, and this takes it off again. `heads` is -32 times the sum of the first
+/// sixteen, for weights that have scales of sixteen.
 #[inline(always)]
 pub(crate) unsafe fn quantise<L: Lanes>(q: &Quantise) {
     for block in 0..q.blocks {
@@ -131,6 +133,8 @@ pub(crate) unsafe fn quantise<L: Lanes>(q: &Quantise) {
             offset = 0;
             bytes.write_bytes(0, BLOCK);
         }
+        let head: i32 = (0..16).map(|i| i32::from(*bytes.add(i))).sum();
+        *q.heads.add(block) = -32 * head;
         *q.scales.add(block) = scale;
         *q.offsets.add(block) = offset;
     }

@@ -1,62 +1,33 @@
 //! From the tensors of a checkpoint to packed matrices.
 
-use super::{HeadNorms, Layer, PostNorms, Progress};
-use crate::arena::{Arena, Slab, slab_bytes};
+use super::formats::Formats;
+use super::{GateUp, HeadNorms, Layer, PostNorms, Progress, Projection};
+use crate::arena::{Arena, Slab};
 use crate::checkpoint::{Checkpoint, Names, Part, Tensor};
 use crate::config::{Config, Family};
 use crate::error::LoadError;
 use crate::fingerprint::Fingerprint;
-use crate::matrix::{Matrix, TILE};
-use crate::quant::{BLOCK, Dtype};
+use crate::matrix::{Format, Matrix, TILE};
+use crate::quant::BLOCK;
 
-/// Outputs and inputs of a block's matrices.
-pub(super) struct Shapes {
-    queries: usize,
-    keys: usize,
-    qkv: (usize, usize),
-    output: (usize, usize),
-    gate_up: (usize, usize),
-    down: (usize, usize),
-}
-
-impl Shapes {
-    pub(super) fn of(c: &Config) -> Self {
-        // Whole blocks of 32, because a block's gates and what they gate are handed to one thread.
-        let inner = c.inner.next_multiple_of(BLOCK);
-        Self {
-            queries: c.attended(),
-            keys: c.kv_heads * c.head_dim,
-            qkv: (c.qkv(), c.hidden),
-            output: (c.hidden, c.attended()),
-            gate_up: (2 * inner, c.hidden),
-            down: (c.hidden, c.inner),
-        }
-    }
-
-    /// Bytes of all that is held.
-    pub(super) fn bytes(&self, c: &Config, dtype: Dtype) -> usize {
-        let size = |(outputs, inputs)| Matrix::bytes(outputs, inputs, dtype);
-        let vector = |width: usize| slab_bytes::<f32>(width.next_multiple_of(BLOCK));
-        let mut block = size(self.qkv) + size(self.output) + size(self.gate_up) + size(self.down);
-        block += vector(c.hidden) * if c.post_norms { 4 } else { 2 };
-        block += if c.head_norms { 2 * vector(c.head_dim) } else { 0 };
-        block += if c.qkv_bias { vector(c.qkv()) } else { 0 };
-        block += if c.output_bias { vector(c.hidden) } else { 0 };
-        let embedding = size((c.vocabulary, c.hidden));
-        c.blocks.len() * block + embedding * if c.tied { 1 } else { 2 } + vector(c.hidden)
-    }
-}
-
-/// Some rows of a tensor.
+/// Some rows of a tensor, in the order in which the model has them.
 struct Section<'a> {
     tensor: Tensor<'a>,
     first: usize,
+    /// Width of a head whose halves are interleaved.
+    interleaved: Option<usize>,
 }
 
-impl Section<'_> {
-    fn row(&self, index: usize, to: &mut [f32]) -> Result<(), LoadError> {
-        self.tensor.row(self.first + index, to)
+impl<'a> Section<'a> {
+    fn row(&self, index: usize) -> (&Tensor<'a>, usize) {
+        (&self.tensor, self.first + self.interleaved.map_or(index, |head_dim| interleaved(index, head_dim)))
     }
+}
+
+/// Where row `index` of the model is: row `i` of a head's first half at `2 i`, of its second half behind it.
+fn interleaved(index: usize, head_dim: usize) -> usize {
+    let (head, row, half) = (index / head_dim, index % head_dim, head_dim / 2);
+    head * head_dim + row % half * 2 + row / half
 }
 
 /// Reads tensors in a fixed order, which the fingerprint depends on.
@@ -64,7 +35,7 @@ pub(super) struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a Config,
     names: Names,
-    dtype: Dtype,
+    formats: &'a Formats<'a>,
     arena: Arena,
     hash: Fingerprint,
     progress: &'a mut dyn FnMut(Progress<'_>),
@@ -76,12 +47,13 @@ impl<'a> Loader<'a> {
     pub(super) fn new(
         checkpoint: &'a Checkpoint,
         config: &'a Config,
-        (dtype, arena, hash): (Dtype, Arena, Fingerprint),
+        formats: &'a Formats<'a>,
+        (arena, hash): (Arena, Fingerprint),
         progress: &'a mut dyn FnMut(Progress<'_>),
     ) -> Self {
         let names = checkpoint.names(config);
         let total = checkpoint.bytes();
-        Self { checkpoint, config, names, dtype, arena, hash, progress, done: 0, total }
+        Self { checkpoint, config, names, formats, arena, hash, progress, done: 0, total }
     }
 
     pub(super) fn fingerprint(&self) -> String {
@@ -102,29 +74,30 @@ impl<'a> Loader<'a> {
         (self.progress)(Progress { stage: "loading weights", done: self.done, total: self.total });
     }
 
-    fn vector(&mut self, name: &str, width: usize) -> Result<Slab<f32>, LoadError> {
+    /// A norm's weights. Gemma's checkpoints hold them less one.
+    pub(super) fn norm(&mut self, name: &str, width: usize) -> Result<Slab<f32>, LoadError> {
         let tensor = self.tensor(name, &[width])?;
         let mut slab = self.arena.take(width.next_multiple_of(BLOCK));
         tensor.row(0, &mut slab)?;
         self.count(&[&tensor]);
-        Ok(slab)
-    }
-
-    /// A norm's weights. Gemma's checkpoints hold them less one.
-    pub(super) fn norm(&mut self, name: &str, width: usize) -> Result<Slab<f32>, LoadError> {
-        let mut slab = self.vector(name, width)?;
         if self.checkpoint.norms_less_one(self.config) {
             slab[..width].iter_mut().for_each(|w| *w += 1.0);
         }
         Ok(slab)
     }
 
-    pub(super) fn matrix(&mut self, name: &str, shape: (usize, usize)) -> Result<Matrix, LoadError> {
+    pub(super) fn matrix(&mut self, name: &str, shape: (usize, usize), format: Format) -> Result<Matrix, LoadError> {
         let tensor = self.tensor(name, &[shape.0, shape.1])?;
-        let matrix =
-            Matrix::pack(&mut self.arena, (tensor.path, name), shape, self.dtype, &mut |row, to| tensor.row(row, to))?;
+        let rows = |row| Some((&tensor, row));
+        let matrix = Matrix::pack(&mut self.arena, (tensor.path, name), shape, format, &rows)?;
         self.count(&[&tensor]);
         Ok(matrix)
+    }
+
+    /// How the rows of queries and keys are interleaved, if they are.
+    fn interleaved(&self, part: Part) -> Option<usize> {
+        let turns = matches!(part, Part::Queries | Part::Keys) && self.checkpoint.interleaved(self.config);
+        turns.then_some(self.config.head_dim)
     }
 
     /// Tensors that stand beside each other in one matrix: of their own, or sections of one that was stored so.
@@ -137,14 +110,14 @@ impl<'a> Loader<'a> {
             self.count(&[&tensor]);
             let mut first = 0;
             for (_, rows) in parts {
-                sections.push(Section { tensor: tensor.clone(), first });
+                sections.push(Section { tensor: tensor.clone(), first, interleaved: None });
                 first += rows;
             }
         } else {
             for &(part, rows) in parts {
                 let tensor = self.tensor(&self.names.weight(layer, part), &[rows, inputs])?;
                 self.count(&[&tensor]);
-                sections.push(Section { tensor, first: 0 });
+                sections.push(Section { tensor, first: 0, interleaved: self.interleaved(part) });
             }
         }
         Ok(sections)
@@ -157,54 +130,77 @@ impl<'a> Loader<'a> {
         let mut at = 0;
         for &(part, width) in parts {
             let tensor = self.tensor(&self.names.bias(layer, part), &[width])?;
-            tensor.row(0, &mut slab[at..])?;
+            let mut stored = vec![0.0; width];
+            tensor.row(0, &mut stored)?;
             self.count(&[&tensor]);
+            let order = self.interleaved(part);
+            for (i, to) in slab[at..at + width].iter_mut().enumerate() {
+                *to = stored[order.map_or(i, |head_dim| interleaved(i, head_dim))];
+            }
             at += width;
         }
         Ok(slab)
     }
 
-    fn qkv(&mut self, layer: usize, shapes: &Shapes) -> Result<Matrix, LoadError> {
-        let (queries, keys) = (shapes.queries, shapes.keys);
-        let parts = [(Part::Queries, queries), (Part::Keys, keys), (Part::Values, keys)];
+    /// Queries, keys and values: one matrix, or three where they are held in different formats.
+    fn qkv(&mut self, layer: usize) -> Result<Vec<Projection>, LoadError> {
+        let c = self.config;
+        let keys = c.kv_heads * c.head_dim;
+        let parts = [(Part::Queries, c.attended()), (Part::Keys, keys), (Part::Values, keys)];
         let sections = self.sections(layer, Part::Qkv, &parts)?;
         let label = self.names.weight(layer, Part::Qkv);
-        let mut qkv = Matrix::pack(
-            &mut self.arena,
-            (sections[0].tensor.path, &label),
-            shapes.qkv,
-            self.dtype,
-            &mut |row, to| {
-                if row < queries {
-                    sections[0].row(row, to)
-                } else if row < queries + keys {
-                    sections[1].row(row - queries, to)
-                } else {
-                    sections[2].row(row - queries - keys, to)
+        let formats = self.formats.qkv(layer);
+        let mut projections = Vec::with_capacity(formats.len());
+        let mut first = 0;
+        for run in formats {
+            let of = &sections[first..first + run.parts];
+            let widths: Vec<usize> = parts[first..first + run.parts].iter().map(|(_, width)| *width).collect();
+            let rows = |mut row: usize| {
+                let mut at = 0;
+                while row >= widths[at] {
+                    row -= widths[at];
+                    at += 1;
                 }
-            },
-        )?;
-        if self.config.qkv_bias {
-            qkv.bias = Some(self.bias(layer, &parts)?);
+                Some(of[at].row(row))
+            };
+            let at = parts[..first].iter().map(|(_, width)| width).sum();
+            let place = (of[0].tensor.path, label.as_str());
+            let mut matrix = Matrix::pack(&mut self.arena, place, (run.outputs, c.hidden), run.format, &rows)?;
+            if c.qkv_bias {
+                matrix.bias = Some(self.bias(layer, &parts[first..first + run.parts])?);
+            }
+            projections.push(Projection { matrix, at });
+            first += run.parts;
         }
-        Ok(qkv)
+        Ok(projections)
     }
 
-    fn gate_up(&mut self, layer: usize, shapes: &Shapes) -> Result<Matrix, LoadError> {
-        let inner = self.config.inner;
+    fn gate_up(&mut self, layer: usize) -> Result<GateUp, LoadError> {
+        let (inner, hidden) = (self.config.inner, self.config.hidden);
         let sections = self.sections(layer, Part::GateUp, &[(Part::Gate, inner), (Part::Up, inner)])?;
         let label = self.names.weight(layer, Part::GateUp);
-        Matrix::pack(&mut self.arena, (sections[0].tensor.path, &label), shapes.gate_up, self.dtype, &mut |row, to| {
-            let (tile, lane) = (row / TILE, row % TILE);
-            let output = tile / 2 * TILE + lane;
-            if output < inner { sections[tile % 2].row(output, to) } else { Ok(()) }
-        })
+        let place = (sections[0].tensor.path, label.as_str());
+        let formats = self.formats.gate_up(layer);
+        if let [run] = formats[..] {
+            let by_turns = |row: usize| {
+                let (tile, lane) = (row / TILE, row % TILE);
+                let output = tile / 2 * TILE + lane;
+                (output < inner).then(|| sections[tile % 2].row(output))
+            };
+            let matrix = Matrix::pack(&mut self.arena, place, (run.outputs, hidden), run.format, &by_turns)?;
+            return Ok(GateUp::ByTurns(matrix));
+        }
+        let mut each = |at: usize| {
+            let rows = |row| Some(sections[at].row(row));
+            Matrix::pack(&mut self.arena, place, (inner, hidden), formats[at].format, &rows)
+        };
+        Ok(GateUp::Apart { gate: each(0)?, up: each(1)? })
     }
 
-    pub(super) fn layer(&mut self, layer: usize, shapes: &Shapes) -> Result<Layer, LoadError> {
+    pub(super) fn layer(&mut self, layer: usize) -> Result<Layer, LoadError> {
         let c = self.config;
         let attention_norm = self.norm(&self.names.weight(layer, Part::AttentionNorm), c.hidden)?;
-        let qkv = self.qkv(layer, shapes)?;
+        let qkv = self.qkv(layer)?;
         let head_norms = match c.head_norms {
             false => None,
             true => Some(HeadNorms {
@@ -212,13 +208,15 @@ impl<'a> Loader<'a> {
                 keys: self.norm(&self.names.weight(layer, Part::KeyNorm), c.head_dim)?,
             }),
         };
-        let mut output = self.matrix(&self.names.weight(layer, Part::Output), shapes.output)?;
+        let format = self.formats.one(layer, Part::Output);
+        let mut output = self.matrix(&self.names.weight(layer, Part::Output), (c.hidden, c.attended()), format)?;
         if c.output_bias {
             output.bias = Some(self.bias(layer, &[(Part::Output, c.hidden)])?);
         }
         let mlp_norm = self.norm(&self.names.weight(layer, Part::MlpNorm), c.hidden)?;
-        let gate_up = self.gate_up(layer, shapes)?;
-        let down = self.matrix(&self.names.weight(layer, Part::Down), shapes.down)?;
+        let gate_up = self.gate_up(layer)?;
+        let format = self.formats.one(layer, Part::Down);
+        let down = self.matrix(&self.names.weight(layer, Part::Down), (c.hidden, c.inner), format)?;
         let post_norms = match c.post_norms {
             false => None,
             true => Some(PostNorms {

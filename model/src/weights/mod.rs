@@ -1,5 +1,6 @@
 //! A model's weights, packed for the kernels and shared by the engines of a process.
 
+mod formats;
 mod loader;
 
 use std::path::Path;
@@ -13,7 +14,8 @@ use crate::fingerprint::Fingerprint;
 use crate::matrix::Matrix;
 use crate::quant::Dtype;
 use crate::rope::Rope;
-use loader::{Loader, Shapes};
+use formats::Formats;
+use loader::Loader;
 
 /// Changes whenever the bits of a result do, for any input.
 const ARITHMETIC: &str = "cascadia-cpu-1";
@@ -47,7 +49,7 @@ impl From<Dtype> for LoadOptions {
 
 /// A loaded model. Engines of one process share it.
 ///
-/// With Q8_0 the embedding is quantised too, and a token's row is the dequantised one: a tied head multiplies with
+/// Quantised embeddings stay so, and a token's row is the dequantised one: a tied head multiplies with
 /// exactly what was looked up, and no second copy is held.
 pub struct Weights {
     pub(crate) config: Config,
@@ -65,15 +67,29 @@ pub struct Weights {
 /// One block.
 pub(crate) struct Layer {
     pub(crate) attention_norm: Slab<f32>,
-    /// Queries, keys, values.
-    pub(crate) qkv: Matrix,
+    /// Queries, keys, values: together, or each for itself.
+    pub(crate) qkv: Vec<Projection>,
     pub(crate) head_norms: Option<HeadNorms>,
     pub(crate) output: Matrix,
     pub(crate) mlp_norm: Slab<f32>,
-    /// Tiles of gates and of what they gate, by turns.
-    pub(crate) gate_up: Matrix,
+    pub(crate) gate_up: GateUp,
     pub(crate) down: Matrix,
     pub(crate) post_norms: Option<PostNorms>,
+}
+
+/// A matrix whose outputs go to a part of a row.
+pub(crate) struct Projection {
+    pub(crate) matrix: Matrix,
+    /// Where its first output goes.
+    pub(crate) at: usize,
+}
+
+/// Gates and what they gate.
+pub(crate) enum GateUp {
+    /// Tiles of both by turns, in one matrix.
+    ByTurns(Matrix),
+    /// Two matrices, because they are held in different formats.
+    Apart { gate: Matrix, up: Matrix },
 }
 
 /// Norms of each head of queries and keys.
@@ -95,39 +111,40 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// Loads a Hugging Face folder; `progress` is called after every tensor.
+    /// Loads a Hugging Face folder or a GGUF file; `progress` is called after every tensor.
     ///
     /// # Errors
-    /// When the folder holds no checkpoint that this crate can compute; see [`LoadError`].
+    /// When there is no checkpoint that this crate can compute; see [`LoadError`].
     pub fn load(
-        folder: &Path,
+        path: &Path,
         options: impl Into<LoadOptions>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Arc<Self>, LoadError> {
         let options: LoadOptions = options.into();
         let dtype = options.dtype;
-        let mut config = Config::read(folder)?;
+        let read = if path.is_file() { None } else { Some(Config::read(path)?) };
+        let checkpoint = Checkpoint::open(path)?;
+        let mut config = read.map_or_else(|| Config::of(&checkpoint), Ok)?;
         config.limit_context(options.context);
-        let checkpoint = Checkpoint::open(folder)?;
         // Before any memory is asked for: sizes in a configuration are believed only if the tensors bear them out.
         checkpoint.check(&config)?;
         let mut hash = Fingerprint::new();
         for part in [ARITHMETIC, dtype.name(), &config.canonical()] {
             hash.add(part.as_bytes());
         }
-        let shapes = Shapes::of(&config);
-        let bytes = shapes.bytes(&config, dtype);
+        let formats = Formats::new(&checkpoint, &config, dtype);
+        let bytes = formats.bytes();
         let arena = Arena::new(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
-        let mut loader = Loader::new(&checkpoint, &config, (dtype, arena, hash), progress);
+        let mut loader = Loader::new(&checkpoint, &config, &formats, (arena, hash), progress);
 
         let names = checkpoint.names(&config);
-        let embedding = loader.matrix(&names.embedding(), (config.vocabulary, config.hidden))?;
-        let layers = (0..config.blocks.len()).map(|layer| loader.layer(layer, &shapes)).collect::<Result<_, _>>()?;
-        let norm = loader.norm(&names.norm(), config.hidden)?;
-        let head = match config.tied {
-            true => None,
-            false => Some(loader.matrix(&names.head(), (config.vocabulary, config.hidden))?),
+        let tokens = |loader: &mut Loader<'_>, name: &str| {
+            loader.matrix(name, (config.vocabulary, config.hidden), formats.vocabulary(name))
         };
+        let embedding = tokens(&mut loader, &names.embedding())?;
+        let layers = (0..config.blocks.len()).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
+        let norm = loader.norm(&names.norm(), config.hidden)?;
+        let head = if config.tied { None } else { Some(tokens(&mut loader, &names.head())?) };
         let fingerprint = loader.fingerprint();
         let ropes = config.ropes.iter().map(|rope| Rope::new(rope, config.context)).collect();
         let parameters = config.parameters();

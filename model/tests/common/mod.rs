@@ -12,6 +12,18 @@ use cascadia_model::{CpuEngine, Dtype, EngineOptions, SimdPath, Weights};
 pub const FIXTURES: [&str; 9] =
     ["grouped", "tied_odd", "llama3_sharded", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
+/// GGUF files of every architecture, and one that mixes all packed types.
+pub const GGUFS: [&str; 7] = [
+    "gguf/llama.gguf",
+    "gguf/qwen2.gguf",
+    "gguf/qwen3.gguf",
+    "gguf/gemma2.gguf",
+    "gguf/gemma3.gguf",
+    "gguf/phi3.gguf",
+    "gguf/mixed.gguf",
+];
+
+/// A fixture's folder or file.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
@@ -66,7 +78,9 @@ pub fn rows_in_chunks(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], se
 
 /// Ids, and logits that transformers gave for them.
 pub fn expected(name: &str, logits: &str) -> (Vec<u32>, Vec<f32>) {
-    let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
+    let path = fixture(name);
+    let path = if path.is_dir() { path.join("expected.safetensors") } else { path.with_extension("safetensors") };
+    let bytes = std::fs::read(path).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let words = |key: &str| -> Vec<u32> {
         let data = tensors.tensor(key).unwrap();

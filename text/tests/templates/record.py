@@ -1,14 +1,17 @@
-"""Renders every template here with Jinja2, set up as transformers does, and writes expected.json.
+"""Renders every template here as transformers does, and writes expected.json.
 
-    python3 record.py        (needs jinja2)
+    python -m venv venv && venv/bin/pip install transformers==5.23.0 jinja2
+    venv/bin/python record.py
 """
 
 import json
 import pathlib
 
 import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+import transformers
+from transformers.utils.chat_template_utils import render_jinja_template
+
+assert transformers.__version__ == "5.23.0", "expectations are made with a pinned version"
 
 CASES = {
     "plain": [("user", "Hello")],
@@ -17,31 +20,6 @@ CASES = {
     "skip": [("user", "Hello"), ("skip", "x"), ("assistant", "yes"), ("end", "a banana"), ("user", "no")],
 }
 
-
-class Generation(jinja2.ext.Extension):
-    """The block that marks what to train on."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.If(jinja2.nodes.Const(True), body, [], []).set_lineno(line)
-
-
-def raise_exception(message):
-    raise jinja2.exceptions.TemplateError(message)
-
-
-def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
-environment.filters["tojson"] = tojson
-environment.globals["raise_exception"] = raise_exception
-
 here = pathlib.Path(__file__).parent
 rows = []
 for file in sorted(here.glob("*.jinja")):
@@ -49,9 +27,10 @@ for file in sorted(here.glob("*.jinja")):
         messages = [{"role": role, "content": content} for role, content in turns]
         row = {"template": file.stem, "case": case, "messages": messages}
         try:
-            row["text"] = environment.from_string(file.read_text()).render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True,
-                bos_token="<s>", eos_token="</s>")
+            texts, _ = render_jinja_template(
+                [messages], chat_template=file.read_text(), add_generation_prompt=True,
+                bos_token="<s>", eos_token="</s>", date_string="26 Jul 2024")
+            row["text"] = texts[0]
         except jinja2.exceptions.TemplateError as error:
             row["raised"] = str(error)
         rows.append(row)

@@ -1,27 +1,39 @@
 //! The dtypes weights are held in, and Q8_0: blocks of 32 along the input, one scale for each.
 
+mod four_bits;
+mod packed;
+
 use half::f16;
+
+pub(crate) use four_bits::quantise_four_bits;
+pub(crate) use packed::{Block, Packing};
 
 /// Values that share a scale.
 pub(crate) const BLOCK: usize = 32;
 
-/// What weights are held in; norms are always `f32`.
+/// What weights are held in that are not quantised already; norms are always `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// As stored, widened.
+    /// As stored, widened; quantised ones too.
     F32,
     /// Blocks of 32 signed bytes with a binary16 scale, as GGUF's Q8_0 (same scales, same bytes).
     #[default]
     Q8_0,
+    /// Four bits and a part, as GGUF's Q4_K; embedding and head are Q8_0.
+    Q4K,
 }
 
 impl Dtype {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Q8_0, Self::Q4K];
+
     /// Its name in fingerprints and messages.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
         }
     }
 }
@@ -36,11 +48,9 @@ impl std::str::FromStr for Dtype {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name.to_ascii_lowercase().as_str() {
-            "f32" => Ok(Self::F32),
-            "q8_0" => Ok(Self::Q8_0),
-            _ => Err(format!("'{name}' is no dtype; use f32 or q8_0")),
-        }
+        let lower = name.to_ascii_lowercase();
+        let found = Self::ALL.into_iter().find(|dtype| dtype.name() == lower);
+        found.ok_or_else(|| format!("{name:?} is not a type of weights; choose q8_0, q4_k or f32"))
     }
 }
 
