@@ -40,7 +40,7 @@ pub struct Emitted {
 }
 
 /// What a session did so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Blocks verified.
     pub blocks: u64,
@@ -62,8 +62,6 @@ pub struct Counters {
     pub stale_drafts: u64,
     /// Drafts in flight when a stream ended and another was opened.
     pub moved_drafts: u64,
-    /// Verified blocks by what was drafted and accepted in them.
-    pub outcomes: BTreeMap<(u32, u32), u64>,
 }
 
 impl Counters {
@@ -81,10 +79,6 @@ impl Counters {
             stale_blocks: self.stale_blocks - earlier.stale_blocks,
             stale_drafts: self.stale_drafts - earlier.stale_drafts,
             moved_drafts: self.moved_drafts - earlier.moved_drafts,
-            outcomes: (self.outcomes.iter())
-                .map(|(outcome, blocks)| (*outcome, blocks - earlier.outcomes.get(outcome).unwrap_or(&0)))
-                .filter(|(_, blocks)| *blocks > 0)
-                .collect(),
         }
     }
 }
@@ -117,6 +111,7 @@ pub struct Session {
     draft_length: DraftLength,
     pipeline: Pipeline,
     counters: Counters,
+    outcomes: BTreeMap<(u32, u32), u64>,
 }
 
 impl Session {
@@ -137,6 +132,7 @@ impl Session {
             draft_length,
             pipeline,
             counters: Counters::default(),
+            outcomes: BTreeMap::new(),
             decoding,
         }
     }
@@ -162,7 +158,13 @@ impl Session {
     /// What the session did so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters.clone()
+        self.counters
+    }
+
+    /// How many verified blocks had so many drafts, and so many of them accepted.
+    #[must_use]
+    pub fn outcomes(&self) -> &BTreeMap<(u32, u32), u64> {
+        &self.outcomes
     }
 
     /// Blocks the expert owes an answer to.
@@ -375,12 +377,10 @@ impl Session {
         self.draft_length.record(verdict.accepted, drafted);
         if drafted > 0 {
             self.pipeline.record(verdict.accepted == drafted);
+            *self.outcomes.entry((drafted as u32, verdict.accepted as u32)).or_default() += 1;
         }
         let counters = &mut self.counters;
         counters.blocks += u64::from(drafted > 0);
-        if drafted > 0 {
-            *counters.outcomes.entry((drafted as u32, verdict.accepted as u32)).or_default() += 1;
-        }
         counters.drafted += drafted as u64;
         counters.accepted += verdict.accepted as u64;
         counters.relaxed += emitted.iter().filter(|e| e.provenance == Provenance::Relaxed).count() as u64;

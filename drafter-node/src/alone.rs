@@ -21,23 +21,23 @@ pub async fn drafter(node: &DrafterNode, opening: &Opening, begun: Begun) -> Res
     let session = open(node, opening, &begun).await?;
     let mut output = begun.output;
     output.cached_tokens = session.cached.min(begun.prompt_tokens) as u32;
-    stream(session, output, Counters::default()).await
+    stream(session, output, v1::Speculation::default()).await
 }
 
-/// Streams what a session decodes alone until its text ends.
+/// Streams what a session decodes alone until its text ends; `account` is what it did before.
 pub async fn stream(
     mut session: OpenSession<DrafterWork>,
     mut output: Output,
-    mut counters: Counters,
+    mut account: v1::Speculation,
 ) -> Result<(), Status> {
     loop {
         let (decoded, over) = next(&mut session).await?;
-        counters.drafted += decoded.len() as u64;
-        counters.accepted += decoded.len() as u64;
+        account.drafted += decoded.len() as u64;
+        account.accepted += decoded.len() as u64;
         let emitted: Vec<Emitted> = decoded.into_iter().map(|d| kept(d.token, d.score)).collect();
         let finish = output.emit(&emitted, Scorer::Drafter).await?;
         if let Some(finish) = finish.or_else(|| over.then_some(length())) {
-            return output.finish(finish, owner::speculation(counters)).await;
+            return output.finish(finish, account).await;
         }
     }
 }

@@ -405,7 +405,7 @@ impl Scorer {
     }
 }
 
-/// A session's counters, as they travel.
+/// A session's counters, as they travel; only a session of blocks has outcomes to add.
 #[must_use]
 pub fn speculation(counters: Counters) -> v1::Speculation {
     v1::Speculation {
@@ -418,8 +418,6 @@ pub fn speculation(counters: Counters) -> v1::Speculation {
         moves: counters.moves,
         stale_blocks: counters.stale_blocks,
         score: None,
-        outcomes: (counters.outcomes.into_iter())
-            .map(|((drafted, accepted), blocks)| v1::BlockOutcome { drafted, accepted, blocks })
-            .collect(),
+        outcomes: Vec::new(),
     }
 }

@@ -116,7 +116,7 @@ impl<'n> Generation<'n> {
             let before = self.session.committed().len();
             match self.converse(&mut engine, &mut link, &mut output).await? {
                 Conversation::Finished(finish) => {
-                    return output.finish(finish, owner::speculation(self.session.counters())).await;
+                    return output.finish(finish, self.account()).await;
                 }
                 Conversation::Over(loss) => {
                     self.barren = if self.session.committed().len() > before { 0 } else { self.barren + 1 };
@@ -217,6 +217,13 @@ impl<'n> Generation<'n> {
         }
     }
 
+    /// What the session did so far, as it travels.
+    fn account(&self) -> v1::Speculation {
+        let outcomes = self.session.outcomes().iter();
+        let outcome = |(&(drafted, accepted), &blocks)| v1::BlockOutcome { drafted, accepted, blocks };
+        v1::Speculation { outcomes: outcomes.map(outcome).collect(), ..owner::speculation(self.session.counters()) }
+    }
+
     /// Counts what the session did since the last call.
     fn count(&mut self) {
         let now = self.session.counters();
@@ -296,10 +303,10 @@ impl<'n> Generation<'n> {
         // Committed already, but held for a score that no expert will give.
         let held = std::mem::take(&mut self.unscored);
         if let Some(finish) = output.emit(&held, Scorer::Expert).await? {
-            return output.finish(finish, owner::speculation(self.session.counters())).await;
+            return output.finish(finish, self.account()).await;
         }
         engine.order(DrafterOrder::Alone(Box::new(DecodeTask::new(self.decoding.clone(), committed))))?;
-        alone::stream(engine, output, self.session.counters()).await
+        alone::stream(engine, output, self.account()).await
     }
 
     /// The router notes it: should this drafter die too, what follows is no better for it.
