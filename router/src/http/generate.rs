@@ -20,7 +20,7 @@ use crate::http::shapes::{Collected, Writer};
 use crate::http::stream;
 
 /// A stream's status waits so long for its sessions to begin; behind it errors are frames.
-const BEGIN_WITHIN: Duration = stream::KEEP_ALIVE;
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who asks, beside what is asked.
 #[derive(Clone, Debug)]

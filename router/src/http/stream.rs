@@ -19,7 +19,7 @@ use crate::http::error::ApiError;
 use crate::http::shapes::Writer;
 
 /// A stream that is silent for so long says that it lives: proxies close what is silent for a minute.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What all sessions of a request say, with the choice they say it of.
 pub type Events = BoxStream<'static, (usize, Result<GenerateResponse, Status>)>;
