@@ -71,7 +71,7 @@ async fn serve(
         )));
     }
     node.leaving.admits(pinned)?;
-    let mut begun = opening.begin(&node.text, &node.facts, sender.clone())?;
+    let mut begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
     let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
     let deadline = tokio::time::sleep(opening.remaining());
     let gone = sender.clone();

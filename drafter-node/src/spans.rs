@@ -20,7 +20,17 @@ pub struct Spans<'o> {
     draft: Option<(u64, Span)>,
     /// Blocks without an answer, oldest first; empty where nothing is recorded.
     flights: VecDeque<Span>,
+    /// Of the session.
     round: i64,
+    /// Of the stream.
+    sum: Sum,
+}
+
+/// What a stream carried.
+#[derive(Debug, Default)]
+struct Sum {
+    rounds: i64,
+    drafted: i64,
     accepted: i64,
     deferred: i64,
 }
@@ -37,8 +47,7 @@ impl<'o> Spans<'o> {
             draft: None,
             flights: VecDeque::new(),
             round: 0,
-            accepted: 0,
-            deferred: 0,
+            sum: Sum::default(),
         }
     }
 
@@ -106,6 +115,8 @@ impl<'o> Spans<'o> {
             return;
         }
         self.round += 1;
+        self.sum.rounds += 1;
+        self.sum.drafted += block.drafts.len() as i64;
         let mut span = self.stream.child("round");
         span.set("spec.round", self.round);
         span.set("spec.rule", self.rule.clone());
@@ -122,8 +133,8 @@ impl<'o> Spans<'o> {
                 let (accepted, deferred) = (verdict.accepted as i64, i64::from(verdict.replacement.is_some()));
                 span.set("spec.accepted.tokens", accepted);
                 span.set("spec.deferred.tokens", deferred);
-                self.accepted += accepted;
-                self.deferred += deferred;
+                self.sum.accepted += accepted;
+                self.sum.deferred += deferred;
             }
             Answer::Stale(_) => span.set("spec.stale", true),
         }
@@ -132,11 +143,11 @@ impl<'o> Spans<'o> {
     /// The stream is over.
     fn close(&mut self) {
         self.flights.clear();
-        if self.stream.is_recording() {
-            self.stream.set("spec.rounds", self.round);
-            self.stream.set("spec.accepted.tokens", std::mem::take(&mut self.accepted));
-            self.stream.set("spec.deferred.tokens", std::mem::take(&mut self.deferred));
-        }
+        let Sum { rounds, drafted, accepted, deferred } = std::mem::take(&mut self.sum);
+        self.stream.set("spec.rounds", rounds);
+        self.stream.set("spec.draft.tokens", drafted);
+        self.stream.set("spec.accepted.tokens", accepted);
+        self.stream.set("spec.deferred.tokens", deferred);
         self.stream = Span::default();
     }
 }

@@ -70,7 +70,8 @@ async fn decode(
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert);
     node.matches(pinned)?;
     node.leaving.admits(pinned)?;
-    let Begun { decoding, ids, prompt_tokens, mut output } = opening.begin(&node.text, &node.facts, sender.clone())?;
+    let begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
+    let Begun { decoding, ids, prompt_tokens, mut output } = begun;
     let open = Open {
         key: opening.session,
         epoch: opening.epoch,

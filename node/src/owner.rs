@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Piece, Room, StopMatch, StopSettings, Text};
+use cascadia_core::commit::{
+    Commit, Committed, Finish, FinishReason, Piece, Prompt, Room, StopMatch, StopSettings, Text,
+};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
@@ -14,7 +16,7 @@ use cascadia_proto::parameters;
 use cascadia_proto::v1::run_request::Message as Request;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
@@ -129,11 +131,12 @@ impl Opening {
         Duration::from_millis(self.open.age_ms) + self.read.elapsed()
     }
 
-    /// Resolves what was opened against a model: ids, decoding and the output they go to.
+    /// Resolves what was opened against a model: ids, decoding and the output they go to. Ends early, with
+    /// `CANCELLED`, where the router has gone.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` naming what is wrong with the prompt or a parameter.
-    pub fn begin(&self, text: &Arc<dyn Text>, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
+    pub async fn begin(&self, text: &Arc<dyn Text>, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
         let parameters = self.resolved.parameters.clone().unwrap_or_default();
         let (prompt_tokens, ids) = match &self.continued {
             Some((prompt_tokens, ids)) => (*prompt_tokens, ids.clone()),
@@ -142,7 +145,11 @@ impl Opening {
                     convert::prompt(self.open.prompt.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
                 let max_tokens = parameters.max_tokens.unwrap_or(1) as usize;
                 let room = Room { context_length: facts.context, max_tokens };
-                let ids = text.resolve(&prompt, room).map_err(Status::invalid_argument)?;
+                let ids = tokio::select! {
+                    biased;
+                    () = sender.closed() => return Err(Status::cancelled("the router has gone")),
+                    ids = resolve(text, prompt, room) => ids?,
+                };
                 (ids.len(), ids)
             }
         };
@@ -159,6 +166,12 @@ impl Opening {
         let biased: Vec<TokenId> = decoding.sampling.logit_bias.iter().map(|&(token, _)| token).collect();
         known_ids(&biased, facts.vocabulary, "logit_bias")?;
         known_ids(&decoding.sampling.banned, facts.vocabulary, "banned")?;
+        known_ids(&parameters.stop_token_ids, facts.vocabulary, "stop_token_ids")?;
+        if decoding.sampling.banned.iter().collect::<BTreeSet<_>>().len() >= facts.vocabulary {
+            return Err(Status::invalid_argument(
+                "banned: every token of the vocabulary is banned; leave one at least",
+            ));
+        }
         decoding.max_tokens = decoding.max_tokens.min(facts.context.saturating_sub(prompt_tokens));
         let stop = StopSettings {
             stop_ids: decoding.stop_ids.clone(),
@@ -179,6 +192,29 @@ impl Opening {
     pub fn salt(&self) -> &str {
         if self.open.cache_salt.is_empty() { &self.open.tenant } else { &self.open.cache_salt }
     }
+}
+
+/// A prompt of so many bytes is tokenized where it stands: that takes less than a millisecond or two.
+const SHORT_PROMPT: usize = 4 * 1024;
+
+/// Long prompts that are tokenized at once: each may take a core for seconds, and hundreds of megabytes.
+static LONG_PROMPTS: Semaphore = Semaphore::const_new(1);
+
+/// A prompt's ids. A long one is tokenized on a thread of its own: a node that says nothing meanwhile counts as hung.
+async fn resolve(text: &Arc<dyn Text>, prompt: Prompt, room: Room) -> Result<Vec<TokenId>, Status> {
+    let bytes = match &prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Messages(messages) => messages.iter().map(|message| message.role.len() + message.content.len()).sum(),
+        Prompt::Ids(_) => 0,
+    };
+    if bytes <= SHORT_PROMPT {
+        return text.resolve(&prompt, room).map_err(Status::invalid_argument);
+    }
+    let _turn = LONG_PROMPTS.acquire().await;
+    let text = text.clone();
+    let ids = tokio::task::spawn_blocking(move || text.resolve(&prompt, room)).await;
+    ids.map_err(|error| Status::internal(format!("the prompt was not tokenized: {error}")))?
+        .map_err(Status::invalid_argument)
 }
 
 async fn read_history(inbound: &mut Streaming<RunRequest>, count: usize) -> Result<Vec<TokenId>, Status> {

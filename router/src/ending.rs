@@ -83,7 +83,8 @@ pub struct SoFar {
     pub full: u32,
     /// Owners that could not continue it.
     pub unfit: u32,
-    /// Owners in turn whose streams ended after they opened the session and before they committed anything.
+    /// Owners in turn whose streams ended after they opened the session and before they committed anything, or that hung
+    /// before they did.
     pub barren: u32,
 }
 

@@ -338,7 +338,12 @@ impl<'a> Session<'a> {
         self.so_far.opened = self.opened_at.is_some();
         self.so_far.full += u32::from(matches!(end, End::Full(_)));
         let barren = self.opened_at == Some(self.transcript.committed());
-        self.so_far.barren += u32::from(barren && matches!(end, End::Lost(Loss::Connection | Loss::Stream)));
+        self.so_far.barren += u32::from(match end {
+            End::Lost(Loss::Connection | Loss::Stream) => barren,
+            // One that hangs over the prompt has not opened the session.
+            End::Lost(Loss::Hung) => barren || self.opened_at.is_none(),
+            _ => false,
+        });
         match after(end, self.so_far) {
             Next::Finish(last) => {
                 self.tally.accounted(&last.speculation.clone().unwrap_or_default());

@@ -45,7 +45,7 @@ impl Recorder {
         if self.may_keep_refusal(Instant::now()) {
             span.fail(error.label(), || error.to_string());
         } else {
-            span.set("error.type", error.label());
+            span.refuse(error.label(), || error.to_string());
         }
     }
 

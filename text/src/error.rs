@@ -100,6 +100,16 @@ pub enum PromptError {
         /// Tokens the model can hold.
         context_length: usize,
     },
+    /// The prompt's text is longer than the context, however it is cut into tokens.
+    #[error(
+        "the prompt has {bytes} bytes, more than {context_length} tokens, the model's context, can hold: shorten it to less than {context_length} tokens"
+    )]
+    TooManyBytes {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// Tokens the model can hold.
+        context_length: usize,
+    },
     /// The prompt fits, the answer does not.
     #[error(
         "the prompt has {tokens} tokens and max_tokens asks for {max_tokens} more, but the model's context is {context_length}: set max_tokens to at most {} or shorten the prompt",

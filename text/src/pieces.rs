@@ -28,6 +28,7 @@ pub(crate) struct Pieces {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     kinds: Vec<Kind>,
+    longest: usize,
 }
 
 impl Pieces {
@@ -51,6 +52,8 @@ impl Pieces {
                 (_, Some(token)) => pieces.bytes.extend(token.as_bytes()),
                 (_, None) => {}
             }
+            let start = pieces.ends.last().copied().unwrap_or(0);
+            pieces.longest = pieces.longest.max(pieces.bytes.len() - start);
             pieces.ends.push(pieces.bytes.len());
             pieces.kinds.push(kind);
         }
@@ -60,6 +63,11 @@ impl Pieces {
     /// One more than the highest id.
     pub(crate) fn len(&self) -> usize {
         self.kinds.len()
+    }
+
+    /// Bytes of the longest.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// What the id is.

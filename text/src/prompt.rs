@@ -9,6 +9,9 @@ use crate::error::PromptError;
 use crate::tokenizer::Tokenizer;
 use crate::transcript::Transcript;
 
+/// Normalisation shortens a text to a quarter at most: composition makes one character of three at most.
+const NORMALISED: usize = 4;
+
 impl Tokenizer {
     /// The prompt's ids, or why it cannot be served. Ids are at least one, all known, and leave room for the output.
     ///
@@ -16,7 +19,7 @@ impl Tokenizer {
     ///
     /// [`ChatTemplate::render`]: crate::ChatTemplate::render
     pub fn resolve(&self, prompt: &Prompt, room: Room, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
-        let ids = self.ids(prompt, now)?;
+        let ids = self.ids(prompt, room.context_length, now)?;
         let (tokens, Room { context_length, max_tokens }) = (ids.len(), room);
         if tokens == 0 {
             return Err(PromptError::Empty);
@@ -30,16 +33,30 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    fn ids(&self, prompt: &Prompt, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
+    /// A text that no cut into tokens fits into the context, without the seconds that cutting a long one takes.
+    fn check_bytes(&self, text: &str, context_length: usize) -> Result<(), PromptError> {
+        let most = context_length.saturating_mul(self.longest_token()).saturating_mul(NORMALISED);
+        if text.len() > most {
+            return Err(PromptError::TooManyBytes { bytes: text.len(), context_length });
+        }
+        Ok(())
+    }
+
+    fn ids(&self, prompt: &Prompt, context_length: usize, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
         match prompt {
             // Not left to the tokenizer: its BOS alone would make the empty text a prompt.
             Prompt::Text(text) if text.is_empty() => Err(PromptError::Empty),
-            Prompt::Text(text) => self.encode(text, true).map_err(PromptError::Encode),
+            Prompt::Text(text) => {
+                self.check_bytes(text, context_length)?;
+                self.encode(text, true).map_err(PromptError::Encode)
+            }
             Prompt::Messages(messages) if messages.is_empty() => Err(PromptError::Empty),
             Prompt::Messages(messages) => {
                 let template = self.chat_template().map_err(Clone::clone)?;
+                let text = template.render(messages, true, now)?;
+                self.check_bytes(&text, context_length)?;
                 // The template writes BOS itself.
-                self.encode(&template.render(messages, true, now)?, false).map_err(PromptError::Encode)
+                self.encode(&text, false).map_err(PromptError::Encode)
             }
             Prompt::Ids(ids) => match ids.iter().position(|&id| !self.knows(id)) {
                 Some(position) => {

@@ -73,6 +73,12 @@ impl Tokenizer {
         self.pieces.len()
     }
 
+    /// Bytes of the longest token.
+    #[must_use]
+    pub fn longest_token(&self) -> usize {
+        self.pieces.longest()
+    }
+
     /// Whether the id has a token.
     #[must_use]
     pub fn knows(&self, id: TokenId) -> bool {

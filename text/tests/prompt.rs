@@ -19,6 +19,10 @@ fn three_kinds_of_prompt() {
     assert_eq!(resolve(&toy::sentencepiece(), &text).unwrap()[0], 1, "the tokenizer's own BOS");
 }
 
+fn vocabulary(tokenizer: &Tokenizer) -> u32 {
+    tokenizer.vocabulary() as u32
+}
+
 #[test]
 fn bad_prompts() {
     let tokenizer = toy::byte_level();
@@ -42,6 +46,15 @@ fn bad_prompts() {
         "the prompt has 25 tokens and max_tokens asks for 8 more, but the model's context is 32: set max_tokens to at most 7 or shorten the prompt"
     );
     assert!(resolve(&tokenizer, &Prompt::Ids(vec![5; 24])).is_ok());
+    let endless = refused(Prompt::Text("Hello ".repeat(100_000)));
+    assert_eq!(endless, PromptError::TooManyBytes { bytes: 600_000, context_length: 32 });
+    assert!(endless.to_string().contains("shorten it to less than 32 tokens"), "{endless}");
+    // What can be cut into tokens that fit is never refused for its bytes.
+    let longest = (0..vocabulary(&tokenizer)).max_by_key(|&id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len));
+    let name = tokenizer.token_bytes(longest.unwrap()).unwrap();
+    assert_eq!(name.len(), tokenizer.longest_token());
+    let full = String::from_utf8(name.repeat(24)).unwrap();
+    assert_eq!(resolve(&tokenizer, &Prompt::Text(full)).unwrap(), [longest.unwrap(); 24]);
     let vocabulary = tokenizer.vocabulary();
     let unknown = refused(Prompt::Ids(vec![5, u32::MAX]));
     assert_eq!(unknown, PromptError::UnknownId { id: u32::MAX, position: 1, vocabulary });

@@ -41,9 +41,16 @@ impl Loss {
     }
 }
 
-/// Whether another expert would say the same.
+/// Whether another expert would say the same. The time that is up is the session's own.
 pub(super) fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition | Code::NotFound | Code::Unimplemented)
+    matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::NotFound
+            | Code::Unimplemented
+            | Code::DeadlineExceeded
+    )
 }
 
 impl Generation<'_> {

@@ -83,6 +83,12 @@ impl Values {
         known.insert(value.to_owned());
         value
     }
+
+    /// The value itself if it has a place, else [`OTHER`]: for what was refused and must not take one.
+    pub fn known<'a>(&self, value: &'a str) -> &'a str {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(value) { value } else { OTHER }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Logs: one line an event, as text or as one JSON object, with the session and its trace. Never a prompt, never a
 //! completion, unless `--log-prompts` asks for them.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use cascadia_core::ids::SessionId;
@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::{TelemetryError, TraceContext};
@@ -29,10 +30,13 @@ pub fn init(filter: &str, json: bool) -> Result<Logs, TelemetryError> {
         let handle = builder.reload_handle();
         (builder.try_init(), Logs(Arc::new(move |filter| handle.reload(filter).is_ok())))
     } else {
-        let builder = builder.with_filter_reloading();
+        let builder = builder.fmt_fields(TextFields).with_filter_reloading();
         let handle = builder.reload_handle();
         (builder.try_init(), Logs(Arc::new(move |filter| handle.reload(filter).is_ok())))
     };
+    if json && set.is_ok() {
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+    }
     set.map(|()| logs).map_err(|_| TelemetryError::Twice)
 }
 
@@ -76,6 +80,57 @@ pub fn log_span(session: SessionId, trace: &TraceContext) -> tracing::Span {
     match trace.trace_id() {
         Some(trace) => tracing::error_span!("session", %session, trace_id = %trace),
         None => tracing::error_span!("session", %session),
+    }
+}
+
+/// A text line's fields, `name=value`. What clients sent may stand in them, so control characters are escaped: nobody
+/// writes a line of his own, or to a terminal.
+#[derive(Debug)]
+struct TextFields;
+
+impl<'w> FormatFields<'w> for TextFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let mut text = Text { writer, is_first: true, result: Ok(()) };
+        fields.record(&mut text);
+        text.result
+    }
+}
+
+struct Text<'w> {
+    writer: Writer<'w>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl Visit for Text<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.result.is_err() {
+            return;
+        }
+        let space = if std::mem::take(&mut self.is_first) { "" } else { " " };
+        let mut line = Escaped(&mut self.writer);
+        self.result = match field.name() {
+            "message" => write!(line, "{space}{value:?}"),
+            name => write!(line, "{space}{name}={value:?}"),
+        };
+    }
+}
+
+/// Writes on one line, whatever is written.
+struct Escaped<'a, 'w>(&'a mut Writer<'w>);
+
+impl fmt::Write for Escaped<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            match part.chars().next_back().filter(|last| last.is_control()) {
+                Some(last) => {
+                    self.0.write_str(&part[..part.len() - last.len_utf8()])?;
+                    write!(self.0, "{}", last.escape_debug())?;
+                }
+                None => self.0.write_str(part)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -187,6 +242,25 @@ mod tests {
         );
         assert_eq!(first["error"], "two\nlines \"and\" quotes");
         assert!(first["timestamp"].as_str().unwrap().contains('T') && first["target"].is_string());
+    }
+
+    #[test]
+    fn a_text_line_stays_one_line_whatever_a_client_sent() {
+        let memory = Memory::default();
+        let sink = memory.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || sink.clone())
+            .fmt_fields(TextFields)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let _session = tracing::error_span!("session", session = %"5e").entered();
+            tracing::info!(error = %"no \"a\n2026 INFO forged \u{1b}[31mred\u{9b}\" é", label = "x\ny", "refused");
+        });
+        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let said = r#"refused error=no "a\n2026 INFO forged \u{1b}[31mred\u{9b}" é label="x\ny""#;
+        assert!(text.ends_with(&format!("{said}\n")) && text.contains("session{session=5e}"), "{text}");
     }
 
     #[test]

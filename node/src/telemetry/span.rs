@@ -33,6 +33,8 @@ pub(super) struct Live {
     pub(super) events: Vec<Event>,
     pub(super) links: Vec<Link>,
     pub(super) status: Status,
+    /// That it failed is no reason to keep it.
+    pub(super) is_common: bool,
     /// The session's first span here: its end is the session's end.
     pub(super) root: Root,
 }
@@ -159,6 +161,14 @@ impl Span {
         self.set("error.type", kind);
     }
 
+    /// It failed, as many do: that alone keeps nothing.
+    pub fn refuse(&mut self, kind: &'static str, what: impl FnOnce() -> String) {
+        self.fail(kind, what);
+        if let Some(live) = &mut self.live {
+            live.is_common = true;
+        }
+    }
+
     /// The session is wanted whatever comes. True where it was not known so far.
     pub fn keep(&self) -> bool {
         let Some(live) = &self.live else { return false };
@@ -191,7 +201,7 @@ impl Drop for Span {
 impl Live {
     fn end(mut self: Box<Self>) -> Outcome {
         let (part, root) = (self.part.clone(), self.root);
-        let failed = matches!(self.status, Status::Error { .. });
+        let failed = matches!(self.status, Status::Error { .. }) && !self.is_common;
         let lost = part.lost();
         if root != Root::No && lost > 0 {
             self.attributes.push(KeyValue::new("cascadia.spans.lost", lost as i64));

@@ -93,14 +93,14 @@ impl Tracer {
     /// is. `None` where none of them is recorded.
     pub fn batch<'m>(&self, batch: Batch, served: impl Iterator<Item = &'m Mark>) -> Option<BatchSpan> {
         let recorder = self.0.as_ref()?;
-        let marked: Vec<_> = served.filter_map(|mark| mark.0.as_deref()).take(MOST_LINKS).collect();
+        let marked: Vec<_> = served.filter_map(|mark| mark.0.as_deref()).collect();
         if marked.is_empty() {
             return None;
         }
         let end_time = SystemTime::now();
         let name = BatchSpan { trace: recorder.ids.new_trace_id(), span: recorder.ids.new_span_id() };
         let mut links = SpanLinks::default();
-        links.links = marked.iter().map(|marked| Link::with_context(marked.context.clone())).collect();
+        links.links = marked.iter().take(MOST_LINKS).map(|marked| Link::with_context(marked.context.clone())).collect();
         let data = SpanData {
             span_context: SpanContext::new(name.trace, name.span, TraceFlags::SAMPLED, false, TraceState::default()),
             parent_span_id: opentelemetry::trace::SpanId::INVALID,
@@ -158,6 +158,7 @@ impl Recorder {
             events: Vec::new(),
             links: Vec::new(),
             status: Status::Unset,
+            is_common: false,
             root: Root::No,
         }
     }

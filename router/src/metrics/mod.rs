@@ -81,10 +81,12 @@ impl Metrics {
         }
     }
 
-    /// A request was not admitted; `model` is the one it named if there is such a one.
+    /// A request was not admitted; `model` is the one it named if there is such a one. A tenant of whom nothing was
+    /// admitted yet is counted with the others: what is refused may be of any length, and takes no place.
     pub fn refused(&self, model: Option<&str>, tenant: &str, code: &'static str) {
         self.names.failure.of([&self.model(model.unwrap_or(OTHER)).name, code]).inc();
-        self.tenant(tenant).failure.inc();
+        let tenant = if tenant.is_empty() { NO_TENANT } else { self.tenants.known(tenant) };
+        self.of_tenant(tenant).failure.inc();
     }
 
     /// A node left the cluster without draining.
@@ -106,8 +108,11 @@ impl Metrics {
     }
 
     fn tenant(&self, name: &str) -> Arc<OfTenant> {
-        let name = if name.is_empty() { NO_TENANT } else { self.tenants.admit(name) };
-        of(&self.of_tenant, name, |name| OfTenant::new(&self.names, name))
+        self.of_tenant(if name.is_empty() { NO_TENANT } else { self.tenants.admit(name) })
+    }
+
+    fn of_tenant(&self, label: &str) -> Arc<OfTenant> {
+        of(&self.of_tenant, label, |name| OfTenant::new(&self.names, name))
     }
 }
 
@@ -338,6 +343,24 @@ mod tests {
                 r#"cascadia_tenant_requests_running{tenant="acme"} 0"#,
             ],
         );
+    }
+
+    #[test]
+    fn a_refused_tenant_takes_no_place_however_long_its_name() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, 2);
+        let long = "x".repeat(100_000);
+        for tenant in [&long, "eve", "mallory"] {
+            metrics.refused(None, tenant, "invalid_argument");
+        }
+        drop(metrics.admitted("m", "alice"));
+        metrics.refused(None, "alice", "invalid_argument");
+        let (_, page) = registry.page().render("");
+        assert!(!page.contains("xxxx") && !page.contains("mallory"), "{page}");
+        for (tenant, refused) in [("other", 3), ("alice", 1)] {
+            let line = format!("cascadia_tenant_requests_total{{tenant=\"{tenant}\",outcome=\"failure\"}} {refused}");
+            has(&page, &[&line]);
+        }
     }
 
     #[test]
