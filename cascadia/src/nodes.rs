@@ -162,10 +162,14 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
     if args.node.source.print_record {
         return args.node.print_record(Role::Router, None, Vec::new());
     }
-    let edge = args.node.edge(Role::Router).await?;
-    let door = args.http.open().await?;
+    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
+    let starting = async {
+        let edge = args.node.edge(Role::Router, &shutdown).await?;
+        Ok::<_, Failure>((edge, args.http.open().await?))
+    };
+    let Some((edge, door)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     let (config, replace) = Live::new(args.config);
-    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
         Command::Router(args) => args.config.check().map(|()| replace.with(args.config)),
         _ => Ok(()),
     });
@@ -181,7 +185,8 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
-    let parts = |config: &DrafterConfig| match &args.synthetic {
+    let synthetic = args.synthetic.clone();
+    let parts = move |config: &DrafterConfig| match &synthetic {
         Some(synthetic) => Ok(synthetic.drafter_parts(config)),
         None => Model::load_up_to(&config.model, &config.dtype, config.context)?.drafter_parts(config),
     };
@@ -189,10 +194,15 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
         let cascadia_drafter_node::Parts { engine, text } = parts(&config)?;
         return args.node.print_record(Role::Drafter, Some((engine.facts(), &*text)), config.served_model.clone());
     }
-    let edge = args.node.edge(Role::Drafter).await?;
-    let parts = parts(&config)?;
+    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
+    let starting = async {
+        let edge = args.node.edge(Role::Drafter, &shutdown).await?;
+        let config = config.clone();
+        Ok::<_, Failure>((edge, loaded(move || parts(&config)).await?))
+    };
+    let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);
-    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
         Command::Drafter(args) => {
             let config = args.resolved();
             config.check().map(|()| replace.with(config))
@@ -211,7 +221,8 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
-    let parts = |config: &ExpertConfig| match &args.synthetic {
+    let synthetic = args.synthetic.clone();
+    let parts = move |config: &ExpertConfig| match &synthetic {
         Some(synthetic) => Ok(synthetic.expert_parts(config)),
         None => Model::load_up_to(&config.model, &config.dtype, config.context)?.expert_parts(config),
     };
@@ -219,10 +230,15 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
         let cascadia_expert_node::Parts { engine, text } = parts(&config)?;
         return args.node.print_record(Role::Expert, Some((engine.facts(), &*text)), config.served_model.clone());
     }
-    let edge = args.node.edge(Role::Expert).await?;
-    let parts = parts(&config)?;
+    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
+    let starting = async {
+        let edge = args.node.edge(Role::Expert, &shutdown).await?;
+        let config = config.clone();
+        Ok::<_, Failure>((edge, loaded(move || parts(&config)).await?))
+    };
+    let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);
-    follow::spawn(settings, &edge.shutdown, move |cli, _| match cli.command {
+    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
         Command::Expert(args) => {
             let config = args.resolved();
             config.check().map(|()| replace.with(config))
@@ -233,6 +249,26 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let ended = cascadia_expert_node::run(config, edge, parts, Drive::Thread).await;
     telemetry.shutdown(FLUSH).await;
     Ok(ended?)
+}
+
+/// What comes of starting; nothing where the node is told to end before that.
+async fn unless_told<T>(
+    shutdown: &Shutdown,
+    starting: impl Future<Output = Result<T, Failure>>,
+) -> Result<Option<T>, Failure> {
+    tokio::select! {
+        biased;
+        () = shutdown.draining() => Ok(None),
+        started = starting => started.map(Some),
+    }
+}
+
+/// Loads on a thread of its own, which nobody waits for when the process is told to end meanwhile.
+async fn loaded<T: Send + 'static>(load: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    let (done, loaded) = tokio::sync::oneshot::channel();
+    // Nobody takes it any more where the node was told to end.
+    std::thread::Builder::new().name("load".to_owned()).spawn(move || drop(done.send(load())))?;
+    loaded.await.unwrap_or_else(|_| Err("the model's loading ended in a panic".into()))
 }
 
 /// Where traces go, by our settings or by OpenTelemetry's own variables. Those are there for everyone: one that we cannot
@@ -279,13 +315,12 @@ impl ExpertArgs {
 
 impl NodeArgs {
     /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
-    async fn edge(&self, role: Role) -> Result<Edge, Failure> {
+    async fn edge(&self, role: Role, shutdown: &Shutdown) -> Result<Edge, Failure> {
         let token = Token::find(self.admin_token_file.as_deref())?;
-        let shutdown = Shutdown::on_signals();
         let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
         // It answers from here on, while etcd is looked for and the model loads.
-        let admin = AdminPort::open(Listener::bind(&self.admin).await?, &shutdown, token);
+        let admin = AdminPort::open(Listener::bind(&self.admin).await?, shutdown, token);
         let membership = match &self.source.fixed {
             Some(file) => Membership::fixed(static_list::read(file)?),
             None => self.etcd().await?,
@@ -296,7 +331,7 @@ impl NodeArgs {
             admin: Some(admin),
             connector: Connector::tcp(),
             membership,
-            shutdown,
+            shutdown: shutdown.clone(),
             telemetry,
         })
     }

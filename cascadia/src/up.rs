@@ -1,6 +1,7 @@
 //! `cascadia up`: a whole cluster in this process.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_drafter_node::DrafterConfig;
@@ -27,12 +28,13 @@ pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
 }
 
 async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outcome {
+    let hangups = follow::Hangups::listen(&settings);
     let (served, models) = models(args, &config)?;
     let model = config.expert.served_model.join(", ");
     let mut cluster = LocalCluster::start(config, models).await?;
     let followed = Shutdown::new();
     if let Some(reconfigure) = cluster.reconfigure() {
-        follow::spawn(settings, &followed, move |cli, settings| apply(&cli, settings, &reconfigure));
+        follow::spawn(settings, hangups, &followed, move |cli, settings| apply(&cli, settings, &reconfigure));
     }
     let names = cluster.nodes().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     crate::print_line(&format!("Cascadia serves {served} on {} ({names}).", cluster.address()))?;
@@ -51,16 +53,24 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
         cluster.stop().await;
         return Err(ended(&id, &reason));
     }
-    if busy(&cluster).await {
-        eprintln!("open sessions finish; press Ctrl-C again to cut them");
-        tokio::select! {
-            () = cluster.finish() => {}
-            () = signal.next() => {}
+    let ended = async {
+        let finish = cluster.finish();
+        tokio::pin!(finish);
+        if tokio::time::timeout(QUIET, &mut finish).await.is_err() {
+            eprintln!("open sessions finish; press Ctrl-C again to cut them");
+            finish.await;
         }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = signal.next() => {}
     }
     cluster.stop().await;
     Ok(())
 }
+
+/// An end that takes longer is explained.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The name of the shipped pair.
 const SHIPPED: &str = "demo";
@@ -94,11 +104,9 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
 /// # Errors
 /// When a section means nothing, or one model of the pair is missing.
 pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, Failure> {
-    // No load balancer has to learn that this router goes.
-    let router: RouterConfig = settings.part(Section::Router, &[("lame_duck_ms", "0".to_owned())])?;
-    let beneath = [("model", "none".to_owned())];
-    let mut drafter: DrafterConfig = settings.part(Section::Drafter, &beneath)?;
-    let mut expert: ExpertConfig = settings.part(Section::Expert, &beneath)?;
+    let router: RouterConfig = settings.part(Section::Router)?;
+    let mut drafter: DrafterConfig = settings.part(Section::Drafter)?;
+    let mut expert: ExpertConfig = settings.part(Section::Expert)?;
     match &args.synthetic {
         Some(synthetic) => {
             synthetic.configure_drafter(&mut drafter);
@@ -156,13 +164,6 @@ fn apply(cli: &Cli, settings: &Settings, reconfigure: &Reconfigure) -> Result<()
     let config = configured(args, settings).map_err(|error| error.to_string())?;
     reconfigure.with(config);
     Ok(())
-}
-
-/// Whether any session is open.
-async fn busy(cluster: &LocalCluster) -> bool {
-    let Ok(client) = cluster.client().await else { return false };
-    let Ok(status) = client.status().await else { return false };
-    status.members.iter().any(|member| member.load.is_some_and(|load| load.sessions > 0))
 }
 
 /// Ctrl-C and SIGTERM.

@@ -57,9 +57,9 @@ impl Token {
             return Self::new(&text, &file.display().to_string()).map(Some);
         }
         // An empty variable is how one is unset for a child.
-        match std::env::var(VARIABLE) {
-            Ok(text) if !text.is_empty() => Self::new(&text, VARIABLE).map(Some),
-            _ => Ok(None),
+        match std::env::var_os(VARIABLE).filter(|text| !text.is_empty()) {
+            Some(text) => Self::new(&text.to_string_lossy(), VARIABLE).map(Some),
+            None => Ok(None),
         }
     }
 

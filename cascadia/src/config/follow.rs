@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::telemetry::check_filter;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::settings::{Reread, Settings};
 use crate::cli::Cli;
@@ -15,24 +15,42 @@ use crate::cli::Cli;
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// SIGHUPs of a process that has a file to follow.
+#[derive(Debug)]
+pub struct Hangups(Option<Signal>);
+
+impl Hangups {
+    /// From now on one asks for the file to be read, as soon as it is followed, and ends nothing.
+    #[must_use]
+    pub fn listen(settings: &Settings) -> Self {
+        let listen = |_: &Path| {
+            signal(SignalKind::hangup())
+                .inspect_err(
+                    |error| tracing::warn!(%error, "cannot listen for SIGHUP; changes of the file are still seen"),
+                )
+                .ok()
+        };
+        Self(settings.path().and_then(listen))
+    }
+}
+
 /// Follows the file of `settings`, if there is one, until the process is to be gone. What comes of a change goes to
 /// `apply`, which takes all of it or refuses with a sentence; then, as with a file that cannot be used, everything stays
 /// as it was.
 pub fn spawn(
     settings: Settings,
+    hangups: Hangups,
     shutdown: &Shutdown,
     apply: impl FnMut(Cli, &Settings) -> Result<(), String> + Send + 'static,
 ) {
     let Some(path) = settings.path().map(Path::to_owned) else { return };
-    let hangups = signal(SignalKind::hangup())
-        .inspect_err(|error| tracing::warn!(%error, "cannot listen for SIGHUP; changes of the file are still seen"));
     let stopped = shutdown.stopped();
     // Ends with the node.
     tokio::spawn(async move {
         tokio::select! {
             biased;
             () = stopped => {}
-            () = follow(&path, settings, hangups.ok(), apply) => {}
+            () = follow(&path, settings, hangups.0, apply) => {}
         }
     });
 }
@@ -40,7 +58,7 @@ pub fn spawn(
 async fn follow(
     path: &Path,
     mut settings: Settings,
-    mut hangups: Option<tokio::signal::unix::Signal>,
+    mut hangups: Option<Signal>,
     mut apply: impl FnMut(Cli, &Settings) -> Result<(), String>,
 ) {
     let mut contents = Contents::new(settings.text());

@@ -152,25 +152,32 @@ impl Rivals {
     }
 }
 
-/// The part of a cluster in one process that is configured by the file alone: the arguments of one role, with `beneath`
-/// for what neither the file nor the defaults know.
+/// What a cluster in one process has for a default instead of a node's own.
+fn default_of_part(section: Section, key: &str) -> Option<&'static str> {
+    match (section, key) {
+        // No load balancer has to learn that this router goes.
+        (Section::Router, "lame_duck_ms") => Some("0"),
+        _ => None,
+    }
+}
+
+/// Stands for a model where the file names none: the pair is found by other means.
+const NO_MODEL: &str = "none";
+
+/// The part of a cluster in one process that is configured by the file alone: the arguments of one role, over its defaults.
 ///
 /// # Errors
 /// As clap says.
-pub fn part<T: clap::Args>(
-    section: Section,
-    schema: &Schema,
-    file: &File,
-    beneath: &[(&str, String)],
-) -> Result<T, Box<clap::Error>> {
+pub fn part<T: clap::Args>(section: Section, schema: &Schema, file: &File) -> Result<T, Box<clap::Error>> {
     let command = T::augment_args(Command::new(section.name()).no_binary_name(true));
     let mut line = Vec::new();
     for setting in schema.section(section).iter().filter(|setting| knows(&command, setting)) {
         match entry(file, section, setting.key()) {
             Some(entry) => line.extend(flags(setting, &entry.given)),
             None => {
-                let beneath = beneath.iter().filter(|(key, _)| *key == setting.key());
-                line.extend(beneath.map(|(_, word)| format!("--{}={word}", setting.flag()).into()));
+                let model = (setting.key() == "model").then_some(NO_MODEL);
+                let word = default_of_part(section, setting.key()).or(model);
+                line.extend(word.map(|word| format!("--{}={word}", setting.flag()).into()));
             }
         }
     }
@@ -182,7 +189,10 @@ pub fn part<T: clap::Args>(
 pub fn part_values<T: clap::Args>(section: Section, schema: &Schema, file: &File) -> Values {
     let command = T::augment_args(Command::new(section.name()));
     let value = |setting: &Setting| match entry(file, section, setting.key()) {
-        None => Value { words: setting.default(), origin: Origin::Default },
+        None => {
+            let words = default_of_part(section, setting.key()).map(|word| vec![word.to_owned()]);
+            Value { words: words.unwrap_or_else(|| setting.default()), origin: Origin::Default }
+        }
         Some(Entry { given, line }) => {
             let words = match given {
                 Given::Words(words) => words.clone(),

@@ -184,12 +184,12 @@ impl Settings {
         self.values.values().filter(|value| from(&value.origin)).count()
     }
 
-    /// A part of a cluster in one process: the file's section, over `beneath`.
+    /// A part of a cluster in one process: the file's section, over what such a cluster has for a default.
     ///
     /// # Errors
     /// When what the section says together cannot be meant.
-    pub fn part<T: clap::Args>(&self, section: Section, beneath: &[(&str, String)]) -> Result<T, String> {
-        layers::part(section, &self.schema, &self.file, beneath).map_err(|error| line(&error))
+    pub fn part<T: clap::Args>(&self, section: Section) -> Result<T, String> {
+        layers::part(section, &self.schema, &self.file).map_err(|error| line(&error))
     }
 
     /// What the file's section says of a key.

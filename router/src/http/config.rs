@@ -49,6 +49,11 @@ pub enum HttpError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The variable's cannot be used.
+    #[error(
+        "{VARIABLE} is no API key: it must be visible ASCII characters without spaces; unset it to let everyone in"
+    )]
+    Unusable,
     /// There are none.
     #[error("{file} holds no API key: write one a line, or leave --api-key-file out to let everyone in")]
     NoKeys {
@@ -92,16 +97,22 @@ impl HttpConfig {
     }
 
     fn keys(&self) -> Result<Keys, HttpError> {
-        let mut lines = std::env::var(VARIABLE).unwrap_or_default();
+        let mut keys = Keys::default();
+        // Whatever stands there was meant to keep people out; only an empty variable is how one is unset for a child.
+        if let Some(key) = std::env::var_os(VARIABLE).filter(|key| !key.is_empty()) {
+            let key = key.into_string().ok().filter(|key| key.bytes().all(|byte| byte.is_ascii_graphic()));
+            keys.add(key.ok_or(HttpError::Unusable)?);
+        }
         if let Some(path) = &self.api_key_file {
             let file = path.display().to_string();
             let text =
                 std::fs::read_to_string(path).map_err(|source| HttpError::Keys { file: file.clone(), source })?;
-            if Keys::of_lines(&text).is_empty() {
+            let of_file = Keys::of_lines(&text);
+            if of_file.is_empty() {
                 return Err(HttpError::NoKeys { file });
             }
-            lines = format!("{lines}\n{text}");
+            keys.extend(of_file);
         }
-        Ok(Keys::of_lines(&lines))
+        Ok(keys)
     }
 }

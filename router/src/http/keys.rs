@@ -24,6 +24,16 @@ impl Keys {
         Self(lines.map(str::to_owned).collect())
     }
 
+    /// One more.
+    pub fn add(&mut self, key: String) {
+        self.0.push(key);
+    }
+
+    /// Those of another.
+    pub fn extend(&mut self, keys: Self) {
+        self.0.extend(keys.0);
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
