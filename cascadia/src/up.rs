@@ -31,6 +31,8 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
     let hangups = follow::Hangups::listen(&settings);
     let (served, models) = models(args, &config)?;
     let model = config.expert.served_model.join(", ");
+    // Before anybody can ask: whoever does is waited for.
+    let mut signal = Signals::new()?;
     let mut cluster = LocalCluster::start(config, models).await?;
     let followed = Shutdown::new();
     if let Some(reconfigure) = cluster.reconfigure() {
@@ -44,7 +46,6 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
     }
     crate::print_line("Ctrl-C stops it.")?;
 
-    let mut signal = Signals::new()?;
     let node = tokio::select! {
         () = signal.next() => None,
         (id, reason) = cluster.failed() => Some((id, reason)),

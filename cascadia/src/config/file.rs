@@ -100,7 +100,10 @@ impl Reader<'_> {
 
     fn syntax(&self, error: &toml::de::Error) -> Problem {
         let line = error.span().map(|span| self.line(span.start));
-        Problem { line, sentence: format!("this is no TOML: {}", error.message().replace('\n', ", ")) }
+        let place = error.span().and_then(|span| self.text.get(span)).map(str::trim).unwrap_or_default();
+        let place = place.lines().next().filter(|place| !place.is_empty()).map(|place| format!(" at {}", short(place)));
+        let message = error.message().replace('\n', ", ");
+        Problem { line, sentence: format!("this is no TOML: {message}{}", place.unwrap_or_default()) }
     }
 
     /// Something that is no section.

@@ -159,6 +159,7 @@ fn a_wrong_value_says_what_was_found_and_what_would_be_right() {
         ("[node]\nlog_json = \"yes\"\n", ["\"yes\", a TOML string", "true or false"]),
         ("[node]\nlease_ttl = 1979-05-27\n", ["datetime", "a whole number"]),
         ("[router\n", ["this is no TOML", ""]),
+        ("[router]\nmax_sessions = 5\nmax_sessions = 6\n", ["duplicate key", "max_sessions"]),
     ] {
         let found = problems(text);
         assert!(found[0].line.is_some() && found.len() == 1, "{text}: {found:?}");
