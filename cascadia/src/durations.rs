@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+/// The longest, 365 days: so many of them can be added and multiplied that no clock runs over.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Reads a duration with its unit.
 ///
 /// # Errors
-/// When there is no unit, or it is no length of time.
+/// When there is no unit, it is no length of time, or it is longer than a year.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let sentence = || format!("{text:?} is no duration; write it like 20us, 250ms, 1.5s or 2m");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -17,6 +20,9 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         _ => return Err(sentence()),
     };
     let number: f64 = digits.parse().map_err(|_| sentence())?;
+    if number * unit > LONGEST.as_secs_f64() {
+        return Err(format!("{text:?} is too long; give at most 525600m, which are 365 days"));
+    }
     Duration::try_from_secs_f64(number * unit).map_err(|_| sentence())
 }
 
@@ -29,8 +35,12 @@ mod tests {
         for (text, micros) in [("20us", 20), ("250ms", 250_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("0s", 0)] {
             assert_eq!(parse(text), Ok(Duration::from_micros(micros)), "{text}");
         }
-        for text in ["", "5", "ms", "-1s", "5 ms", "1h", "nans", "infs", "1e30s"] {
-            assert!(parse(text).is_err(), "{text}");
+        assert_eq!(parse("525600m"), Ok(LONGEST));
+        for text in ["", "5", "ms", "-1s", "5 ms", "1h", "nans", "infs"] {
+            assert!(parse(text).unwrap_err().ends_with("write it like 20us, 250ms, 1.5s or 2m"), "{text}");
+        }
+        for text in ["525601m", "1e18s", "1e30s"] {
+            assert!(parse(text).unwrap_err().contains("at most 525600m"), "{text}");
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use cascadia_core::commit::{Commit, Prompt, Room, StopSettings, Text};
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::TokenId;
+use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_core::placement::Role;
 use cascadia_core::synthetic::{Pace, SyntheticEngine, SyntheticModel};
 use cascadia_drafter_node::DrafterConfig;
@@ -22,6 +23,15 @@ use crate::durations;
 
 /// The served model's name where none is given.
 pub const SERVED: &str = "synthetic";
+
+/// Pages of a node at most: its engine keeps what it knows of each token, 640 bytes a page, from the start.
+pub const MOST_PAGES: usize = 1 << 20;
+
+/// Positions of a session at most.
+const MOST_CONTEXT: usize = MOST_PAGES * PAGE_TOKENS;
+
+/// Sessions of a node, and tokens of its batch, at most.
+const MOST_AT_ONCE: usize = 1 << 20;
 
 /// What `--synthetic` takes.
 const KEYS: &str = "of the pair: acceptance, length, vocabulary, seed; of a node: step, token, prefill, context, pages, \
@@ -69,15 +79,15 @@ impl Side {
             "token" => self.pace.token = durations::parse(value)?,
             "prefill" => {
                 let rate: f64 = number(value)?;
-                if !(rate > 0.0 && rate.is_finite()) {
-                    return Err("give tokens a second, more than 0".to_owned());
+                if !(0.001..=1e12).contains(&rate) {
+                    return Err(format!("{value} is out of bounds; give 0.001 to 1000000000000 tokens a second"));
                 }
                 self.pace.prefill = rate;
             }
-            "context" => self.context = at_least_one(value)?,
-            "pages" => self.pages = Some(at_least_one(value)?),
-            "sessions" => self.sessions = Some(at_least_one(value)?),
-            "batch" => self.batch = Some(at_least_one(value)?),
+            "context" => self.context = count(value, MOST_CONTEXT)?,
+            "pages" => self.pages = Some(count(value, MOST_PAGES)?),
+            "sessions" => self.sessions = Some(count(value, MOST_AT_ONCE)?),
+            "batch" => self.batch = Some(count(value, MOST_AT_ONCE)?),
             _ => return Ok(false),
         }
         Ok(true)
@@ -88,8 +98,11 @@ fn number<T: FromStr>(value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("{value:?} is no number that fits"))
 }
 
-fn at_least_one(value: &str) -> Result<usize, String> {
-    number(value).and_then(|count| if count == 0 { Err("give at least 1".to_owned()) } else { Ok(count) })
+fn count(value: &str, most: usize) -> Result<usize, String> {
+    match number(value)? {
+        count if (1..=most).contains(&count) => Ok(count),
+        _ => Err(format!("{value} is out of bounds; give 1 to {most}")),
+    }
 }
 
 impl Default for Synthetic {
@@ -318,8 +331,13 @@ mod tests {
             ("acceptance=2", "acceptance: 2 is no probability"),
             ("vocabulary=9", "vocabulary: 9 is too small"),
             ("length=0", "length: a text"),
-            ("prefill=0", "prefill: give tokens a second"),
-            ("pages=0", "pages: give at least 1"),
+            ("prefill=0", "prefill: 0 is out of bounds; give 0.001 to"),
+            ("prefill=1e-300", "prefill: 1e-300 is out of bounds; give 0.001 to"),
+            ("step=1e18s", "step: \"1e18s\" is too long"),
+            ("vocabulary=100000000000", "vocabulary: 100000000000 is too large; give at most 262144"),
+            ("pages=0", "pages: 0 is out of bounds; give 1 to 1048576"),
+            ("expert.pages=99999999999999", "expert.pages: 99999999999999 is out of bounds; give 1 to 1048576"),
+            ("context=16777217", "context: 16777217 is out of bounds; give 1 to 16777216"),
             ("sessions=-1", "sessions: \"-1\""),
         ] {
             let error = typed.parse::<Synthetic>().expect_err(typed);

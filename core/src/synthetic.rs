@@ -23,6 +23,12 @@ const FLOOR: f32 = -40.0;
 /// What the end of a text has above the likeliest other token.
 const END: f32 = 16.0;
 
+/// What the fingerprints of models without weights begin with.
+pub const FINGERPRINT: &str = "synthetic-";
+
+/// The longest row, as the largest vocabularies have it.
+const MOST_VOCABULARY: usize = 1 << 18;
+
 /// The law of a synthetic pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticModel {
@@ -68,6 +74,9 @@ impl SyntheticModel {
         if self.vocabulary < least || self.alphabet.len() < 2 * CANDIDATES {
             return Err(format!("vocabulary: {} is too small; give at least {least}", self.vocabulary));
         }
+        if self.vocabulary > MOST_VOCABULARY {
+            return Err(format!("vocabulary: {} is too large; give at most {MOST_VOCABULARY}", self.vocabulary));
+        }
         Ok(())
     }
 
@@ -82,7 +91,7 @@ impl SyntheticModel {
             u64::from(self.eos),
         ];
         let all = parts.into_iter().chain(self.alphabet.iter().map(|token| u64::from(*token)));
-        format!("synthetic-{:016x}", all.fold(0, |hash, part| splitmix64(hash ^ part)))
+        format!("{FINGERPRINT}{:016x}", all.fold(0, |hash, part| splitmix64(hash ^ part)))
     }
 
     fn bits(&self, tail: u64, draw: Draw) -> u64 {
@@ -141,7 +150,8 @@ impl Pace {
         let scored: usize = batch.iter().map(|chunk| chunk.rows).sum();
         let all: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
         let further = u32::try_from(scored.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.step + self.token.saturating_mul(further) + Duration::from_secs_f64((all - scored) as f64 / self.prefill)
+        let prefill = Duration::try_from_secs_f64((all - scored) as f64 / self.prefill).unwrap_or(Duration::MAX);
+        self.step.saturating_add(self.token.saturating_mul(further)).saturating_add(prefill)
     }
 
     /// When a pass ends that takes `pass` and began at `now`, the one before having been due at `before`.
@@ -151,7 +161,7 @@ impl Pace {
     #[must_use]
     pub fn due(&self, before: Option<Duration>, now: Duration, pass: Duration) -> Duration {
         let busy = before.filter(|before| now.saturating_sub(*before) <= self.step / BACK_TO_BACK);
-        busy.unwrap_or(now) + pass
+        busy.unwrap_or(now).saturating_add(pass)
     }
 }
 
@@ -288,6 +298,9 @@ mod tests {
         assert_eq!(pace.pass(&[chunk(&[1], 1)]), ms(10));
         assert_eq!(pace.pass(&[chunk(&[1; 5], 5), chunk(&[1; 3], 1), chunk(&[1; 40], 0)]), ms(10 + 5 + 2 + 40));
         assert_eq!(pace.due(None, ms(100), ms(10)), ms(110));
+        let endless = Pace { prefill: 1e-300, ..pace };
+        assert_eq!(endless.pass(&[chunk(&[1; 2], 1)]), Duration::MAX);
+        assert_eq!(endless.due(None, ms(100), Duration::MAX), Duration::MAX);
         // Oversleeping and the node's own work between two passes are made good, idleness is not.
         assert_eq!(pace.due(Some(ms(99)), ms(100), ms(10)), ms(109));
         assert_eq!(pace.due(Some(ms(90)), ms(100), ms(10)), ms(110));
@@ -308,7 +321,8 @@ mod tests {
         for (model, field) in [
             (SyntheticModel { acceptance: 1.1, ..model() }, "acceptance"),
             (SyntheticModel { acceptance: f64::NAN, ..model() }, "acceptance"),
-            (SyntheticModel { vocabulary: 29, ..model() }, "vocabulary"),
+            (SyntheticModel { vocabulary: 29, ..model() }, "vocabulary: 29 is too small"),
+            (SyntheticModel { vocabulary: 262_145, ..model() }, "vocabulary: 262145 is too large; give at most 262144"),
             (SyntheticModel { length: Some(0), ..model() }, "length"),
         ] {
             assert!(model.check().unwrap_err().starts_with(field), "{field}");
