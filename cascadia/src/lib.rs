@@ -21,6 +21,7 @@ pub mod generate;
 pub mod load;
 pub mod nodes;
 pub mod pad;
+pub mod signals;
 pub mod static_list;
 pub mod status;
 pub mod synthetic;

@@ -13,6 +13,7 @@ use crate::cli::{Cli, Command, UpArgs};
 use crate::cluster::{ClusterConfig, LocalCluster, Models, Reconfigure};
 use crate::config::{Section, Settings, follow};
 use crate::load::{self, Model, Pair};
+use crate::signals::Signals;
 use crate::{Failure, Outcome, nodes};
 
 /// Runs the command until Ctrl-C or SIGTERM.
@@ -165,24 +166,4 @@ fn apply(cli: &Cli, settings: &Settings, reconfigure: &Reconfigure) -> Result<()
     let config = configured(args, settings).map_err(|error| error.to_string())?;
     reconfigure.with(config);
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
