@@ -38,8 +38,10 @@ pub struct LoadArgs {
     #[arg(long, value_name = "ADDR", env = "CASCADIA_SERVER", default_value = DEFAULT_ADDRESS, help_heading = "Whom")]
     pub server: String,
 
-    /// Drive an OpenAI server over HTTP instead: ours or any other, for example http://127.0.0.1:8080/v1.
-    #[arg(long, value_name = "URL", conflicts_with = "server", help_heading = "Whom")]
+    /// Drive an OpenAI server over HTTP instead: ours or any other, for example http://127.0.0.1:8080/v1. Goes before
+    /// --server.
+    // No `conflicts_with`: the variable of `server` would forbid it.
+    #[arg(long, value_name = "URL", help_heading = "Whom")]
     pub openai: Option<String>,
 
     /// The served model [default: the only one].
@@ -64,7 +66,7 @@ pub struct LoadArgs {
     pub concurrency: Option<u32>,
 
     /// Open loop: requests a second, at the times of a Poisson process, answered or not.
-    #[arg(long, value_name = "R", value_parser = positive, conflicts_with = "trace", help_heading = "Load")]
+    #[arg(long, value_name = "R", value_parser = factor, conflicts_with = "trace", help_heading = "Load")]
     pub rate: Option<f64>,
 
     /// Open loop: times and lengths of a trace, Azure's CSV or Mooncake's JSON lines.
@@ -72,14 +74,14 @@ pub struct LoadArgs {
     pub trace: Option<PathBuf>,
 
     /// Play the trace so many times faster.
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, requires = "trace", help_heading = "Load")]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = factor, requires = "trace", help_heading = "Load")]
     pub speedup: f64,
 
     /// Requests before those that count.
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Load")]
     pub warmup: u32,
 
-    /// Seed of arrival times and synthetic prompts.
+    /// Seed of arrival times, of synthetic prompts, and with its number added of each request.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
     pub seed: u64,
 
@@ -121,9 +123,10 @@ pub struct LoadArgs {
     pub json: bool,
 }
 
-pub(super) fn positive(text: &str) -> Result<f64, String> {
+/// A rate a second or a speed: within these bounds every time that is made of it is one.
+pub(super) fn factor(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(number) if number > 0.0 && f64::is_finite(number) => Ok(number),
-        _ => Err(format!("{text:?} is no number above 0")),
+        Ok(number) if (1e-6..=1e6).contains(&number) => Ok(number),
+        _ => Err(format!("{text:?} is no number from 0.000001 to 1000000")),
     }
 }

@@ -16,12 +16,20 @@ pub struct Arrival {
     pub output: u32,
 }
 
+impl Arrival {
+    /// When it is due in a trace that is played so many times faster.
+    #[must_use]
+    pub fn due(&self, speedup: f64) -> Duration {
+        Duration::try_from_secs_f64(self.at.as_secs_f64() / speedup).unwrap_or(Duration::MAX)
+    }
+}
+
 /// Times of a Poisson process of `rate` a second.
 pub fn poisson(rate: f64, seed: u64) -> impl Iterator<Item = Duration> + Send {
     let chance = Chance::new(seed, 0);
     (0..).scan(0.0, move |at, request| {
         *at -= (-chance.uniform(request, 0, Stream::Draft)).ln_1p() / rate;
-        Some(Duration::from_secs_f64(*at))
+        Some(Duration::try_from_secs_f64(*at).unwrap_or(Duration::MAX))
     })
 }
 
@@ -87,7 +95,7 @@ fn since_epoch(text: &str) -> Option<Duration> {
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
     let whole = u64::try_from(days).ok()? * 86_400 + u64::from(hour) * 3_600 + u64::from(minute) * 60;
-    Some(Duration::from_secs(whole) + Duration::try_from_secs_f64(second).ok()?)
+    Duration::from_secs(whole).checked_add(Duration::try_from_secs_f64(second).ok()?)
 }
 
 #[cfg(test)]
@@ -103,6 +111,13 @@ mod tests {
         assert!((longer - (-1.0f64).exp()).abs() < 0.015, "{longer}");
         assert!(poisson(50.0, 7).take(9).eq(poisson(50.0, 7).take(9)));
         assert!(poisson(50.0, 8).take(9).ne(poisson(50.0, 7).take(9)));
+    }
+
+    #[test]
+    fn times_without_end_are_late_and_no_panic() {
+        assert_eq!(poisson(1e-300, 7).nth(3), Some(Duration::MAX));
+        let arrival = Arrival { at: Duration::from_secs(3), input: 1, output: 1 };
+        assert_eq!((arrival.due(2.0), arrival.due(1e-30)), (Duration::from_millis(1500), Duration::MAX));
     }
 
     #[test]
@@ -144,5 +159,6 @@ mod tests {
             assert_eq!(since_epoch(text), Some(Duration::from_secs(seconds)), "{text}");
         }
         assert_eq!(since_epoch("2023-13-01 00:00:00"), None);
+        assert_eq!(since_epoch("2023-11-16 18:15:18446744073709551000"), None);
     }
 }

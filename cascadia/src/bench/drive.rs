@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::measure::Record;
-use super::target::{Ask, Failed, Observed, Target};
+use super::target::{Ask, Failed, Observed, Own, Target};
 use super::workload::{self, Item};
 
 /// When requests are sent.
@@ -39,6 +39,8 @@ pub struct Load {
     pub duration: Option<Duration>,
     /// Keeps prompts of one run apart from those of others in prefix caches; nothing lets them share.
     pub salt: Option<String>,
+    /// Seed of the first request, the next one's is one more; nothing leaves seeds to the server.
+    pub seed: Option<u64>,
 }
 
 /// What came of a load.
@@ -128,7 +130,11 @@ async fn sender_of(load: Arc<Load>, clock: Clock) {
         if load.is_over(due) {
             break;
         }
-        tokio::time::sleep_until(clock.began + due).await;
+        match clock.began.checked_add(due) {
+            Some(at) => tokio::time::sleep_until(at).await,
+            // Beyond the end of the clock: whoever waits has set --duration, or will press Ctrl-C.
+            None => std::future::pending().await,
+        }
         clock.sent.fetch_add(1, Ordering::Relaxed);
         let (load, clock) = (load.clone(), clock.clone());
         open.spawn(async move { one(&load, &clock, number, due).await });
@@ -141,8 +147,11 @@ async fn sender_of(load: Arc<Load>, clock: Clock) {
 async fn one(load: &Load, clock: &Clock, number: usize, due: Duration) {
     let item = &load.items[number % load.items.len()];
     let sent = clock.began.elapsed();
-    let salt = load.salt.as_ref().map(|salt| format!("{salt}/{number}"));
-    let asked = load.target.ask(&load.ask, item, salt).await;
+    let own = Own {
+        salt: load.salt.as_ref().map(|salt| format!("{salt}/{number}")),
+        seed: load.seed.map(|seed| seed.wrapping_add(number as u64)),
+    };
+    let asked = load.target.ask(&load.ask, item, own).await;
     let base = Record { due, sent, end: clock.began.elapsed(), ..Record::default() };
     let told = match asked {
         Ok(observed) => (record(base, item, observed, clock.began), None),
@@ -155,11 +164,13 @@ async fn one(load: &Load, clock: &Clock, number: usize, due: Duration) {
 fn record(base: Record, item: &Item, observed: Observed, began: Instant) -> Record {
     let since = began.into_std();
     Record {
+        end: observed.end.map_or(base.end, |end| end.saturating_duration_since(since)),
         pieces: observed.pieces.iter().map(|(at, count)| (at.saturating_duration_since(since), *count)).collect(),
         input: observed.input,
         output: observed.output,
         speculation: observed.speculation,
-        right: workload::is_right(item, &observed.text),
+        // No synthetic node answers what it was asked.
+        right: workload::is_right(item, &observed.text).filter(|_| !observed.synthetic),
         ..base
     }
 }

@@ -13,12 +13,14 @@ use crate::durations;
 pub struct Speculation {
     /// Draft blocks verified.
     pub blocks: u64,
-    /// Tokens drafted.
+    /// Drafts in them: what was drafted and never judged is in no ratio.
     pub drafted: u64,
-    /// Drafts accepted.
+    /// Of these, accepted.
     pub accepted: u64,
     /// Accepted only thanks to the rule.
     pub relaxed: u64,
+    /// Tokens that the drafter wrote without a verdict.
+    pub unverified: u64,
     /// Tokens written by the expert.
     pub deferred: u64,
     /// Passes of the expert.
@@ -29,11 +31,16 @@ pub struct Speculation {
 
 impl From<&v1::Speculation> for Speculation {
     fn from(told: &v1::Speculation) -> Self {
+        let sum = |of: fn(&v1::BlockOutcome) -> u32| {
+            told.outcomes.iter().map(|outcome| u64::from(of(outcome)) * outcome.blocks).sum()
+        };
+        let accepted: u64 = sum(|outcome| outcome.accepted);
         Self {
-            blocks: told.blocks,
-            drafted: told.drafted,
-            accepted: told.accepted,
+            blocks: told.outcomes.iter().map(|outcome| outcome.blocks).sum(),
+            drafted: sum(|outcome| outcome.drafted),
+            accepted,
             relaxed: told.relaxed,
+            unverified: told.accepted.saturating_sub(accepted),
             deferred: told.deferred,
             expert_passes: told.expert_passes,
             moves: told.moves,
@@ -48,6 +55,7 @@ impl Speculation {
             drafted: self.drafted + other.drafted,
             accepted: self.accepted + other.accepted,
             relaxed: self.relaxed + other.relaxed,
+            unverified: self.unverified + other.unverified,
             deferred: self.deferred + other.deferred,
             expert_passes: self.expert_passes + other.expert_passes,
             moves: self.moves + other.moves,
@@ -212,8 +220,15 @@ pub struct Figures {
     pub e2el: Option<Latency>,
     /// How late the client sent.
     pub late: Option<Latency>,
-    /// What drafters and experts did in all, where the server says so.
+    /// What drafters and experts did in all, where the server says so and knows all of it: where a session moves, what
+    /// its lost owner did beyond the tokens that came is unknown.
     pub speculation: Option<Speculation>,
+    /// Output tokens of these sessions.
+    pub told: u64,
+    /// Sessions that moved, which are not among these.
+    pub moved: usize,
+    /// How often they did.
+    pub moves: u64,
     /// Right answers, and answers that are known.
     pub right: Option<(usize, usize)>,
 }
@@ -231,6 +246,8 @@ impl Figures {
         let end = records.iter().map(|record| record.end).max().unwrap_or_default();
         let known = done().filter_map(|record| record.right);
         let known = (known.clone().filter(|right| *right).count(), known.count());
+        let told = || done().filter_map(|record| Some((record.speculation?, record.output)));
+        let stayed = || told().filter(|(speculation, _)| speculation.moves == 0);
         Self {
             completed: done().count(),
             errors,
@@ -245,7 +262,10 @@ impl Figures {
             itl: Latency::of(done().flat_map(Record::gaps)),
             e2el: Latency::of(done().map(Record::whole)),
             late: Latency::of(records.iter().map(|record| record.sent.saturating_sub(record.due))),
-            speculation: done().filter_map(|record| record.speculation).reduce(Speculation::and),
+            speculation: stayed().map(|(speculation, _)| speculation).reduce(Speculation::and),
+            told: stayed().map(|(_, output)| output).sum(),
+            moved: told().count() - stayed().count(),
+            moves: told().map(|(speculation, _)| speculation.moves).sum(),
             right: (known.1 > 0).then_some(known),
         }
     }
@@ -323,6 +343,33 @@ mod tests {
     }
 
     #[test]
+    fn drafts_without_a_verdict_are_in_no_ratio() {
+        let outcome = |drafted, accepted, blocks| v1::BlockOutcome { drafted, accepted, blocks };
+        let told = v1::Speculation {
+            blocks: 5,
+            drafted: 99,
+            accepted: 20,
+            outcomes: vec![outcome(4, 3, 2), outcome(2, 0, 1)],
+            ..Default::default()
+        };
+        let read = Speculation::from(&told);
+        assert_eq!((read.blocks, read.drafted, read.accepted, read.unverified), (3, 10, 6, 14));
+    }
+
+    #[test]
+    fn sessions_that_moved_are_left_out_of_what_drafters_and_experts_did() {
+        let of = |moves| Record {
+            speculation: Some(Speculation { accepted: 3, drafted: 4, expert_passes: 2, moves, ..Default::default() }),
+            ..record()
+        };
+        let figures = Figures::of(&[of(0), of(2)], 0, None);
+        assert_eq!((figures.completed, figures.output, figures.told), (2, 10, 5));
+        assert_eq!((figures.moved, figures.moves, figures.speculation), (1, 2, of(0).speculation));
+        let figures = Figures::of(&[of(1)], 0, None);
+        assert_eq!((figures.moved, figures.speculation), (1, None));
+    }
+
+    #[test]
     fn figures_add_up() {
         let speculation = |accepted| Some(Speculation { accepted, drafted: 9, expert_passes: 2, ..Default::default() });
         let records = [
@@ -344,6 +391,7 @@ mod tests {
         assert_eq!((figures.good, figures.right), (Some(2), Some((1, 2))));
         let sum = figures.speculation.unwrap();
         assert_eq!((sum.accepted, sum.drafted, sum.expert_passes), (7, 18, 4));
+        assert_eq!((figures.told, figures.moved, figures.moves), (10, 0, 0));
         assert_eq!(Figures::of(&[], 0, None), Figures::default());
     }
 }

@@ -24,18 +24,19 @@ pub use args::{BenchArgs, BenchCommand, LoadArgs};
 use tokio::sync::watch;
 
 use crate::contender::Contender;
+use crate::signals::Signals;
 use crate::{Failure, Outcome, load};
 use arrivals::Arrival;
 use drive::{Arrivals, Load};
-use measure::Figures;
+use measure::{Figures, Record};
 use report::Run;
-use target::{Ask, Target};
+use target::{Ask, Failed, Own, Target};
 use workload::{Item, Ruler};
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the server cannot be reached, a file cannot be read, or no request is answered at all.
+/// When the server cannot be reached, a file cannot be read, or a strategy had none of its requests answered.
 pub async fn run(args: &BenchArgs) -> Outcome {
     if let Some(BenchCommand::Router(args)) = &args.command {
         return router_cost::run(args).await;
@@ -43,19 +44,35 @@ pub async fn run(args: &BenchArgs) -> Outcome {
     let args = &args.load;
     let target = Arc::new(Target::connect(args).await?);
     let plan = Plan::new(args, &target).await?;
-    let cut = interrupt();
+    let cut = interrupt()?;
     let mut runs = Vec::new();
     for contender in contenders(args) {
-        runs.push(plan.measure(&target, contender, cut.clone()).await?);
+        match plan.measure(&target, contender, cut.clone()).await {
+            Ok(run) => runs.push(run),
+            Err(failure) => {
+                // What was measured before is worth its time.
+                show(args, &runs)?;
+                return Err(failure);
+            }
+        }
         if *cut.borrow() {
             eprintln!("interrupted; this is what was measured until then");
-            break;
+            return show(args, &runs);
         }
     }
-    show(args, &runs)
+    show(args, &runs)?;
+    let nothing = |run: &&Run| run.1.completed == 0;
+    let unanswered: Vec<&str> = runs.iter().filter(nothing).map(|(name, _)| name.as_str()).collect();
+    if unanswered.is_empty() {
+        return Ok(());
+    }
+    Err(format!("no request was answered under {}", unanswered.join(", ")).into())
 }
 
 fn show(args: &LoadArgs, runs: &[Run]) -> Outcome {
+    if runs.is_empty() {
+        return Ok(());
+    }
     if args.json {
         let json = serde_json::json!({"load": load_name(args), "runs": report::to_json(runs)});
         crate::print_line(&json.to_string())?;
@@ -80,18 +97,18 @@ fn load_name(args: &LoadArgs) -> String {
     }
 }
 
-/// True once Ctrl-C was pressed.
-fn interrupt() -> watch::Receiver<bool> {
+/// True once Ctrl-C was pressed or SIGTERM came.
+fn interrupt() -> std::io::Result<watch::Receiver<bool>> {
+    let mut signals = Signals::new()?;
     let (sender, receiver) = watch::channel(false);
     // Ends with the process.
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            let _ = sender.send(true);
-        }
+        signals.next().await;
+        let _ = sender.send(true);
         // Receivers that outlive their sender would wake at once.
         sender.closed().await;
     });
-    receiver
+    Ok(receiver)
 }
 
 /// What every run of a comparison has alike.
@@ -114,7 +131,7 @@ impl<'a> Plan<'a> {
         if let Some(file) = &args.trace {
             let trace = read(file, arrivals::parse)?;
             let trace: Vec<Arrival> = trace.into_iter().take(requests).collect();
-            let times = trace.iter().map(|arrival| arrival.at.div_f64(args.speedup)).collect();
+            let times = trace.iter().map(|arrival| arrival.due(args.speedup)).collect();
             let lengths: Vec<(u32, u32)> = trace.iter().map(|arrival| (arrival.input, arrival.output)).collect();
             let items = of_lengths(args, target, &lengths).await?;
             return Ok(Self { args, requests: lengths.len(), items: Arc::new(items), arrivals: Arrivals::Open(times) });
@@ -152,6 +169,7 @@ impl<'a> Plan<'a> {
             arrivals,
             requests,
             duration: self.args.duration,
+            seed: Some(self.args.seed),
             salt: (!self.args.share_prefixes).then(|| format!("bench/{}/{name}/{phase}", std::process::id())),
         };
         let warmup = self.args.warmup as usize;
@@ -161,8 +179,9 @@ impl<'a> Plan<'a> {
             let warm =
                 load(Arrivals::Closed(warmup.min(WARMUP_AT_ONCE)), warmup, "warmup").run(&bar, cut.clone()).await;
             bar.finish_and_clear();
-            let failed = warm.records.iter().filter(|record| record.error.is_some()).count();
-            if failed > 0 && failed == warm.records.len() {
+            // Where each was refused for what it says, as one that is too long for the model, the next may be answered.
+            let is_lost = |record: &Record| record.error.as_ref().is_some_and(|kind| !target::is_refusal(kind));
+            if !warm.records.is_empty() && warm.records.iter().all(is_lost) {
                 let sentence = warm.sentences.first().cloned().unwrap_or_default();
                 return Err(format!("{name}: no warm-up request was answered: {sentence}").into());
             }
@@ -213,15 +232,18 @@ fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result
     parse(&text).map_err(|reason| format!("{}: {reason}", file.display()).into())
 }
 
-/// Synthetic prompts of these lengths: two requests tell how many tokens the model makes of a word.
+/// Synthetic prompts of these lengths: a short and a long request tell how many tokens the model makes of a word.
 async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) -> Result<Vec<Item>, Failure> {
-    let mut tokens = [0; 2];
-    for (tokens, words) in tokens.iter_mut().zip(Ruler::WORDS) {
-        let item = Item { prompt: workload::words(words, args.seed), answer: None, output: 1, exact: false };
-        let observed = target.ask(&ask(args), &item, None).await;
-        *tokens = observed.map_err(|failed| format!("no prompt could be counted: {}", failed.sentence))?.input;
+    let uncounted = |failed: Failed| format!("no prompt could be counted: {}", failed.sentence);
+    let short = tokens(args, target, Ruler::SHORT).await.map_err(uncounted)?;
+    let mut long = Err(Failed::default());
+    for words in Ruler::LONG {
+        long = tokens(args, target, words).await.map(|tokens| (words, tokens));
+        if !long.as_ref().is_err_and(|failed| target::is_refusal(&failed.kind)) {
+            break;
+        }
     }
-    let ruler = Ruler::new(tokens);
+    let ruler = Ruler::new(short, long.map_err(uncounted)?);
     let item = |(number, &(input, output)): (usize, &(u32, u32))| Item {
         prompt: workload::words(ruler.words(input), args.seed.wrapping_add(number as u64 + 1)),
         answer: None,
@@ -229,4 +251,10 @@ async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) ->
         exact: true,
     };
     Ok(lengths.iter().enumerate().map(item).collect())
+}
+
+/// How many tokens a prompt of so many words has.
+async fn tokens(args: &LoadArgs, target: &Target, words: usize) -> Result<u64, Failed> {
+    let item = Item { prompt: workload::words(words, args.seed), answer: None, output: 1, exact: false };
+    Ok(target.ask(&ask(args), &item, Own::default()).await?.input)
 }

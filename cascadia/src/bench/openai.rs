@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cascadia_core::synthetic;
 use cascadia_proto::v1;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::Client;
@@ -10,12 +11,19 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::measure::Speculation;
-use super::target::{Ask, Failed, Observed};
+use super::target::{Ask, Failed, Observed, Own};
 use super::workload::Item;
 use crate::Failure;
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a server may say nothing at all, neither that it answers nor the next piece of its answer. Longer than queues
+/// are; over gRPC the connection's own pings find a server that has gone.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// How long the end of a body is waited for after `[DONE]`, so that its connection serves the next request.
+const CLOSING: Duration = Duration::from_millis(50);
 
 /// A server and its connections, one a request that is open: HTTP/1.1 has no streams to share.
 #[derive(Clone, Debug)]
@@ -25,6 +33,8 @@ pub struct OpenAi {
     base: String,
     /// What is asked where the request names none.
     model: String,
+    /// [`SILENCE`], or less in a test.
+    silence: Duration,
 }
 
 /// A client that keeps its connections.
@@ -59,7 +69,8 @@ impl OpenAi {
                 format!("{url:?} cannot be driven: give a plain URL like http://127.0.0.1:8080/v1 (no TLS)").into()
             );
         }
-        let mut new = Self { http: client(), base: url.trim_end_matches('/').to_owned(), model: String::new() };
+        let base = url.trim_end_matches('/').to_owned();
+        let mut new = Self { http: client(), base, model: String::new(), silence: SILENCE };
         let page = get(&new.http, &format!("{}/models", new.base)).await?;
         let models: Value = serde_json::from_str(&page).unwrap_or_default();
         let first = models["data"][0]["id"].as_str();
@@ -71,41 +82,49 @@ impl OpenAi {
     ///
     /// # Errors
     /// Why it came to nothing.
-    pub async fn ask(&self, ask: &Ask, item: &Item, salt: Option<String>) -> Result<Observed, Failed> {
+    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
         let endpoint = if ask.raw { "completions" } else { "chat/completions" };
         let request = http::Request::post(format!("{}/{endpoint}", self.base))
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(self.body(ask, item, salt).to_string())
+            .body(self.body(ask, item, own).to_string())
             .map_err(|error| broken("URL", &error))?;
-        let response = self.http.request(request).await.map_err(|error| broken("UNREACHABLE", &error))?;
+        let response = self.heard(self.http.request(request)).await?.map_err(|error| broken("UNREACHABLE", &error))?;
         let status = response.status();
         let mut body = response.into_body();
         if !status.is_success() {
-            let whole = body.collect().await.map_err(|error| broken("BROKEN", &error))?.to_bytes();
+            let whole = self.heard(body.collect()).await?.map_err(|error| broken("BROKEN", &error))?.to_bytes();
             let text = String::from_utf8_lossy(&whole);
             let said: Value = serde_json::from_str(&text).unwrap_or_default();
             let sentence = said["error"]["message"].as_str().map_or_else(|| shortened(&text), ToOwned::to_owned);
             return Err(Failed { kind: status.as_u16().to_string(), sentence });
         }
-        let (mut lines, mut observed, mut ended) = (Lines::default(), Observed::default(), false);
-        while let Some(frame) = body.frame().await {
+        let (mut lines, mut observed) = (Lines::default(), Observed::default());
+        while let Some(frame) = self.heard(body.frame()).await? {
             let frame = frame.map_err(|error| broken("BROKEN", &error))?;
             let Ok(data) = frame.into_data() else { continue };
             let now = Instant::now();
             for event in lines.take(&data) {
-                ended |= event == "[DONE]";
-                if !ended {
-                    take(&mut observed, &event, now, item.answer.is_some())?;
+                if event == "[DONE]" {
+                    observed.end = Some(now);
+                    // However it goes: the answer is whole.
+                    let _ = tokio::time::timeout(CLOSING, body.collect()).await;
+                    return Ok(observed);
                 }
+                take(&mut observed, &event, now, item.answer.is_some())?;
             }
-        }
-        if ended {
-            return Ok(observed);
         }
         Err(Failed { kind: "BROKEN".into(), sentence: "the stream ended without data: [DONE]".into() })
     }
 
-    fn body(&self, ask: &Ask, item: &Item, salt: Option<String>) -> Value {
+    /// What the server says next, unless it is silent for too long.
+    async fn heard<T>(&self, next: impl Future<Output = T>) -> Result<T, Failed> {
+        tokio::time::timeout(self.silence, next).await.map_err(|_| Failed {
+            kind: "SILENT".into(),
+            sentence: format!("the server said nothing for {:?}", self.silence),
+        })
+    }
+
+    fn body(&self, ask: &Ask, item: &Item, own: Own) -> Value {
         let model = if ask.model.is_empty() { &self.model } else { &ask.model };
         let mut body = json!({
             "model": model,
@@ -124,8 +143,11 @@ impl OpenAi {
         if item.exact {
             body["ignore_eos"] = json!(true);
         }
-        if let Some(salt) = salt {
+        if let Some(salt) = own.salt {
             body["cache_salt"] = json!(salt);
+        }
+        if let Some(seed) = own.seed {
+            body["seed"] = json!(seed);
         }
         if let Some(contender) = &ask.contender {
             let v1::Parameters { strategy, rule, alpha, .. } = contender.parameters();
@@ -164,19 +186,25 @@ fn take(observed: &mut Observed, event: &str, now: Instant, keep: bool) -> Resul
         observed.output = tokens;
         observed.input = usage["prompt_tokens"].as_u64().unwrap_or_default();
     }
-    let told = &chunk["metrics"]["speculative_decoding"];
-    if let Some(drafted) = told["num_draft_tokens"].as_u64() {
-        let accepted = told["num_accepted_draft_tokens"].as_u64().unwrap_or_default();
-        let own = |field: &str| chunk["cascadia"][field].as_u64();
+    let (told, ours) = (&chunk["metrics"]["speculative_decoding"], &chunk["cascadia"]);
+    if told.is_object() || ours.is_object() {
+        // Strategies that ask for no verdict have no such metrics.
+        let count = |field: &str| told[field].as_u64().unwrap_or_default();
+        let own = |field: &str| ours[field].as_u64();
+        let accepted = count("num_accepted_draft_tokens");
         observed.speculation = Some(Speculation {
-            blocks: told["num_spec_steps"].as_u64().unwrap_or_default(),
-            drafted,
+            blocks: count("num_spec_steps"),
+            drafted: count("num_draft_tokens"),
             accepted,
             relaxed: own("relaxed").unwrap_or_default(),
+            unverified: own("accepted").unwrap_or(accepted).saturating_sub(accepted),
             deferred: own("deferred").unwrap_or_else(|| observed.output.saturating_sub(accepted)),
             // A server that says nothing of passes verifies one block in each.
-            expert_passes: own("expert_passes").or(told["num_spec_steps"].as_u64()).unwrap_or_default(),
+            expert_passes: own("expert_passes").unwrap_or_else(|| count("num_spec_steps")),
             moves: own("moves").unwrap_or_default(),
+        });
+        observed.synthetic = ["drafter", "expert"].iter().any(|role| {
+            ours["fingerprints"][role].as_str().is_some_and(|model| model.starts_with(synthetic::FINGERPRINT))
         });
     }
     Ok(())
@@ -232,6 +260,37 @@ mod tests {
         }
     }
 
+    /// A server that writes this after its head and then keeps the connection open without a word.
+    async fn server(body: &'static str, silence: Duration) -> OpenAi {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/v1", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let _ = connection.read(&mut [0; 4096]).await;
+                let piece = format!("{:x}\r\n{body}\r\n", body.len());
+                let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+                connection.write_all(format!("{head}{piece}").as_bytes()).await.unwrap();
+                open.push(connection);
+            }
+        });
+        OpenAi { http: client(), base, model: "m".into(), silence }
+    }
+
+    #[tokio::test]
+    async fn done_is_the_end_of_an_answer_and_silence_is_none() {
+        const FIRST: &str = "data: {\"choices\": [{\"text\": \"a\"}]}\n\n";
+        const WHOLE: &str = "data: {\"choices\": [{\"text\": \"a\"}]}\n\ndata: [DONE]\n\n";
+        let item = Item { prompt: "p".into(), answer: None, output: 1, exact: false };
+        let never_closed = server(WHOLE, Duration::from_secs(3600)).await;
+        let observed = never_closed.ask(&Ask::default(), &item, Own::default()).await.unwrap();
+        assert_eq!(observed.end, Some(observed.pieces[0].0));
+        let silent = server(FIRST, Duration::from_millis(20)).await;
+        let failed = silent.ask(&Ask::default(), &item, Own::default()).await.unwrap_err();
+        assert_eq!((failed.kind.as_str(), failed.sentence.as_str()), ("SILENT", "the server said nothing for 20ms"));
+    }
+
     #[test]
     fn chunks_usage_and_errors() {
         let mut observed = Observed::default();
@@ -250,6 +309,12 @@ mod tests {
         assert_eq!(observed.text, "abc");
         let told = observed.speculation.unwrap();
         assert_eq!((told.drafted, told.accepted, told.deferred, told.expert_passes), (4, 2, 1, 2));
+        assert_eq!((told.unverified, observed.synthetic), (0, false));
+        let alone = r#"{"choices": [], "metrics": {"speculative_decoding": null}, "cascadia": {"accepted": 3,
+            "deferred": 0, "expert_passes": 0, "fingerprints": {"drafter": "synthetic-1-drafter", "expert": null}}}"#;
+        take(&mut observed, alone, now, true).unwrap();
+        let told = observed.speculation.unwrap();
+        assert_eq!((told.drafted, told.accepted, told.unverified, observed.synthetic), (0, 0, 3, true));
         let failed = take(&mut observed, r#"{"error": {"message": "gone", "code": "unavailable"}}"#, now, true);
         assert_eq!(failed, Err(Failed { kind: "unavailable".into(), sentence: "gone".into() }));
     }

@@ -14,24 +14,18 @@ pub fn table(runs: &[Run]) -> String {
     let mut titles = vec![("", Side::Left)];
     titles.extend(runs.iter().map(|(name, _)| (name.as_str(), Side::Right)));
     let mut rows: Vec<Vec<String>> = Vec::new();
-    for (name, value) in lines() {
+    for Line { name, value, kinds } in lines() {
         let cells: Vec<Option<String>> = runs.iter().map(|(_, figures)| value(figures)).collect();
         // What nobody measured is no row.
         if cells.iter().any(Option::is_some) {
             let cells = cells.into_iter().map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
             rows.push(std::iter::once(name).chain(cells).collect());
         }
-        if name_is_failed(rows.last()) {
+        if kinds {
             rows.extend(errors(runs));
         }
     }
     layout(&titles, &rows)
-}
-
-const FAILED: &str = "Failed requests";
-
-fn name_is_failed(row: Option<&Vec<String>>) -> bool {
-    row.is_some_and(|row| row[0] == FAILED)
 }
 
 /// One row a kind of error.
@@ -45,10 +39,17 @@ fn errors(runs: &[Run]) -> Vec<Vec<String>> {
     kinds.into_iter().map(row).collect()
 }
 
-type Line = (String, Box<dyn Fn(&Figures) -> Option<String>>);
+type Cell = Box<dyn Fn(&Figures) -> Option<String>>;
+
+struct Line {
+    name: String,
+    value: Cell,
+    /// The kinds of errors follow, a row each.
+    kinds: bool,
+}
 
 fn line(name: &str, value: impl Fn(&Figures) -> Option<String> + 'static) -> Line {
-    (name.to_owned(), Box::new(value))
+    Line { name: name.to_owned(), value: Box::new(value), kinds: false }
 }
 
 fn ratio(part: f64, whole: f64) -> Option<f64> {
@@ -58,7 +59,7 @@ fn ratio(part: f64, whole: f64) -> Option<f64> {
 fn lines() -> Vec<Line> {
     let mut lines = vec![
         line("Successful requests", |f| Some(f.completed.to_string())),
-        line(FAILED, |f| Some((f.ended() - f.completed).to_string())),
+        Line { kinds: true, ..line("Failed requests", |f| Some((f.ended() - f.completed).to_string())) },
         line("Unfinished requests", |f| (f.unfinished > 0).then(|| f.unfinished.to_string())),
         line("Peak concurrent requests", |f| Some(f.peak.to_string())),
         line("Benchmark duration (s)", |f| Some(format!("{:.2}", f.duration))),
@@ -83,10 +84,12 @@ fn lines() -> Vec<Line> {
         line("Draft tokens", |f| Some(f.speculation?.drafted.to_string())),
         line("Accepted tokens", |f| Some(f.speculation?.accepted.to_string())),
         line("  of them relaxed", |f| Some(f.speculation?.relaxed.to_string())),
+        line("Unverified tokens", |f| Some(f.speculation?.unverified).filter(|n| *n > 0).map(|n| n.to_string())),
         line("Deferred tokens", |f| Some(f.speculation?.deferred.to_string())),
         line("Acceptance rate (%)", |f| acceptance(f).map(|n| format!("{:.1}", 100.0 * n))),
         line("Accepted tokens per pass", |f| accepted_per_pass(f).map(|n| format!("{n:.2}"))),
         line("Tokens per expert pass", |f| tokens_per_pass(f).map(|n| format!("{n:.2}"))),
+        line("Sessions that moved, left out", |f| (f.moved > 0).then(|| f.moved.to_string())),
         line("Accuracy (%)", |f| {
             f.right.and_then(|(right, known)| ratio(100.0 * right as f64, known as f64)).map(|n| format!("{n:.1}"))
         }),
@@ -110,7 +113,7 @@ fn accepted_per_pass(figures: &Figures) -> Option<f64> {
 }
 
 fn tokens_per_pass(figures: &Figures) -> Option<f64> {
-    ratio(figures.output as f64, figures.speculation?.expert_passes as f64)
+    ratio(figures.told as f64, figures.speculation?.expert_passes as f64)
 }
 
 /// One object a run.
@@ -152,13 +155,15 @@ fn object(name: &str, figures: &Figures) -> Value {
         set("spec_decode_num_draft_tokens", json!(speculation.drafted));
         set("spec_decode_num_accepted_tokens", json!(speculation.accepted));
         set("spec_decode_num_relaxed_tokens", json!(speculation.relaxed));
+        set("spec_decode_num_unverified_tokens", json!(speculation.unverified));
         set("spec_decode_num_deferred_tokens", json!(speculation.deferred));
         set("spec_decode_acceptance_rate", json!(acceptance(figures)));
         set("expert_passes", json!(speculation.expert_passes));
         set("accepted_tokens_per_pass", json!(accepted_per_pass(figures)));
         set("tokens_per_expert_pass", json!(tokens_per_pass(figures)));
-        set("session_migrations", json!(speculation.moves));
     }
+    set("session_migrations", json!(figures.moves));
+    set("migrated_sessions_left_out", json!(figures.moved));
     if let Some((right, known)) = figures.right {
         set("accuracy", json!(ratio(right as f64, known as f64)));
     }
@@ -181,6 +186,9 @@ mod tests {
             good: Some(5),
             ttft: Some(Latency { mean: 2.5, median: 2.0, p90: 4.0, p99: 5.0 }),
             speculation: Some(Speculation { drafted: 60, accepted: 45, expert_passes: 20, ..Default::default() }),
+            told: 70,
+            moved: 1,
+            moves: 3,
             right: Some((6, 8)),
             ..Figures::default()
         }
@@ -198,13 +206,23 @@ mod tests {
             ("Output token throughput (tok/s)", ["-", "20.0"]),
             ("P90 TTFT (ms)", ["-", "4.00"]),
             ("Acceptance rate (%)", ["-", "75.0"]),
-            ("Tokens per expert pass", ["-", "4.00"]),
+            ("Tokens per expert pass", ["-", "3.50"]),
+            ("Sessions that moved, left out", ["-", "1"]),
             ("Accuracy (%)", ["-", "75.0"]),
         ] {
             let row = table.lines().find(|line| line.trim_start().starts_with(name)).expect(name);
             assert!(row.split_whitespace().rev().take(2).eq(cells.into_iter().rev()), "{row}");
         }
         assert!(!table.contains("Unfinished") && !table.contains("E2EL"), "{table}");
+    }
+
+    #[test]
+    fn nothing_verified_has_no_acceptance() {
+        let alone = Speculation { unverified: 80, ..Default::default() };
+        let runs = [("drafter".into(), Figures { speculation: Some(alone), told: 80, ..figures() })];
+        let table = table(&runs);
+        assert!(table.contains("Unverified tokens") && !table.contains("Acceptance rate"), "{table}");
+        assert!(to_json(&runs)[0]["spec_decode_acceptance_rate"].is_null());
     }
 
     #[test]
@@ -215,5 +233,9 @@ mod tests {
         assert_eq!((run["request_goodput"].as_f64(), run["p99_ttft_ms"].as_f64()), (Some(1.25), Some(5.0)));
         assert!(run["mean_e2el_ms"].is_null());
         assert_eq!(run["accuracy"].as_f64(), Some(0.75));
+        assert_eq!(
+            (run["session_migrations"].as_u64(), run["migrated_sessions_left_out"].as_u64()),
+            (Some(3), Some(1))
+        );
     }
 }

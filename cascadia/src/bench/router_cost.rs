@@ -13,10 +13,12 @@ use tokio::task::JoinSet;
 use super::children::{Cluster, Plan};
 use super::openai::OpenAi;
 use super::scrape::{Observations, Scrape};
-use super::target::{Ask, Failed, Router, Target};
+use super::target::{Ask, Failed, Own, Router, Target};
 use super::workload::Item;
 use crate::columns::{Side, layout};
 use crate::contender::Contender;
+use crate::signals::Signals;
+use crate::synthetic::MOST_PAGES;
 use crate::{Failure, Outcome, durations, load};
 
 /// Arguments of `bench router`.
@@ -27,7 +29,7 @@ pub struct RouterCostArgs {
     pub streams: u32,
 
     /// Tokens a second of each stream, about.
-    #[arg(long, value_name = "R", default_value_t = 10.0, value_parser = super::args::positive)]
+    #[arg(long, value_name = "R", default_value_t = 10.0, value_parser = super::args::factor)]
     pub rate: f64,
 
     /// How long is measured, once every stream has its first token.
@@ -63,6 +65,9 @@ const STAGGER: Duration = Duration::from_millis(1);
 /// Sessions of one pass of a synthetic expert at most.
 const BATCH: usize = 256;
 
+/// The router's memory, as it says itself.
+const RESIDENT: &str = "process_resident_memory_bytes";
+
 /// What relaying is to stay below.
 const BOUND: f64 = 0.001;
 
@@ -71,6 +76,15 @@ const BOUND: f64 = 0.001;
 /// # Errors
 /// When the nodes do not start or a stream fails: a figure with holes would be no measurement.
 pub async fn run(args: &RouterCostArgs) -> Outcome {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        outcome = experiment(args) => outcome,
+        // Dropping the experiment ends its processes.
+        () = signals.next() => Err("interrupted".into()),
+    }
+}
+
+async fn experiment(args: &RouterCostArgs) -> Outcome {
     let machine = Machine::now();
     let cluster = Cluster::start(&plan(args)?).await?;
     let target = Arc::new(if args.http {
@@ -78,8 +92,9 @@ pub async fn run(args: &RouterCostArgs) -> Outcome {
     } else {
         Target::Router(Router::connect(cluster.address()).await?)
     });
+    let idle = Scrape::of(cluster.admin()).await?.value(RESIDENT);
     let mut streams = open(args, &target).await;
-    let cost = measure(args, &cluster, &mut streams).await?;
+    let cost = measure(args, &cluster, idle, &mut streams).await?;
     streams.abort_all();
     if args.json {
         crate::print_line(&cost.to_json(args, &machine).to_string())?;
@@ -100,7 +115,7 @@ pub async fn run(args: &RouterCostArgs) -> Outcome {
 /// Tokens a stream must not run out of.
 fn output(args: &RouterCostArgs) -> u32 {
     let life = args.window + PATIENCE;
-    (life.as_secs_f64() * args.rate).ceil() as u32 + 16
+    ((life.as_secs_f64() * args.rate).ceil() as u32).saturating_add(16)
 }
 
 /// Nodes whose streams bring tokens at the rate asked for.
@@ -111,6 +126,13 @@ fn plan(args: &RouterCostArgs) -> Result<Plan, Failure> {
         return Err("streams would grow too long: lower --rate or --window".into());
     }
     let pages = sessions * (context / 16 + 2);
+    if pages > MOST_PAGES {
+        return Err(format!(
+            "the streams of an expert need {pages} pages and it can have {MOST_PAGES}: lower --streams, --rate or \
+             --window, or raise --experts"
+        )
+        .into());
+    }
     let drafts = args.strategy.strategy != "expert";
     // Each pass serves BATCH sessions; all are served in the time of a token. Where blocks are drafted, half of a block's
     // time is the drafter's, and of its 6 drafts at acceptance 0.8 about 3.7 tokens are written.
@@ -144,7 +166,7 @@ async fn open(args: &RouterCostArgs, target: &Arc<Target>) -> Streams {
     for _ in 0..args.streams {
         let item = Item { prompt: "a".to_owned(), answer: None, output: output(args), exact: true };
         let (target, ask) = (target.clone(), ask.clone());
-        streams.spawn(async move { target.ask(&ask, &item, None).await.map(|_| ()) });
+        streams.spawn(async move { target.ask(&ask, &item, Own::default()).await.map(|_| ()) });
         bar.inc(1);
         tokio::time::sleep(STAGGER).await;
     }
@@ -161,7 +183,8 @@ fn check(streams: &mut Streams) -> Result<(), Failure> {
     }
 }
 
-async fn measure(args: &RouterCostArgs, cluster: &Cluster, streams: &mut Streams) -> Result<Cost, Failure> {
+/// `idle`: what the router took before the first stream, bytes.
+async fn measure(args: &RouterCostArgs, cluster: &Cluster, idle: f64, streams: &mut Streams) -> Result<Cost, Failure> {
     let began = Instant::now();
     let bar = load::bar(u64::from(args.streams), "first tokens {bar:30} {pos}/{len}");
     let all = f64::from(args.streams);
@@ -185,7 +208,7 @@ async fn measure(args: &RouterCostArgs, cluster: &Cluster, streams: &mut Streams
         tokio::time::sleep(LOOK.min(args.window.saturating_sub(clock.elapsed()))).await;
         bar.set_position(clock.elapsed().as_secs());
         check(streams)?;
-        resident = resident.max(Scrape::of(cluster.admin()).await?.value("process_resident_memory_bytes"));
+        resident = resident.max(Scrape::of(cluster.admin()).await?.value(RESIDENT));
     }
     let (end, seconds) = (Scrape::of(cluster.admin()).await?, clock.elapsed().as_secs_f64());
     bar.finish_and_clear();
@@ -198,6 +221,7 @@ async fn measure(args: &RouterCostArgs, cluster: &Cluster, streams: &mut Streams
         router_cpu: between("process_cpu_seconds_total"),
         nodes_cpu: cpu(cluster).await? - others,
         client_cpu: own_cpu() - own,
+        idle,
         resident,
     })
 }
@@ -226,6 +250,9 @@ struct Cost {
     router_cpu: f64,
     nodes_cpu: f64,
     client_cpu: f64,
+    /// Bytes before the first stream.
+    idle: f64,
+    /// Bytes at most.
     resident: f64,
 }
 
@@ -238,6 +265,11 @@ impl Cost {
 
     fn cpu_per_million(&self) -> Option<f64> {
         (self.tokens > 0.0).then(|| self.router_cpu / self.tokens * 1e6)
+    }
+
+    /// What streams added to the router, bytes each.
+    fn memory_a_stream(&self) -> Option<f64> {
+        (self.streams > 0.0).then(|| (self.resident - self.idle).max(0.0) / self.streams)
     }
 
     fn table(&self) -> String {
@@ -256,7 +288,7 @@ impl Cost {
             row("Router CPU (cores)", number(Some(self.router_cpu / self.seconds), 3)),
             row("Router CPU seconds per million tokens", number(self.cpu_per_million(), 1)),
             row("Router peak memory (MiB)", number(Some(self.resident / MIB), 1)),
-            row("Router memory a stream (KiB)", number(Some(self.resident / 1024.0 / self.streams), 1)),
+            row("Router memory a stream (KiB)", number(self.memory_a_stream().map(|bytes| bytes / 1024.0), 1)),
             row("Synthetic nodes' CPU (cores)", number(Some(self.nodes_cpu / self.seconds), 3)),
             row("Client's CPU (cores)", number(Some(self.client_cpu / self.seconds), 3)),
         ];
@@ -278,7 +310,9 @@ impl Cost {
             "relayed_within_1_ms": self.relayed.share_within(BOUND),
             "router_cpu_cores": self.router_cpu / self.seconds,
             "router_cpu_seconds_per_million_tokens": self.cpu_per_million(),
+            "router_idle_resident_bytes": self.idle,
             "router_peak_resident_bytes": self.resident,
+            "router_bytes_per_stream": self.memory_a_stream(),
             "nodes_cpu_cores": self.nodes_cpu / self.seconds,
             "client_cpu_cores": self.client_cpu / self.seconds,
             "machine": {"cpu": machine.cpu, "cores": machine.cores, "load_before": machine.load},

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use cascadia_core::synthetic;
 use cascadia_node::lanes::{LANE_STREAMS, Lanes, Lease};
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
@@ -29,11 +30,22 @@ pub struct Ask {
     pub raw: bool,
 }
 
+/// What is one request's own.
+#[derive(Clone, Debug, Default)]
+pub struct Own {
+    /// Keeps its prompt apart from others in prefix caches.
+    pub salt: Option<String>,
+    /// Fixes its text, as far as the server can; nothing leaves it to the server.
+    pub seed: Option<u64>,
+}
+
 /// What one request brought.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// When tokens came, and how many.
     pub pieces: Vec<(Instant, u32)>,
+    /// When its last message came, which is before the end of its stream.
+    pub end: Option<Instant>,
     /// Prompt tokens.
     pub input: u64,
     /// Output tokens.
@@ -42,15 +54,24 @@ pub struct Observed {
     pub speculation: Option<Speculation>,
     /// The answer.
     pub text: String,
+    /// A node without weights wrote it.
+    pub synthetic: bool,
 }
 
 /// Why a request failed: one word to count by, and the whole sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Failed {
     /// The status.
     pub kind: String,
     /// All of it.
     pub sentence: String,
+}
+
+/// Whether a request that failed in this way was refused for what it says, for example for its length: others may be
+/// answered.
+#[must_use]
+pub fn is_refusal(kind: &str) -> bool {
+    ["INVALID_ARGUMENT", "OUT_OF_RANGE", "400", "413", "422"].contains(&kind)
 }
 
 impl From<ClientError> for Failed {
@@ -85,14 +106,14 @@ impl Target {
         })
     }
 
-    /// Asks and follows the answer to its end. `salt` keeps its prompt apart from others in prefix caches.
+    /// Asks and follows the answer to its end.
     ///
     /// # Errors
     /// Why it came to nothing.
-    pub async fn ask(&self, ask: &Ask, item: &Item, salt: Option<String>) -> Result<Observed, Failed> {
+    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
         match self {
-            Self::Router(router) => router.ask(ask, item, salt).await,
-            Self::OpenAi(server) => server.ask(ask, item, salt).await,
+            Self::Router(router) => router.ask(ask, item, own).await,
+            Self::OpenAi(server) => server.ask(ask, item, own).await,
         }
     }
 }
@@ -122,13 +143,18 @@ impl Router {
         Ok((client.clone(), lease))
     }
 
-    async fn ask(&self, ask: &Ask, item: &Item, salt: Option<String>) -> Result<Observed, Failed> {
+    async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
         let (client, _lease) = self.client().await?;
-        let mut events = client.generate(request(ask, item, salt)).await?;
+        let mut events = client.generate(request(ask, item, own)).await?;
         let mut observed = Observed::default();
         while let Some(event) = events.next().await? {
             match event {
-                Event::Started(started) => observed.input = started.prompt_tokens.into(),
+                Event::Started(started) => {
+                    observed.input = started.prompt_tokens.into();
+                    observed.synthetic = started.fingerprints.is_some_and(|of| {
+                        [of.drafter, of.expert].iter().any(|model| model.starts_with(synthetic::FINGERPRINT))
+                    });
+                }
                 Event::Tokens(tokens) => {
                     if !tokens.ids.is_empty() {
                         observed.pieces.push((Instant::now(), tokens.ids.len() as u32));
@@ -139,6 +165,7 @@ impl Router {
                     }
                 }
                 Event::Finished(finished) => {
+                    observed.end = Some(Instant::now());
                     observed.speculation = finished.speculation.as_ref().map(Speculation::from);
                 }
             }
@@ -147,7 +174,7 @@ impl Router {
     }
 }
 
-pub(super) fn request(ask: &Ask, item: &Item, salt: Option<String>) -> v1::GenerateRequest {
+fn request(ask: &Ask, item: &Item, own: Own) -> v1::GenerateRequest {
     let kind = if ask.raw {
         Kind::Text(item.prompt.clone())
     } else {
@@ -162,9 +189,10 @@ pub(super) fn request(ask: &Ask, item: &Item, salt: Option<String>) -> v1::Gener
             temperature: ask.temperature,
             max_tokens: Some(item.output),
             ignore_eos: item.exact,
+            seed: own.seed,
             ..parameters
         }),
-        cache_salt: salt,
+        cache_salt: own.salt,
         ..v1::GenerateRequest::default()
     }
 }

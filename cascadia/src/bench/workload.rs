@@ -33,17 +33,15 @@ pub fn parse(text: &str, output: u32) -> Result<Vec<Item>, String> {
     }
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let read = |(number, line): (usize, &str)| {
-        let line: Option<Line> = serde_json::from_str(line).ok();
-        line.and_then(|line| {
-            let prompt = line.question.or(line.prompt).or(line.turns.into_iter().next())?;
-            Some(Item { prompt, answer: line.answer, output, exact: false })
-        })
-        .ok_or_else(|| {
-            format!(
-                "line {} has no \"question\", \"prompt\" or \"turns\"; it is to be a JSON object a line",
-                number + 1
-            )
-        })
+        let number = number + 1;
+        let line: Line = serde_json::from_str(line).map_err(|error| {
+            // The parser counts lines too, and each is its first.
+            let reason = error.to_string().replace(" at line 1 column", " at column");
+            format!("line {number} is no such JSON object: {reason}")
+        })?;
+        let prompt = line.question.or(line.prompt).or(line.turns.into_iter().next());
+        let prompt = prompt.ok_or_else(|| format!("line {number} has no \"question\", \"prompt\" or \"turns\""))?;
+        Ok(Item { prompt, answer: line.answer, output, exact: false })
     };
     let items = lines.map(read).collect::<Result<Vec<Item>, String>>()?;
     if items.is_empty() { Err("it holds no prompt".to_owned()) } else { Ok(items) }
@@ -84,15 +82,17 @@ pub struct Ruler {
 }
 
 impl Ruler {
-    /// Words of the two prompts to have counted.
-    pub const WORDS: [usize; 2] = [16, 272];
+    /// Words of the short prompt to have counted.
+    pub const SHORT: usize = 16;
 
-    /// A ruler from the tokens of these two prompts.
+    /// Words of the long prompt to have counted: the first that the model has room for.
+    pub const LONG: [usize; 4] = [272, 136, 68, 34];
+
+    /// A ruler from the tokens of the short prompt and the words and tokens of a long one.
     #[must_use]
-    pub fn new(tokens: [u64; 2]) -> Self {
-        let [short, long] = tokens.map(|tokens| tokens as f64);
-        let a_word = ((long - short) / (Self::WORDS[1] - Self::WORDS[0]) as f64).max(0.1);
-        Self { around: (short - a_word * Self::WORDS[0] as f64).max(0.0), a_word }
+    pub fn new(short: u64, (words, long): (usize, u64)) -> Self {
+        let a_word = ((long as f64 - short as f64) / (words - Self::SHORT) as f64).max(0.1);
+        Self { around: (short as f64 - a_word * Self::SHORT as f64).max(0.0), a_word }
     }
 
     /// Words that make about so many tokens, with all that a chat template puts around them.
@@ -119,6 +119,8 @@ mod tests {
         assert_eq!(is_right(&items[0], "it is 3"), Some(false));
         assert_eq!(is_right(&items[1], "2"), None);
         assert!(parse("{\"prompt\": \"a\"}\n{\"turns\": []}", 9).unwrap_err().starts_with("line 2"));
+        let error = parse("{\"question\": \"1+1?\", \"answer\": \"2\"}", 9).unwrap_err();
+        assert_eq!(error, "line 1 is no such JSON object: invalid type: string \"2\", expected i64 at column 34");
         assert!(parse("\n", 9).is_err());
     }
 
@@ -128,7 +130,9 @@ mod tests {
         assert_eq!(words(7, 1), words(7, 1));
         assert_ne!(words(7, 1), words(7, 2));
         // Ten tokens of a template, two and a half a word.
-        let ruler = Ruler::new([50, 690]);
-        assert_eq!((ruler.words(60), ruler.words(1010), ruler.words(1)), (20, 400, 1));
+        for long in [(272, 690), (68, 180)] {
+            let ruler = Ruler::new(50, long);
+            assert_eq!((ruler.words(60), ruler.words(1010), ruler.words(1)), (20, 400, 1), "{long:?}");
+        }
     }
 }
