@@ -1,12 +1,15 @@
 //! Configuration by file, with real processes: what is printed can be read, what is wrong is said, what changes is taken up.
 
+#[path = "real/address.rs"]
+mod address;
+
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use address::free_address;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -104,11 +107,6 @@ fn cascadia() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cascadia"));
     command.stdin(Stdio::null());
     command
-}
-
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").to_string()
 }
 
 fn pair() -> PathBuf {

@@ -2,12 +2,14 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::net::TcpListener;
+mod address;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub use address::free_address;
 use serde_json::Value;
 
 /// Longer than anything here takes; a test that waits so long has failed.
@@ -46,12 +48,6 @@ impl Process {
             }
         }
     }
-}
-
-/// A free port of the loopback interface, for a server that is started next.
-pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").to_string()
 }
 
 /// A folder of this test process that nobody else uses.
