@@ -51,6 +51,20 @@ pub enum LoadError {
         /// What is wrong, and the cure.
         problem: String,
     },
+    /// A file of a Hugging Face folder where the folder was meant.
+    #[error("{path} is one file of a Hugging Face model; name the folder that it is in")]
+    PartOfFolder {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder of GGUF files, each of which is a model.
+    #[error("{path} holds no config.json but GGUF files; name one of them: {files}")]
+    FolderOfFiles {
+        /// The folder.
+        path: PathBuf,
+        /// The files, separated by commas.
+        files: String,
+    },
     /// There are no weights in the folder.
     #[error("{path} holds neither model.safetensors nor model.safetensors.index.json; put the weights there")]
     NoWeights {

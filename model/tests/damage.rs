@@ -107,6 +107,16 @@ proptest! {
 }
 
 #[test]
+fn a_path_that_is_not_quite_the_model_is_told_apart() {
+    let folder = copy_of("qwen3", "part-of-a-folder");
+    let error = Weights::load(&folder.join("model.safetensors"), Dtype::Q8_0, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LoadError::PartOfFolder { .. }), "{error}");
+    let (folder, _) = file("folder-of-files", &std::fs::read(fixture("gguf/qwen3.gguf")).unwrap());
+    let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err();
+    assert!(matches!(&error, LoadError::FolderOfFiles { files, .. } if files == "model.gguf"), "{error}");
+}
+
+#[test]
 fn every_fault_of_a_gguf_file_is_named() {
     let good = std::fs::read(fixture("gguf/qwen3.gguf")).unwrap();
     let fails = |bytes: &[u8]| {

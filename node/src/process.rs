@@ -205,8 +205,45 @@ pub fn offered(facts: &ModelFacts, text: &dyn Text) -> ModelFacts {
 /// One pass over one token: the first pass of a process touches memory that later ones find warm.
 ///
 /// # Errors
-/// When the engine fails.
+/// When the engine fails, or what it computes is no number: each weight may be one and their products not.
 pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
     let mut rows = Rows::default();
-    engine.forward(&[Chunk { start: 0, tokens: &[0], pages: &[PageId(0)], rows: 1 }], &mut rows)
+    engine.forward(&[Chunk { start: 0, tokens: &[0], pages: &[PageId(0)], rows: 1 }], &mut rows)?;
+    if rows.data.iter().all(|logit| logit.is_finite()) {
+        return Ok(());
+    }
+    Err(EngineError("its first logits are not finite: the checkpoint is damaged, or its weights are too large".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cascadia_core::toy::{ToyEngine, ToyModel};
+
+    /// Has logits that are no numbers.
+    struct Overflown(ToyEngine);
+
+    impl Engine for Overflown {
+        fn facts(&self) -> &ModelFacts {
+            self.0.facts()
+        }
+
+        fn progress(&self) -> Arc<AtomicU64> {
+            self.0.progress()
+        }
+
+        fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
+            self.0.forward(batch, rows)?;
+            rows.data[3] = f32::INFINITY - f32::INFINITY;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_model_that_computes_no_numbers_does_not_begin() {
+        let engine = || ToyEngine::new(ToyModel::default(), 256, 8);
+        assert_eq!(warm_up(&mut engine()), Ok(()));
+        let error = warm_up(&mut Overflown(engine())).unwrap_err().to_string();
+        assert!(error.contains("not finite"), "{error}");
+    }
 }

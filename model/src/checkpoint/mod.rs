@@ -44,6 +44,9 @@ impl Checkpoint {
     pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
         let mut this = Self { path: path.into(), files: Vec::new(), tensors: BTreeMap::new(), gguf: None };
         if path.is_file() {
+            if path.extension().is_some_and(|e| ["safetensors", "json", "bin"].iter().any(|other| e == *other)) {
+                return Err(LoadError::PartOfFolder { path: path.into() });
+            }
             this.add_gguf(path.into())?;
             return Ok(this);
         }

@@ -104,7 +104,13 @@ impl Config {
     /// # Errors
     /// When a file cannot be read, or names something that is not supported.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        if path.is_file() { Self::of(&Checkpoint::open(path)?) } else { huggingface::read(path) }
+        if path.is_file() {
+            return Self::of(&Checkpoint::open(path)?);
+        }
+        match gguf_files(path) {
+            files if files.is_empty() || path.join("config.json").exists() => huggingface::read(path),
+            files => Err(LoadError::FolderOfFiles { path: path.into(), files: files.join(", ") }),
+        }
     }
 
     /// The configuration that belongs to a checkpoint.
@@ -147,4 +153,13 @@ impl Config {
     pub(crate) fn attended(&self) -> usize {
         self.heads * self.head_dim
     }
+}
+
+/// The names of the GGUF files in a folder.
+fn gguf_files(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.ends_with(".gguf"));
+    names.sort();
+    names
 }
