@@ -19,6 +19,7 @@ pub mod drain;
 pub mod durations;
 pub mod generate;
 pub mod load;
+pub mod memory;
 pub mod nodes;
 pub mod pad;
 pub mod signals;

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cascadia_core::engine::Engine;
+use cascadia_core::kv_memory::{KvMemory, Need};
+use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, LoadOptions, Progress, Weights};
+use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, KvDtype, LoadOptions, Progress, Weights};
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::Failure;
 use crate::cluster::Models;
+use crate::memory;
 
 /// A loaded model; engines made from it share its weights.
 #[derive(Clone)]
@@ -49,7 +52,8 @@ impl Model {
     pub fn load_up_to(folder: &Path, dtype: &str, context: usize) -> Result<Self, Failure> {
         let dtype: Dtype = dtype.parse()?;
         let options = LoadOptions { dtype, context: (context > 0).then_some(context) };
-        let tokenizer = Tokenizer::load(folder)?;
+        // What is cheap to check first: weights take minutes.
+        let tokenizer = check(folder, (dtype.name(), KvDtype::F32.name()))?;
         if let Err(error) = tokenizer.chat_template() {
             tracing::warn!(folder = %folder.display(), "{error}");
         }
@@ -64,7 +68,6 @@ impl Model {
         })?;
         bar.finish_and_clear();
         let config = weights.config();
-        fits(folder, &tokenizer, config)?;
         let (seconds, millions) = (begun.elapsed().as_secs_f32(), weights.parameters() / 1_000_000);
         tracing::info!(%path, family = ?config.family, millions, %dtype, context = config.context, seconds, "weights loaded");
         Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
@@ -79,38 +82,85 @@ impl Model {
     /// An engine with KV pages of its own; 0 threads means as many as the machine has.
     ///
     /// # Errors
-    /// When the system has no room for it.
-    pub fn engine(&self, pages: usize, threads: usize) -> Result<Box<dyn Engine>, Failure> {
+    /// When the cache that is asked for means nothing, or the system has no room for it.
+    pub fn engine(&self, cache: &Cache<'_>, threads: usize) -> Result<Box<dyn Engine>, Failure> {
+        let kv_dtype: KvDtype = cache.dtype.parse()?;
+        let pages = self.pages(cache, kv_dtype)?;
         let threads = match threads {
             // The engine itself uses one for passes that are too small to gain from more.
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let engine =
-            CpuEngine::new(self.weights.clone(), EngineOptions { pages, threads, ..EngineOptions::default() })?;
+        let options = EngineOptions { pages, kv_dtype, threads, ..EngineOptions::default() };
+        let engine = CpuEngine::new(self.weights.clone(), options)?;
         if engine.portable() {
             tracing::warn!("this CPU has no SIMD path of ours (AVX2 with FMA, AVX-512 or NEON); passes will be slow");
         }
         Ok(Box::new(engine))
     }
 
-    /// The parts of a drafter node.
+    /// How many KV pages an engine gets.
+    fn pages(&self, cache: &Cache<'_>, dtype: KvDtype) -> Result<usize, Failure> {
+        let (page_bytes, context) = (self.weights.page_bytes(dtype), self.weights.config().context);
+        let pages = match cache.pages {
+            0 => {
+                let need = Need { page_bytes, context, max_sessions: cache.max_sessions };
+                cache.memory.pages(memory::free(), cache.engines, need)?
+            }
+            pages => pages,
+        };
+        let (tokens, bytes) = (pages.saturating_mul(PAGE_TOKENS), pages.saturating_mul(page_bytes));
+        tracing::info!(pages, tokens, bytes, %dtype, "KV cache");
+        if tokens < context {
+            tracing::warn!(
+                tokens,
+                context,
+                "the KV cache holds less than one session of the model's context; raise --kv-memory for longer ones"
+            );
+        }
+        Ok(pages)
+    }
+
+    /// The parts of a drafter node, one of `engines` in this process.
     ///
     /// # Errors
     /// As [`Model::engine`].
-    pub fn drafter_parts(&self, config: &DrafterConfig) -> Result<cascadia_drafter_node::Parts, Failure> {
-        let engine = self.engine(config.kv_pages, config.threads)?;
+    pub fn drafter_parts(
+        &self,
+        config: &DrafterConfig,
+        engines: usize,
+    ) -> Result<cascadia_drafter_node::Parts, Failure> {
+        let DrafterConfig { kv_pages: pages, kv_memory: memory, max_sessions, .. } = *config;
+        let cache = Cache { pages, memory, dtype: &config.kv_dtype, max_sessions, engines };
+        let engine = self.engine(&cache, config.threads)?;
         Ok(cascadia_drafter_node::Parts { engine, text: self.tokenizer.clone() })
     }
 
-    /// The parts of an expert node.
+    /// The parts of an expert node, one of `engines` in this process.
     ///
     /// # Errors
     /// As [`Model::engine`].
-    pub fn expert_parts(&self, config: &ExpertConfig) -> Result<cascadia_expert_node::Parts, Failure> {
-        let engine = self.engine(config.kv_pages, config.threads)?;
+    pub fn expert_parts(&self, config: &ExpertConfig, engines: usize) -> Result<cascadia_expert_node::Parts, Failure> {
+        let ExpertConfig { kv_pages: pages, kv_memory: memory, max_sessions, .. } = *config;
+        let cache = Cache { pages, memory, dtype: &config.kv_dtype, max_sessions, engines };
+        let engine = self.engine(&cache, config.threads)?;
         Ok(cascadia_expert_node::Parts { engine, text: self.tokenizer.clone() })
     }
+}
+
+/// The KV cache that a node is configured to have.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache<'a> {
+    /// So many pages; 0 lets `memory` decide.
+    pub pages: usize,
+    /// Memory for them.
+    pub memory: KvMemory,
+    /// What keys and values are held in: f32 or f16.
+    pub dtype: &'a str,
+    /// Sessions that are open at once at most.
+    pub max_sessions: usize,
+    /// Engines of this process, which share what is free.
+    pub engines: usize,
 }
 
 /// A drafter and an expert that can work together.
@@ -132,14 +182,14 @@ impl Pair {
         Ok(Self { drafter, expert })
     }
 
-    /// What makes the nodes of a cluster.
+    /// What makes the nodes of a cluster that begins with `engines` of them.
     #[must_use]
-    pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig) -> Models {
+    pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig, engines: usize) -> Models {
         let (d, e) = (self.clone(), self.clone());
         let (drafter, expert) = (drafter.clone(), expert.clone());
         Models {
-            drafter: Arc::new(move || d.drafter.drafter_parts(&drafter)),
-            expert: Arc::new(move || e.expert.expert_parts(&expert)),
+            drafter: Arc::new(move || d.drafter.drafter_parts(&drafter, engines)),
+            expert: Arc::new(move || e.expert.expert_parts(&expert, engines)),
         }
     }
 }
@@ -168,8 +218,9 @@ pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) 
 ///
 /// # Errors
 /// When a file is missing or says what this binary does not know: one sentence with the cure.
-pub fn check(folder: &Path, dtype: &str) -> Result<Tokenizer, Failure> {
+pub fn check(folder: &Path, (dtype, kv_dtype): (&str, &str)) -> Result<Tokenizer, Failure> {
     dtype.parse::<Dtype>()?;
+    kv_dtype.parse::<KvDtype>()?;
     let (config, tokenizer) = (ModelConfig::read(folder)?, Tokenizer::load(folder)?);
     fits(folder, &tokenizer, &config)?;
     Ok(tokenizer)
@@ -264,13 +315,19 @@ mod tests {
     #[test]
     fn one_file_is_a_model() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gguf/qwen3.gguf");
-        check(&file, "q4_k").expect("configuration and tokenizer are inside");
+        check(&file, ("q4_k", "f16")).expect("configuration and tokenizer are inside");
         let model = Model::load_up_to(&file, "q4_k", 64).expect("so are the weights");
         assert_eq!((folder_name(&file).as_str(), model.weights.config().context), ("qwen3", 64));
         assert!(model.tokenizer.chat_template().is_ok() && model.tokenizer.eos_ids() == [2]);
         let ids = model.tokenizer.encode("a tooth", false).expect("it is text");
         assert_eq!(model.tokenizer.decode(&ids), "a tooth");
-        assert_eq!(model.engine(4, 1).expect("four pages").facts().vocabulary, 80);
+        let memory = "1MiB".parse().expect("an amount");
+        let cache = Cache { pages: 0, memory, dtype: "f16", max_sessions: 1000, engines: 4 };
+        let facts = model.engine(&cache, 1).expect("there is room").facts().clone();
+        assert_eq!((facts.vocabulary, facts.pages), (80, (1 << 20) / facts.page_bytes));
+        assert!(facts.fingerprint != model.weights.fingerprint());
+        let error = model.engine(&Cache { memory: KvMemory::Bytes(9), ..cache }, 1).err().expect("not one page");
+        assert!(error.to_string().contains(&facts.page_bytes.to_string()), "{error}");
     }
 
     #[test]
@@ -286,7 +343,7 @@ mod tests {
             tokenizer["model"]["vocab"][format!("more {token}")] = serde_json::json!(rows + token);
         }
         std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("room");
-        let error = check(&folder, "q8_0").expect_err("there are too many tokens").to_string();
+        let error = check(&folder, ("q8_0", "f32")).expect_err("there are too many tokens").to_string();
         assert!(error.contains(&format!("rows for {rows} tokens")) && error.contains("cascadia-load"), "{error}");
         std::fs::remove_dir_all(&folder).expect("it goes");
     }

@@ -188,7 +188,7 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let synthetic = args.synthetic.clone();
     let parts = move |config: &DrafterConfig| match &synthetic {
         Some(synthetic) => Ok(synthetic.drafter_parts(config)),
-        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.drafter_parts(config),
+        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.drafter_parts(config, 1),
     };
     if args.node.source.print_record {
         let cascadia_drafter_node::Parts { engine, text } = parts(&config)?;
@@ -224,7 +224,7 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let synthetic = args.synthetic.clone();
     let parts = move |config: &ExpertConfig| match &synthetic {
         Some(synthetic) => Ok(synthetic.expert_parts(config)),
-        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.expert_parts(config),
+        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.expert_parts(config, 1),
     };
     if args.node.source.print_record {
         let cascadia_expert_node::Parts { engine, text } = parts(&config)?;

@@ -33,6 +33,9 @@ const MOST_CONTEXT: usize = MOST_PAGES * PAGE_TOKENS;
 /// Sessions of a node, and tokens of its batch, at most.
 const MOST_AT_ONCE: usize = 1 << 20;
 
+/// KV pages where none are given: they hold nothing, so no memory decides.
+const PAGES: usize = 1024;
+
 /// What `--synthetic` takes.
 const KEYS: &str = "of the pair: acceptance, length, vocabulary, seed; of a node: step, token, prefill, context, pages, \
                     sessions, batch, each also as drafter.KEY or expert.KEY";
@@ -191,7 +194,7 @@ impl Synthetic {
     /// Sets of a drafter's configuration what was typed here.
     pub fn configure_drafter(&self, config: &mut DrafterConfig) {
         let Side { pages, sessions, batch, .. } = self.drafter;
-        config.kv_pages = pages.unwrap_or(config.kv_pages);
+        config.kv_pages = pages.unwrap_or(if config.kv_pages == 0 { PAGES } else { config.kv_pages });
         config.max_sessions = sessions.unwrap_or(config.max_sessions);
         config.batch_tokens = batch.unwrap_or(config.batch_tokens);
     }
@@ -199,7 +202,7 @@ impl Synthetic {
     /// Sets of an expert's configuration what was typed here, and its served model's name where it has none.
     pub fn configure_expert(&self, config: &mut ExpertConfig) {
         let Side { pages, sessions, batch, .. } = self.expert;
-        config.kv_pages = pages.unwrap_or(config.kv_pages);
+        config.kv_pages = pages.unwrap_or(if config.kv_pages == 0 { PAGES } else { config.kv_pages });
         config.max_sessions = sessions.unwrap_or(config.max_sessions);
         config.batch_tokens = batch.unwrap_or(config.batch_tokens);
         if config.served_model.is_empty() {

@@ -98,7 +98,7 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
         Model::load_up_to(&drafter.model, &drafter.dtype, drafter.context)?,
         Model::load_up_to(&expert.model, &expert.dtype, expert.context)?,
     )?;
-    Ok((served(&pair), pair.models(drafter, expert)))
+    Ok((served(&pair), pair.models(drafter, expert, config.drafters + config.experts)))
 }
 
 /// The cluster that is meant: its nodes are configured by the file's sections.

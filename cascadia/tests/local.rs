@@ -5,6 +5,8 @@ use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster};
 use cascadia::demo::contest::{ALL, CASCADE, request};
 use cascadia::demo::problems::{Problem, held_out};
 use cascadia::load::{Model, Pair, shipped_pair};
+use cascadia_core::kv_memory::KvMemory;
+use cascadia_drafter_node::DrafterConfig;
 
 fn pair() -> Pair {
     let folder = shipped_pair().expect("a clone of the repository");
@@ -13,7 +15,7 @@ fn pair() -> Pair {
 }
 
 async fn cluster(config: ClusterConfig) -> LocalCluster {
-    let models = pair().models(&config.drafter, &config.expert);
+    let models = pair().models(&config.drafter, &config.expert, config.drafters + config.experts);
     LocalCluster::start(config, models).await.expect("it starts")
 }
 
@@ -68,12 +70,40 @@ async fn every_strategy_of_the_demo_answers() {
     cluster.stop().await;
 }
 
+/// Twelve sessions at once where two or three have room, over a cache of each type.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_a_few_sessions_gives_the_texts_of_a_large_one() {
+    let models = pair();
+    for dtype in ["f32", "f16"] {
+        let mut texts = Vec::new();
+        // Pages of the longest session, with some to spare; and the default.
+        for pages in [30, 0] {
+            let memory = |model: &Model| match pages {
+                0 => DrafterConfig::default().kv_memory,
+                pages => KvMemory::Bytes((pages * model.weights.page_bytes(dtype.parse().expect("a type"))) as u64),
+            };
+            let mut config = ClusterConfig { drafters: 1, experts: 1, ..ClusterConfig::default() };
+            (config.drafter.kv_memory, config.drafter.kv_dtype) = (memory(&models.drafter), dtype.into());
+            (config.expert.kv_memory, config.expert.kv_dtype) = (memory(&models.expert), dtype.into());
+            let parts = models.models(&config.drafter, &config.expert, 2);
+            let cluster = LocalCluster::start(config, parts).await.expect("it starts");
+            let client = cluster.client().await.expect("the router is there");
+            let problems = held_out();
+            let asked = problems[..12].iter().enumerate().map(|(i, problem)| text(&client, problem, ["a", "b"][i % 2]));
+            texts.push(futures::future::join_all(asked).await);
+            cluster.stop().await;
+        }
+        assert_eq!(texts[0], texts[1], "{dtype}");
+        assert!(texts[0].iter().all(|text| !text.is_empty()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_said() {
     let busy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let listen = busy.local_addr().expect("bound").to_string();
     let config = ClusterConfig { listen: listen.clone(), ..ClusterConfig::default() };
-    let models = pair().models(&config.drafter, &config.expert);
+    let models = pair().models(&config.drafter, &config.expert, config.drafters + config.experts);
     let error = LocalCluster::start(config, models).await.expect_err("the port is taken");
     assert!(matches!(&error, ClusterError::Net(_)) && error.to_string().contains(&listen), "{error}");
 }

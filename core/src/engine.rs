@@ -61,6 +61,8 @@ pub struct ModelFacts {
     pub context: usize,
     /// KV pages the engine has.
     pub pages: usize,
+    /// Bytes of a page; 0 where pages hold no keys and values.
+    pub page_bytes: usize,
     /// Parameters, as a model card counts them (tied weights once).
     pub parameters: u64,
     /// Hash of weights, dtype and arithmetic: equal fingerprints give equal bits.

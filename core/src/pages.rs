@@ -130,6 +130,12 @@ impl Pages {
         self.free.len() + self.released.len()
     }
 
+    /// Pages of a table that nobody else refers to: what giving them up would free.
+    #[must_use]
+    pub fn exclusive(&self, table: &PageTable) -> usize {
+        table.pages.iter().filter(|page| self.pages[page.index()].references == 1).count()
+    }
+
     /// Makes room for `length` tokens, or changes nothing and says how many pages are missing.
     ///
     /// # Errors

@@ -184,6 +184,7 @@ impl SyntheticEngine {
             vocabulary: model.vocabulary,
             context,
             pages,
+            page_bytes: 0,
             parameters: 0,
             fingerprint: format!("{}-{side}", model.fingerprint()),
             row_exact: true,

@@ -66,10 +66,10 @@ pub struct DraftTask {
 }
 
 impl DraftTask {
-    /// A session without history; the first order brings it.
+    /// Stands on `ids`, which are committed, until the first order brings its own history.
     #[must_use]
-    pub fn new(decoding: Arc<Decoding>) -> Self {
-        Self { decoding, history: Vec::new(), order: None, drafts: Vec::new(), finished: None }
+    pub fn new(decoding: Arc<Decoding>, ids: Vec<TokenId>) -> Self {
+        Self { decoding, history: ids, order: None, drafts: Vec::new(), finished: None }
     }
 
     /// Takes an order; an unfinished one is void.

@@ -108,6 +108,7 @@ impl ToyEngine {
             vocabulary: model.vocabulary,
             context,
             pages,
+            page_bytes: 0,
             parameters: (model.vocabulary * model.order) as u64,
             fingerprint: model.fingerprint(),
             row_exact: true,

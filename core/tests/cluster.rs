@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cascadia_core::block::{Answer, DraftBlock, StaleReason};
 use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
+use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::engine::Engine;
 use cascadia_core::history::History;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
@@ -61,7 +62,9 @@ impl<T: Task> Side<T> {
     }
 
     fn open(&mut self, key: SessionId, task: T) {
-        self.stepper.insert(key, task, Rank { priority: 0, born: Duration::ZERO }, "", Duration::ZERO).expect("room");
+        let rank = Rank { priority: 0, born: Duration::ZERO };
+        let applicant = Applicant { key, task, rank, salt: String::new(), begun: false };
+        assert_eq!(self.stepper.open(applicant, Duration::ZERO), Ok(Entrance::Open), "there is room");
     }
 
     fn step(&mut self) {
@@ -121,7 +124,7 @@ impl Cluster {
     fn open(&mut self, key: u128, decoding: Decoding, ids: &[TokenId], depth: usize) {
         let (key, decoding, epoch) = (SessionId(key), Arc::new(decoding), Epoch::of_placement(1));
         let session = Session::new(decoding.clone(), ids, epoch, Pipeline::new(depth, 3));
-        self.drafter.open(key, DraftTask::new(decoding.clone()));
+        self.drafter.open(key, DraftTask::new(decoding.clone(), Vec::new()));
         self.expert.open(key, VerifyTask::new(decoding.clone(), ids, epoch));
         self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false, finished: 0 });
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
 use cascadia_core::stepper::{Evicted, Rank, Refused, StepError, Stepper, StepperConfig, Task};
@@ -92,6 +93,11 @@ fn rank(priority: i32, born: u64) -> Rank {
     Rank { priority, born: Duration::from_secs(born) }
 }
 
+/// A session that has begun elsewhere: it needs no pages to come in.
+fn begun<T>(key: u128, task: T, rank: Rank, salt: &str) -> Applicant<T> {
+    Applicant { key: SessionId(key), task, rank, salt: salt.to_owned(), begun: true }
+}
+
 struct World {
     engine: ToyEngine,
     stepper: Stepper<Checked>,
@@ -108,7 +114,7 @@ impl World {
 
     fn insert(&mut self, key: u128, born: u64, works: impl IntoIterator<Item = Work>) {
         let now = Duration::from_secs(self.steps);
-        self.stepper.insert(SessionId(key), Checked::of(works), rank(0, born), "", now).unwrap();
+        self.stepper.open(begun(key, Checked::of(works), rank(0, born), ""), now).unwrap();
     }
 
     fn step(&mut self) -> cascadia_core::stepper::StepReport {
@@ -189,8 +195,8 @@ proptest! {
             match event {
                 Event::Insert { priority, seed, count, rows } if keys.len() < 8 => {
                     let task = Checked::of([prefill(seed, count, rows)]);
-                    let (key, rank) = (SessionId(number as u128), rank(priority, number as u64));
-                    world.stepper.insert(key, task, rank, ["", "b"][number % 2], Duration::ZERO).unwrap();
+                    let applicant = begun(number as u128, task, rank(priority, number as u64), ["", "b"][number % 2]);
+                    assert_eq!(world.stepper.open(applicant, Duration::ZERO), Ok(Entrance::Open));
                 }
                 Event::Give { session, keep, append, rows } => {
                     let Some(key) = pick(session) else { continue };
@@ -379,16 +385,17 @@ fn a_diverged_history_keeps_its_common_prefix() {
 #[test]
 fn who_is_refused_and_who_is_given_up() {
     let engine = ToyEngine::new(MODEL, 100, 3);
-    let config = StepperConfig { max_sessions: 2, pages: 2, ..StepperConfig::default() };
+    let config = StepperConfig { max_sessions: 2, max_waiting: 1, pages: 2, ..StepperConfig::default() };
     let mut stepper = Stepper::new(engine.facts(), config);
     let given_up = Stepper::new(engine.facts(), config);
     let mut world = World { engine, stepper: given_up, steps: 0 };
-    let mut insert =
-        |key, works: Vec<Work>| stepper.insert(SessionId(key), Checked::of(works), rank(0, 0), "", Duration::ZERO);
-    assert_eq!(insert(1, vec![]), Ok(()));
-    assert_eq!(insert(1, vec![]), Err(Refused::AlreadyOpen(SessionId(1))));
-    assert_eq!(insert(2, vec![]), Ok(()));
-    assert_eq!(insert(3, vec![]), Err(Refused::Full(2)));
+    let mut open = |key| stepper.open(begun(key, Checked::of(vec![]), rank(0, 0), ""), Duration::ZERO);
+    assert_eq!(open(1), Ok(Entrance::Open));
+    assert_eq!(open(1), Err(Refused::AlreadyOpen(SessionId(1))));
+    assert_eq!(open(2), Ok(Entrance::Open));
+    assert_eq!(open(3), Ok(Entrance::Waits));
+    assert_eq!(open(3), Err(Refused::AlreadyOpen(SessionId(3))));
+    assert_eq!(open(4), Err(Refused::Full { open: 2, waiting: 1 }));
 
     world.insert(1, 0, [prefill(0, 33, 1)]);
     world.insert(2, 0, [prefill(0, 101, 1)]);
@@ -466,7 +473,7 @@ fn cost_of_a_step() {
     for (sessions, length) in [(1, 100), (1, 4_000), (1, 32_000), (64, 1_000)] {
         let mut stepper = Stepper::new(engine.facts(), StepperConfig::default());
         for key in 0..sessions {
-            stepper.insert(SessionId(key), Endless(vec![key as u32; length]), rank(0, 0), "", Duration::ZERO).unwrap();
+            stepper.open(begun(key, Endless(vec![key as u32; length]), rank(0, 0), ""), Duration::ZERO).unwrap();
         }
         for _ in 0..300 {
             stepper.step(&mut engine, Duration::ZERO);

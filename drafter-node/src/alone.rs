@@ -4,10 +4,8 @@ use cascadia_core::block::{Provenance, Score};
 use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::drafting::Decoded;
 use cascadia_core::session::{Counters, Emitted};
-use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Output, Scorer};
-use cascadia_node::sessions::{Heard, Open, OpenSession};
-use cascadia_node::telemetry::Mark;
+use cascadia_node::sessions::{Heard, OpenSession};
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
 use tonic::Status;
@@ -17,8 +15,7 @@ use crate::generate::Generation;
 use crate::node::DrafterNode;
 
 /// Strategy `drafter`: every token as it comes.
-pub async fn drafter(node: &DrafterNode, opening: &Opening, begun: Begun) -> Result<(), Status> {
-    let session = open(node, opening, &begun).await?;
+pub async fn drafter(session: OpenSession<DrafterWork>, begun: Begun) -> Result<(), Status> {
     let mut output = begun.output;
     output.cached_tokens = session.cached.min(begun.prompt_tokens) as u32;
     stream(session, output, v1::Speculation::default()).await
@@ -43,8 +40,12 @@ pub async fn stream(
 }
 
 /// Strategy `cascade_query`: the whole answer first; its score decides whether it is the answer.
-pub async fn cascade_query(node: &DrafterNode, opening: &Opening, begun: Begun, alpha: f64) -> Result<(), Status> {
-    let mut session = open(node, opening, &begun).await?;
+pub async fn cascade_query(
+    (node, opening): (&DrafterNode, &Opening),
+    mut session: OpenSession<DrafterWork>,
+    begun: Begun,
+    alpha: f64,
+) -> Result<(), Status> {
     let mut answer: Vec<Decoded> = Vec::new();
     let stop_strings = opening.resolved.parameters.as_ref().map_or(&[][..], |p| &p.stop);
     let mut shadow = node.text.clone().begin(
@@ -99,19 +100,6 @@ fn kept(token: u32, score: Score) -> Emitted {
 
 fn length() -> Finish {
     Finish { reason: FinishReason::Length, matched: None }
-}
-
-async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<OpenSession<DrafterWork>, Status> {
-    let open = Open {
-        key: opening.session,
-        epoch: opening.epoch,
-        work: DrafterWork::Decode(DecodeTask::new(begun.decoding.clone(), begun.ids.clone())),
-        priority: opening.open.priority,
-        salt: opening.salt().to_owned(),
-        age: opening.age(),
-        mark: Mark::default(),
-    };
-    node.engine.open(open).await
 }
 
 /// The next decoded tokens, and whether the text is over.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cascadia_core::kv_memory::{DEFAULT_SHARE, KvMemory};
 use cascadia_core::limits;
 use cascadia_node::config::Reloads;
 
@@ -24,9 +25,15 @@ pub struct DrafterConfig {
     /// Threads of a forward pass; 0 lets the model's size decide
     #[arg(long, env = "CASCADIA_THREADS", default_value_t = 0)]
     pub threads: usize,
-    /// KV pages of 16 tokens
-    #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 1024)]
+    /// Memory for keys and values: an amount (8GiB, 512MiB, 2GB) or a part of what is free once the weights are loaded
+    #[arg(long, env = "CASCADIA_KV_MEMORY", default_value = DEFAULT_SHARE)]
+    pub kv_memory: KvMemory,
+    /// KV pages of 16 tokens, whatever memory they take; 0 lets kv_memory decide
+    #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 0)]
     pub kv_pages: usize,
+    /// What keys and values are held in: f32, or f16 in half the memory, which is another model to routers
+    #[arg(long, env = "CASCADIA_KV_DTYPE", default_value = "f32")]
+    pub kv_dtype: String,
     /// Blocks a session keeps in flight, up to what the expert grants; 0 drafts ahead while blocks are accepted whole
     #[arg(long, env = "CASCADIA_PIPELINE_DEPTH", add = Reloads, default_value_t = 0)]
     pub pipeline_depth: usize,

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use cascadia_core::decoding::Strategy;
 use cascadia_core::session::Counters;
+use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::owner::{self, Begun, Opening};
-use cascadia_node::telemetry::TraceContext;
+use cascadia_node::sessions::{Open, OpenSession};
+use cascadia_node::telemetry::{Mark, TraceContext};
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
 use futures::Stream;
@@ -15,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response as Answered, Status, Streaming};
 use tracing::Instrument;
 
+use crate::engine::DrafterWork;
 use crate::node::DrafterNode;
 use crate::{alone, generate};
 
@@ -79,6 +82,8 @@ async fn serve(
     // Whoever takes the session over finds an expert for it, if it had one here.
     let expert = opening.open.expert.as_ref().map(|expert| expert.fingerprint.as_str());
     let work = async {
+        // It may have to wait for its room, and the router need not hear of a session that gets none.
+        let session = open(node, opening, &begun).await?;
         begun
             .output
             .send(Response::Opened(v1::Opened {
@@ -94,14 +99,11 @@ async fn serve(
             begun.output.prompt(&begun.ids).await?;
         }
         match strategy {
-            Strategy::Expert => {
-                Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter"))
-            }
-            Strategy::Drafter => alone::drafter(node, opening, begun).await,
-            Strategy::CascadeQuery { alpha } => alone::cascade_query(node, opening, begun, alpha).await,
-            Strategy::CascadeToken { .. } | Strategy::Speculative { .. } | Strategy::SpeculativeCascade { .. } => {
+            Strategy::Drafter => alone::drafter(session, begun).await,
+            Strategy::CascadeQuery { alpha } => alone::cascade_query((node, opening), session, begun, alpha).await,
+            _ => {
                 let Begun { decoding, ids, prompt_tokens, output } = begun;
-                generate::Generation::new(node, opening, decoding, ids, prompt_tokens).run(output).await
+                generate::Generation::new(node, opening, decoding, ids, prompt_tokens).run(session, output).await
             }
         }
     };
@@ -109,15 +111,34 @@ async fn serve(
         biased;
         ended = work => ended,
         // Dropping the work closes the session at the engine and the stream to the expert.
-        cancelled = cancelled(&mut inbound) => cancelled,
+        cancelled = owner::cancelled(&mut inbound) => cancelled,
         () = gone.closed() => Ok(()),
         () = node.leaving.wait(expert) => Err(Status::unavailable("the drafter goes: the session continues on another")),
         () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
     }
 }
 
-/// Returns when the router cancels; a router that merely has no more to say keeps the session.
-async fn cancelled(inbound: &mut Streaming<RunRequest>) -> Result<(), Status> {
-    while inbound.message().await?.is_some() {}
-    std::future::pending().await
+/// Opens the session at the engine, as what its strategy asks of a drafter.
+async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<OpenSession<DrafterWork>, Status> {
+    let (decoding, ids) = (begun.decoding.clone(), begun.ids.clone());
+    let work = match decoding.strategy {
+        Strategy::Expert => {
+            return Err(Status::failed_precondition("strategy `expert` is served by experts; this is a drafter"));
+        }
+        Strategy::Drafter | Strategy::CascadeQuery { .. } => DrafterWork::Decode(DecodeTask::new(decoding, ids)),
+        Strategy::CascadeToken { .. } | Strategy::Speculative { .. } | Strategy::SpeculativeCascade { .. } => {
+            DrafterWork::Draft(DraftTask::new(decoding, ids))
+        }
+    };
+    let open = Open {
+        key: opening.session,
+        epoch: opening.epoch,
+        work,
+        priority: opening.open.priority,
+        salt: opening.salt().to_owned(),
+        age: opening.age(),
+        begun: begun.ids.len() > begun.prompt_tokens,
+        mark: Mark::default(),
+    };
+    node.engine.open(open).await
 }

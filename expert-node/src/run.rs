@@ -79,10 +79,21 @@ async fn decode(
         priority: opening.open.priority,
         salt: opening.salt().to_owned(),
         age: opening.age(),
+        begun: ids.len() > prompt_tokens,
         // It verifies nothing: a batch for each of its tokens would say nothing more than its span.
         mark: Mark::default(),
     };
-    let mut session = node.engine.open(open).await?;
+    let deadline = tokio::time::sleep(opening.remaining());
+    tokio::pin!(deadline);
+    // It may have to wait for its room.
+    let mut session = tokio::select! {
+        biased;
+        opened = node.engine.open(open) => opened?,
+        cancelled = owner::cancelled(&mut inbound) => return cancelled,
+        () = sender.closed() => return Ok(()),
+        () = node.leaving.wait(None) => return Err(Status::unavailable("the expert goes: another may have room")),
+        () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
+    };
     output.cached_tokens = session.cached.min(prompt_tokens) as u32;
     output
         .send(Response::Opened(v1::Opened {
@@ -97,8 +108,6 @@ async fn decode(
     if opening.continued.is_none() {
         output.prompt(&ids).await?;
     }
-    let deadline = tokio::time::sleep(opening.remaining());
-    tokio::pin!(deadline);
     let mut counters = Counters::default();
     let mut listening = true;
     loop {

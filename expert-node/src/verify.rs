@@ -90,8 +90,16 @@ async fn converse(
     }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
-    let open = Open { key, epoch, work, priority, salt, age: opening.age, mark: spans.mark() };
-    let mut session = node.engine.open(open).await?;
+    let (age, begun) = (opening.age, opening.begun);
+    let open = Open { key, epoch, work, priority, salt, age, begun, mark: spans.mark() };
+    // It may have to wait for its room.
+    let mut session = tokio::select! {
+        biased;
+        opened = node.engine.open(open) => opened?,
+        () = outbound.closed() => return Ok(()),
+        () = &mut to_leave => return Err(Status::unavailable("the expert drains; another has its model")),
+        () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
+    };
     spans.held(session.cached);
     say(outbound, Response::Held(node.held(opening.protocol, session.cached))).await?;
 
@@ -228,6 +236,8 @@ pub struct Opening {
     salt: String,
     remaining: Duration,
     age: Duration,
+    /// Something is committed behind the prompt.
+    begun: bool,
 }
 
 /// How long a drafter may take to say what it opens.
@@ -281,6 +291,7 @@ impl Opening {
             salt,
             remaining,
             age,
+            begun: open.history_tokens > open.prompt_tokens,
         })
     }
 }

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         weights.parameters() as f64 / 1e6,
         begun.elapsed().as_secs_f64()
     );
-    let mut engine = CpuEngine::new(weights, EngineOptions { pages: 64, threads, simd })?;
+    let mut engine = CpuEngine::new(weights, EngineOptions { pages: 64, threads, simd, ..EngineOptions::default() })?;
     let vocabulary = engine.facts().vocabulary as u32;
     let room = engine.facts().context.min(1024);
     let tokens: Vec<u32> = (0..1024).map(|i| (i * 7919 + 13) % vocabulary).collect();

@@ -5,9 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 
+use crate::fingerprint::Fingerprint;
 use crate::forward::{Logits, Pass};
 use crate::kernels::{Isa, SimdPath};
-use crate::kv::{Kv, PAGE};
+use crate::kv::{Kv, KvDtype, PAGE};
 use crate::plan::Plan;
 use crate::scratch::Scratch;
 use crate::threads::{Barrier, Team};
@@ -21,6 +22,8 @@ const TEAM_WORK: u64 = 60_000_000;
 pub struct EngineOptions {
     /// KV pages, of 16 tokens each.
     pub pages: usize,
+    /// What keys and values are held in.
+    pub kv_dtype: KvDtype,
     /// Threads, the caller's among them. Passes too small to gain from more than one use one.
     pub threads: usize,
     /// The SIMD path; `None` takes the fastest the CPU has. The bits are the same on all.
@@ -29,7 +32,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { pages: 1024, threads: 1, simd: None }
+        Self { pages: 1024, kv_dtype: KvDtype::F32, threads: 1, simd: None }
     }
 }
 
@@ -63,7 +66,8 @@ impl CpuEngine {
             .ok_or_else(|| EngineError(format!("this CPU has no {path:?}; leave the SIMD path to be detected")))?;
         let config = weights.config();
         let room = |what: &str, e: std::io::Error| EngineError(format!("no room for {what} ({e}); ask for fewer"));
-        let kv = Kv::new(config, options.pages).map_err(|e| room(&format!("{} KV pages", options.pages), e))?;
+        let kv = Kv::new(config, options.pages, options.kv_dtype)
+            .map_err(|e| room(&format!("{} KV pages", options.pages), e))?;
         let scratch = Scratch::new(config, options.threads, 8, 256.min(config.context.next_multiple_of(PAGE)))
             .map_err(|e| room("a pass", e))?;
         let team = if options.threads > 1 {
@@ -75,8 +79,9 @@ impl CpuEngine {
             vocabulary: config.vocabulary,
             context: config.context,
             pages: options.pages,
+            page_bytes: weights.page_bytes(options.kv_dtype),
             parameters: weights.parameters(),
-            fingerprint: weights.fingerprint().to_owned(),
+            fingerprint: fingerprint(&weights, options.kv_dtype),
             row_exact: true,
         };
         Ok(Self {
@@ -144,6 +149,17 @@ impl CpuEngine {
         }
         Ok(())
     }
+}
+
+/// Hash of weights and arithmetic, to which rounding the cache belongs.
+fn fingerprint(weights: &Weights, kv_dtype: KvDtype) -> String {
+    if kv_dtype == KvDtype::F32 {
+        return weights.fingerprint().to_owned();
+    }
+    let mut hash = Fingerprint::new();
+    hash.add(weights.fingerprint().as_bytes());
+    hash.add(kv_dtype.name().as_bytes());
+    hash.hex()
 }
 
 impl Engine for CpuEngine {

@@ -15,7 +15,7 @@ use crate::kernels::Isa;
 use crate::kernels::attention::{Attend, Query};
 use crate::kernels::product::{Activations, Product, Then};
 use crate::kernels::rowwise::{Norm, Quantise, Rotate};
-use crate::kv::{Kv, PAGE};
+use crate::kv::{Cached, Kv, PAGE, Pool};
 use crate::matrix::Matrix;
 use crate::plan::{Item, Plan};
 use crate::quant::BLOCK;
@@ -142,8 +142,7 @@ impl Rank<'_> {
             let (index_row, head) = (unit / c.kv_heads, unit % c.kv_heads);
             let row = p.plan.rows[index_row];
             let angles = angles[row.position * width..][..width].as_ptr();
-            let page = p.batch[row.chunk].pages[row.position / PAGE].index() * p.kv.page_stride;
-            let slot = row.position % PAGE;
+            let page = p.batch[row.chunk].pages[row.position / PAGE].index();
             // SAFETY: heads of this unit, and its slot of its page, which the engine checked; no other unit has them
             // (two rows of a batch never share a slot: pages that are written belong to one session).
             unsafe {
@@ -159,12 +158,7 @@ impl Rank<'_> {
                 }
                 p.isa.rotate(&Rotate { x: queries, heads: group, head_dim: dim, half: width / 2, angles });
                 p.isa.rotate(&Rotate { x: key, heads: 1, head_dim: dim, half: width / 2, angles });
-                let keys = p.kv.raw().add(p.kv.keys(index, head) + page + slot);
-                for d in 0..dim {
-                    *keys.add(d * PAGE) = *key.add(d);
-                }
-                let values = p.kv.raw().add(p.kv.values(index, head) + page + slot * p.kv.value_width);
-                std::ptr::copy_nonoverlapping(value, values, dim);
+                p.kv.write((index, head), (page, row.position % PAGE), key, value);
             }
         }
         self.barrier.meet();
@@ -218,25 +212,43 @@ impl Rank<'_> {
                         n += 1;
                     }
                 }
+                let queries = &queries[..n];
                 // SAFETY: pages were checked by the engine, scores have room for eight rows of all positions, keys and
                 // values were written before the last meeting, and no other unit writes these heads of these rows.
                 unsafe {
-                    p.isa.attend(&Attend {
-                        queries: &queries[..n],
-                        pages: chunk.pages,
-                        keys: p.kv.raw().add(p.kv.keys(layer, head)),
-                        values: p.kv.raw().add(p.kv.values(layer, head)),
-                        page_stride: p.kv.page_stride,
-                        head_dim: dim,
-                        scale: c.query_scale,
-                        cap: c.attention_cap,
-                        scores: self.own.scores.row(0),
-                        score_stride: self.own.scores.stride,
-                    });
+                    match &p.kv.pool {
+                        Pool::F32(pool) => p.isa.attend(&self.over(pool, (layer, head), chunk, queries)),
+                        Pool::F16(pool) => p.isa.attend_half(&self.over(pool, (layer, head), chunk, queries)),
+                    }
                 }
             }
         }
         self.barrier.meet();
+    }
+
+    /// Attention of `queries` over a chunk's pages in `pool`.
+    fn over<'q, C: Cached>(
+        &self,
+        pool: &Slab<C>,
+        (layer, head): (usize, usize),
+        chunk: &'q Chunk<'_>,
+        queries: &'q [Query],
+    ) -> Attend<'q, C> {
+        let (kv, c) = (self.pass.kv, &self.pass.weights.config);
+        // SAFETY: offsets within the pool, as the pages have been checked.
+        let at = |offset: usize| unsafe { pool.raw().add(offset) };
+        Attend {
+            queries,
+            pages: chunk.pages,
+            keys: at(kv.keys(layer, head)),
+            values: at(kv.values(layer, head)),
+            page_stride: kv.page_stride,
+            head_dim: c.head_dim,
+            scale: c.query_scale,
+            cap: c.attention_cap,
+            scores: self.own.scores.row(0),
+            score_stride: self.own.scores.stride,
+        }
     }
 
     /// From the attended values to the end of the block; the result is added to `x`.

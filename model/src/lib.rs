@@ -37,6 +37,7 @@ pub use config::{Activation, BlockConfig, Config, Family, RopeConfig, RopeScalin
 pub use engine::{CpuEngine, EngineOptions};
 pub use error::LoadError;
 pub use kernels::SimdPath;
+pub use kv::KvDtype;
 pub use pad::{PadReport, pad};
 pub use quant::Dtype;
 pub use weights::{LoadOptions, Progress, Weights};

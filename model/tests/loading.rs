@@ -199,7 +199,7 @@ fn progress_reaches_its_total() {
 fn an_engine_needs_pages_and_threads() {
     let weights = load(&fixture("grouped"), Dtype::F32);
     for (pages, threads) in [(0, 1), (1, 0), (usize::MAX / 2, 1)] {
-        let options = EngineOptions { pages, threads, simd: None };
+        let options = EngineOptions { pages, threads, ..EngineOptions::default() };
         assert!(CpuEngine::new(weights.clone(), options).is_err());
     }
 }

@@ -3,33 +3,35 @@
 mod common;
 
 use cascadia_core::engine::{Chunk, Engine, Rows};
-use cascadia_model::Dtype;
-use common::{FIXTURES, GGUFS, bits, cache, engine, fixture, load, pages, paths, rows_in_chunks, tokens};
+use cascadia_model::{Dtype, KvDtype};
+use common::{FIXTURES, GGUFS, bits, cache, engine, engine_over, fixture, load, pages, paths, rows_in_chunks, tokens};
 
 const LENGTH: usize = 75;
 
-/// Every family in every dtype, and GGUF files as they are: among them all packed types.
-fn models() -> Vec<(&'static str, Dtype)> {
+/// Every family in every dtype, and GGUF files as they are: among them all packed types; and every family over a cache
+/// of either type.
+fn models() -> Vec<(&'static str, Dtype, KvDtype)> {
     let folders = FIXTURES.into_iter().flat_map(|name| Dtype::ALL.map(|dtype| (name, dtype)));
-    folders.chain(GGUFS.map(|name| (name, Dtype::Q8_0))).collect()
+    let all = folders.chain(GGUFS.map(|name| (name, Dtype::Q8_0))).map(|(name, dtype)| (name, dtype, KvDtype::F32));
+    all.chain(FIXTURES.map(|name| (name, Dtype::Q8_0, KvDtype::F16))).collect()
 }
 
 #[test]
 fn chunking_threads_and_paths_change_no_bit() {
-    for (name, dtype) in models() {
+    for (name, dtype, kv) in models() {
         let weights = load(&fixture(name), dtype);
         let ids = tokens(LENGTH, weights.config().vocabulary, 7);
-        let mut plain = engine(&weights, 1, Some(paths()[0]));
+        let mut plain = engine_over(&weights, kv, 1, Some(paths()[0]));
         let rows = rows_in_chunks(&mut plain, &ids, &[1], 0);
-        let kv = cache(&plain, LENGTH, 0);
+        let cached = cache(&plain, LENGTH, 0);
         for path in paths() {
             for threads in [1, 3] {
-                let mut engine = engine(&weights, threads, Some(path));
+                let mut engine = engine_over(&weights, kv, threads, Some(path));
                 // One by one, all at once, page by page, across pages, blocks of a verification, ragged.
                 for cuts in [&[1][..], &[LENGTH], &[16], &[17, 15], &[6], &[2, 3, 4, 5, 7, 8, 9, 1]] {
-                    let what = format!("{name} {dtype} {path:?}, {threads} threads, chunks of {cuts:?}");
+                    let what = format!("{name} {dtype}, {kv} cache, {path:?}, {threads} threads, chunks of {cuts:?}");
                     assert!(rows == rows_in_chunks(&mut engine, &ids, cuts, 1), "{what}: logits");
-                    assert!(kv == cache(&engine, LENGTH, 1), "{what}: keys and values");
+                    assert!(cached == cache(&engine, LENGTH, 1), "{what}: keys and values");
                 }
             }
         }
@@ -38,14 +40,14 @@ fn chunking_threads_and_paths_change_no_bit() {
 
 #[test]
 fn a_batch_changes_no_bit() {
-    for (name, dtype) in models() {
+    for (name, dtype, kv) in models() {
         let weights = load(&fixture(name), dtype);
         let vocabulary = weights.config().vocabulary;
         let sessions: Vec<_> = (0..5).map(|s| tokens(40 + 7 * s, vocabulary, s as u64)).collect();
-        let mut alone = engine(&weights, 1, None);
+        let mut alone = engine_over(&weights, kv, 1, None);
         let wanted: Vec<_> = (0..5).map(|s| rows_in_chunks(&mut alone, &sessions[s], &[1], s as u32)).collect();
         for threads in [1, 2] {
-            let mut together = engine(&weights, threads, None);
+            let mut together = engine_over(&weights, kv, threads, None);
             let (mut at, mut turn) = ([0; 5], 0);
             while (0..5).any(|s| at[s] < sessions[s].len()) {
                 // Chunks of 1 to 13 tokens, and from none to all of their rows.
@@ -65,7 +67,11 @@ fn a_batch_changes_no_bit() {
                 for (s, chunk) in batch {
                     at[s] += chunk.tokens.len();
                     for wanted in &wanted[s][at[s] - chunk.rows..at[s]] {
-                        assert!(rows.next().as_ref() == Some(wanted), "{name} {dtype}: session {s} up to {}", at[s]);
+                        assert!(
+                            rows.next().as_ref() == Some(wanted),
+                            "{name} {dtype}, {kv} cache: session {s} up to {}",
+                            at[s]
+                        );
                     }
                 }
                 assert!(rows.next().is_none());
@@ -73,7 +79,10 @@ fn a_batch_changes_no_bit() {
             }
             for (s, ids) in sessions.iter().enumerate() {
                 let n = ids.len();
-                assert!(cache(&alone, n, s as u32) == cache(&together, n, s as u32), "{dtype}: cache of session {s}");
+                assert!(
+                    cache(&alone, n, s as u32) == cache(&together, n, s as u32),
+                    "{name} {dtype}, {kv} cache: cache of session {s}"
+                );
             }
         }
     }
@@ -82,13 +91,13 @@ fn a_batch_changes_no_bit() {
 /// Truncation is nothing but writing the positions again; what was there must not shine through.
 #[test]
 fn rewritten_positions_leave_no_trace() {
-    for (name, dtype) in models() {
+    for (name, dtype, kv) in models() {
         let weights = load(&fixture(name), dtype);
         let vocabulary = weights.config().vocabulary;
         let ids = tokens(LENGTH, vocabulary, 1);
-        let mut clean = engine(&weights, 1, None);
+        let mut clean = engine_over(&weights, kv, 1, None);
         let wanted = rows_in_chunks(&mut clean, &ids, &[LENGTH], 0);
-        let mut engine = engine(&weights, 1, None);
+        let mut engine = engine_over(&weights, kv, 1, None);
         let mut other = tokens(LENGTH + 40, vocabulary, 2);
         other[..30].copy_from_slice(&ids[..30]);
         rows_in_chunks(&mut engine, &other, &[11], 0);
@@ -98,7 +107,7 @@ fn rewritten_positions_leave_no_trace() {
         for at in (30..LENGTH).step_by(5) {
             let chunk = Chunk { start: at, tokens: &ids[at..at + 5], pages: &table, rows: 5 };
             engine.forward(&[chunk], &mut rows).unwrap();
-            assert!(bits(&rows) == wanted[at..at + 5], "{name} {dtype}: rows from {at}");
+            assert!(bits(&rows) == wanted[at..at + 5], "{name} {dtype}, {kv} cache: rows from {at}");
         }
     }
 }
@@ -116,6 +125,26 @@ fn a_shared_prefix_is_read_in_place() {
     let chunk = Chunk { start: 32, tokens: &ids[32..], pages: &table, rows: 28 };
     engine.forward(&[chunk], &mut rows).unwrap();
     assert!(bits(&rows) == wanted[32..]);
+}
+
+/// A cache of halves is another model, near the first.
+#[test]
+fn a_cache_of_halves_is_near_and_has_a_name_of_its_own() {
+    for name in FIXTURES {
+        let weights = load(&fixture(name), Dtype::F32);
+        let ids = tokens(LENGTH, weights.config().vocabulary, 5);
+        let rows = KvDtype::ALL.map(|kv| {
+            let mut engine = engine_over(&weights, kv, 1, None);
+            let rows = rows_in_chunks(&mut engine, &ids, &[9], 0);
+            (engine.facts().fingerprint.clone(), rows.concat().into_iter().map(f32::from_bits).collect::<Vec<_>>())
+        });
+        let [(whole, exact), (half, near)] = rows;
+        assert!(whole == weights.fingerprint() && half != whole && half.len() == whole.len());
+        let largest = exact.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let apart = exact.iter().zip(&near).fold(0.0_f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(apart > 0.0 && apart < 5e-3 * largest.max(1.0), "{name}: {apart} of {largest}");
+        assert_eq!(weights.page_bytes(KvDtype::F32), 2 * weights.page_bytes(KvDtype::F16));
+    }
 }
 
 #[test]

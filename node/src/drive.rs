@@ -21,6 +21,11 @@ pub trait EngineLoop: Send + 'static {
 
     /// Whether a step would do anything.
     fn has_work(&self) -> bool;
+
+    /// Whether a step may do something by the passing of time alone.
+    fn waits_for_time(&self) -> bool {
+        false
+    }
 }
 
 /// Where the loop runs.
@@ -79,14 +84,18 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
             let body = move || {
                 let _abort = AbortOnPanic;
                 loop {
+                    let mut is_time = false;
                     if !engine.has_work() {
-                        let Some(command) = next(&mut receiver) else { return };
-                        engine.handle(command, born.elapsed());
+                        match next(&mut receiver, engine.waits_for_time()) {
+                            Next::Command(command) => engine.handle(command, born.elapsed()),
+                            Next::Time => is_time = true,
+                            Next::Closed => return,
+                        }
                     }
                     while let Ok(command) = receiver.try_recv() {
                         engine.handle(command, born.elapsed());
                     }
-                    if engine.has_work() {
+                    if is_time || engine.has_work() {
                         engine.step(born.elapsed());
                     }
                     if receiver.is_closed() && receiver.is_empty() {
@@ -99,14 +108,19 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
         Drive::Task => {
             tokio::spawn(async move {
                 loop {
+                    let mut is_time = false;
                     if !engine.has_work() {
-                        let Some(command) = receiver.recv().await else { return };
-                        engine.handle(command, born.elapsed());
+                        let patience = if engine.waits_for_time() { PATIENCE } else { Duration::MAX };
+                        match tokio::time::timeout(patience, receiver.recv()).await {
+                            Ok(Some(command)) => engine.handle(command, born.elapsed()),
+                            Ok(None) => return,
+                            Err(_) => is_time = true,
+                        }
                     }
                     while let Ok(command) = receiver.try_recv() {
                         engine.handle(command, born.elapsed());
                     }
-                    if engine.has_work() {
+                    if is_time || engine.has_work() {
                         engine.step(born.elapsed());
                     }
                     if receiver.is_closed() && receiver.is_empty() {
@@ -128,17 +142,40 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
 /// watches, so whoever has work goes first.
 const WATCHFUL: Duration = Duration::from_micros(200);
 
-/// The next command, or `None` when every mailbox is gone.
-fn next<C>(receiver: &mut mpsc::Receiver<C>) -> Option<C> {
+/// How long an idle engine waits for a command where time alone may bring work.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often it looks meanwhile: a channel cannot be waited for with a limit outside a runtime.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// What an idle engine goes on with.
+enum Next<C> {
+    Command(C),
+    /// [`PATIENCE`] is over.
+    Time,
+    /// Every mailbox is gone.
+    Closed,
+}
+
+fn next<C>(receiver: &mut mpsc::Receiver<C>, waits_for_time: bool) -> Next<C> {
     let since = Instant::now();
-    while since.elapsed() < WATCHFUL {
+    loop {
         match receiver.try_recv() {
-            Ok(command) => return Some(command),
-            Err(mpsc::error::TryRecvError::Disconnected) => return None,
-            Err(mpsc::error::TryRecvError::Empty) => std::thread::yield_now(),
+            Ok(command) => return Next::Command(command),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Next::Closed,
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        let waited = since.elapsed();
+        if waited < WATCHFUL {
+            std::thread::yield_now();
+        } else if !waits_for_time {
+            return receiver.blocking_recv().map_or(Next::Closed, Next::Command);
+        } else if waited < PATIENCE {
+            std::thread::sleep(LOOK);
+        } else {
+            return Next::Time;
         }
     }
-    receiver.blocking_recv()
 }
 
 /// A node whose engine has died must not look alive: its process ends, and its sessions go on elsewhere.

@@ -217,6 +217,15 @@ async fn resolve(text: &Arc<dyn Text>, prompt: Prompt, room: Room) -> Result<Vec
         .map_err(Status::invalid_argument)
 }
 
+/// Returns when the router cancels; a router that merely has no more to say keeps the session.
+///
+/// # Errors
+/// The cancellation.
+pub async fn cancelled(inbound: &mut Streaming<RunRequest>) -> Result<(), Status> {
+    while inbound.message().await?.is_some() {}
+    std::future::pending().await
+}
+
 async fn read_history(inbound: &mut Streaming<RunRequest>, count: usize) -> Result<Vec<TokenId>, Status> {
     let mut ids = Vec::new();
     while ids.len() < count {

@@ -9,9 +9,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::engine::Engine;
 use cascadia_core::ids::{Epoch, SessionId};
-use cascadia_core::stepper::{Rank, StepError, StepReport, Stepper, Task};
+use cascadia_core::stepper::{Evicted, Rank, StepError, StepReport, Stepper, Task};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
@@ -63,9 +64,9 @@ pub enum Heard<R> {
 /// Why a session cannot go on here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// As many sessions are open as may.
-    #[error("the node holds as many sessions as it may; retry in 1 s or add nodes")]
-    Full,
+    /// As many sessions are open, and wait to be, as may.
+    #[error("the node has no room: {0}; retry in 1 s, raise --kv-memory or --max-sessions, or add nodes")]
+    Full(String),
     /// A higher or equal epoch is open, or took over.
     #[error("stale: epoch {} is open for this session", .0.0)]
     Epoch(Epoch),
@@ -81,7 +82,7 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::Full => Self::resource_exhausted(text),
+            Refusal::Full(_) => Self::resource_exhausted(text),
             Refusal::Epoch(_) => Self::aborted(text),
             Refusal::TooLong(_) => Self::failed_precondition(text),
             Refusal::Engine(_) => Self::internal(text),
@@ -113,6 +114,8 @@ pub struct Open<W> {
     pub salt: String,
     /// How long ago the router admitted it: a session that moved is older than what is new here.
     pub age: Duration,
+    /// Tokens of it are committed: it waits for a slot as others do, and not for pages.
+    pub begun: bool,
     /// What the spans of batches link to.
     pub mark: Mark,
 }
@@ -157,10 +160,11 @@ impl<W: Work> EngineHandle<W> {
         Self { mailbox, openings: Arc::default() }
     }
 
-    /// Opens a session and waits until the engine holds it.
+    /// Opens a session and waits until the engine holds it, which takes as long as others have its slot or its pages.
+    /// Dropping the future sends it away.
     ///
     /// # Errors
-    /// When the engine holds as many as it may, a higher or equal epoch is open, the mailbox is full, or the engine has
+    /// When as many wait as may, a higher or equal epoch is open, the mailbox is full, or the engine has
     /// ended.
     pub async fn open(&self, open: Open<W>) -> Result<OpenSession<W>, Status> {
         // Unbounded, and yet bounded: a reply answers an order, of which a session has at most its slots, or is one of
@@ -276,15 +280,52 @@ impl<W: Work> SessionLoop<W> {
             self.forget(open.key);
         }
         let rank = Rank { priority: open.priority, born: now.saturating_sub(open.age) };
-        if self.stepper.insert(open.key, open.work, rank, &open.salt, now).is_err() {
-            let _ = replies.send(Err(Refusal::Full));
+        let Open { key, epoch, work, salt, begun, mark, .. } = open;
+        match self.stepper.open(Applicant { key, task: work, rank, salt, begun }, now) {
+            Err(refused) => {
+                let _ = replies.send(Err(Refusal::Full(refused.to_string())));
+                return;
+            }
+            Ok(entrance) => {
+                self.listeners.insert(key, Listener { epoch, opening, replies, mark });
+                if entrance == Entrance::Open {
+                    self.entered(key);
+                }
+            }
+        }
+        self.report(0);
+    }
+
+    /// The session is inside, and hears it.
+    fn entered(&mut self, key: SessionId) {
+        let cached = self.stepper.held(key).unwrap_or(0);
+        if let Some(listener) = self.listeners.get(&key) {
+            let _ = listener.replies.send(Ok(Heard::Opened(cached)));
+        }
+        self.deliver(key, Hint::default());
+    }
+
+    /// Whoever waits at the door and finds room comes in.
+    fn let_in(&mut self, now: Duration) {
+        if !self.stepper.someone_waits() {
             return;
         }
-        let cached = self.stepper.held(open.key).unwrap_or(0);
-        let _ = replies.send(Ok(Heard::Opened(cached)));
-        self.listeners.insert(open.key, Listener { epoch: open.epoch, opening, replies, mark: open.mark });
-        self.deliver(open.key, Hint::default());
-        self.report(0);
+        let let_in = self.stepper.let_in(now);
+        // What the door costs others is counted as what a batch costs them.
+        let report = StepReport { evicted: let_in.evicted, ..StepReport::default() };
+        self.observer.stepped(&report, Duration::ZERO);
+        self.tell_evicted(report.evicted);
+        for key in let_in.entered {
+            self.entered(key);
+        }
+    }
+
+    fn tell_evicted(&self, evicted: Vec<Evicted>) {
+        for eviction in evicted {
+            if let Some(listener) = self.listeners.get(&eviction.key) {
+                let _ = listener.replies.send(Ok(Heard::Evicted(eviction.held)));
+            }
+        }
     }
 
     fn is_current(&self, key: SessionId, opening: Opening) -> bool {
@@ -325,11 +366,14 @@ impl<W: Work> SessionLoop<W> {
         let load = self.stepper.load();
         self.board.record(EngineLoad {
             sessions: load.sessions,
+            sessions_waiting: load.at_door,
+            tokens_waiting: load.tokens_at_door,
             queued_tokens: load.queued_tokens,
             // The stepper's figure is of its last batch.
             running_tokens: if self.stepper.has_work() { load.running_tokens } else { 0 },
             kv_pages: load.pages_total,
             kv_pages_free: load.pages_free,
+            kv_page_bytes: self.engine.facts().page_bytes,
             batch_tokens_last,
             batch_budget: self.batch_tokens,
             prefix_queries: load.prefix_queries,
@@ -352,11 +396,7 @@ impl<W: Work> SessionLoop<W> {
             began: Some(began),
             span,
         };
-        for eviction in report.evicted {
-            if let Some(listener) = self.listeners.get(&eviction.key) {
-                let _ = listener.replies.send(Ok(Heard::Evicted(eviction.held)));
-            }
-        }
+        self.tell_evicted(report.evicted);
         for failure in report.failed {
             if let Some(listener) = self.listeners.remove(&failure.key) {
                 let refusal = match failure.error {
@@ -397,6 +437,7 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
 
     fn step(&mut self, now: Duration) {
         self.drop_abandoned();
+        self.let_in(now);
         if !self.stepper.has_work() {
             self.report(0);
             return;
@@ -418,6 +459,11 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
     }
 
     fn has_work(&self) -> bool {
-        self.stepper.has_work()
+        self.stepper.has_work() || self.stepper.door_is_due()
+    }
+
+    /// Whoever has been idle for long enough leaves its pages to the door.
+    fn waits_for_time(&self) -> bool {
+        self.stepper.someone_waits()
     }
 }

@@ -20,6 +20,10 @@ use tonic::{Request, Response, Status};
 pub struct EngineLoad {
     /// Open sessions.
     pub sessions: usize,
+    /// Sessions that wait for a slot or for pages. They are no work: nobody is hung because others are idle.
+    pub sessions_waiting: usize,
+    /// Tokens of their histories.
+    pub tokens_waiting: usize,
     /// Tokens that wait for a forward pass, those of a batch in flight among them: while this is above 0, finished
     /// layers are expected, and a node that finishes none is hung.
     pub queued_tokens: usize,
@@ -29,6 +33,8 @@ pub struct EngineLoad {
     pub kv_pages: usize,
     /// KV pages free or released.
     pub kv_pages_free: usize,
+    /// Bytes of a page; 0 where pages hold nothing.
+    pub kv_page_bytes: usize,
     /// Tokens in the last batch.
     pub batch_tokens_last: usize,
     /// Tokens that a batch may have.
@@ -180,6 +186,8 @@ impl StatusBoard {
             kv_pages_free: load.kv_pages_free as u64,
             batch_occupancy,
             longest_layer_us: self.0.longest_layer_us.load(Relaxed),
+            sessions_waiting: u32::try_from(load.sessions_waiting).unwrap_or(u32::MAX),
+            tokens_waiting: load.tokens_waiting as u64,
         }
     }
 
@@ -194,10 +202,12 @@ impl StatusBoard {
             "progress_layers": now.progress,
             "longest_layer_us": now.longest_layer_us,
             "sessions": now.sessions,
+            "sessions_waiting": now.sessions_waiting,
             "queued_tokens": now.queued_tokens,
             "running_tokens": now.running_tokens,
             "kv_pages": now.kv_pages,
             "kv_pages_free": now.kv_pages_free,
+            "kv_page_bytes": self.load().kv_page_bytes,
             "batch_occupancy": now.batch_occupancy,
         })
     }

@@ -325,6 +325,8 @@ fn samples() -> Vec<Sample> {
             kv_pages_free: 15,
             batch_occupancy: 0.25,
             longest_layer_us: 16,
+            sessions_waiting: 0,
+            tokens_waiting: 0,
         },
     ];
     // What joined later has a line of its own: the older one says what those who do not know it send.
@@ -334,6 +336,10 @@ fn samples() -> Vec<Sample> {
         sample("GenerateRequest+choice", GenerateRequest { model: "m".into(), choice: 2, ..Default::default() }),
         sample("Speculation+outcomes", Speculation { outcomes: vec![outcome()], ..speculation() }),
         sample("Tokens+pieces", Tokens { pieces: vec![piece()], ..tokens() }),
+        sample(
+            "NodeStatus+waiting",
+            NodeStatus { sessions: 13, sessions_waiting: 17, tokens_waiting: 1800, ..NodeStatus::default() },
+        ),
         sample("BlockOutcome", outcome()),
         sample("Piece", piece()),
     ]);

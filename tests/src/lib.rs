@@ -33,6 +33,9 @@ pub const EOS: u32 = 1;
 /// Positions that a toy engine holds of one session.
 const CONTEXT: usize = 2048;
 
+/// KV pages of a toy engine.
+const PAGES: usize = 1024;
+
 /// An expert whose texts have some tens of tokens.
 #[must_use]
 pub fn expert_model() -> ToyModel {
@@ -137,8 +140,8 @@ impl Default for Plan {
             expert_step: Duration::ZERO,
             drafter_step: Duration::ZERO,
             router: RouterConfig::default(),
-            drafter: DrafterConfig::default(),
-            expert: ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() },
+            drafter: DrafterConfig { kv_pages: PAGES, ..DrafterConfig::default() },
+            expert: ExpertConfig { served_model: vec![MODEL.into()], kv_pages: PAGES, ..ExpertConfig::default() },
         }
     }
 }

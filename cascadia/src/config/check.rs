@@ -61,7 +61,7 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             found.extend(args.node.checked(Role::Drafter));
             found.push(config.check());
             if args.synthetic.is_none() {
-                found.push(load::check(&config.model, &config.dtype).map(drop).map_err(sentence));
+                found.push(load::check(&config.model, (&config.dtype, &config.kv_dtype)).map(drop).map_err(sentence));
             }
         }
         Command::Expert(args) => {
@@ -69,7 +69,7 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             found.extend(args.node.checked(Role::Expert));
             found.push(config.check());
             if args.synthetic.is_none() {
-                found.push(load::check(&config.model, &config.dtype).map(drop).map_err(sentence));
+                found.push(load::check(&config.model, (&config.dtype, &config.kv_dtype)).map(drop).map_err(sentence));
             }
         }
         Command::Up(args) => match up::configured(args, settings) {
@@ -88,8 +88,8 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
 }
 
 fn pair(drafter: &DrafterConfig, expert: &ExpertConfig) -> Result<(), Failure> {
-    let one = load::check(&drafter.model, &drafter.dtype)?;
-    let other = load::check(&expert.model, &expert.dtype)?;
+    let one = load::check(&drafter.model, (&drafter.dtype, &drafter.kv_dtype))?;
+    let other = load::check(&expert.model, (&expert.dtype, &expert.kv_dtype))?;
     load::one_tokenizer((&drafter.model, &one), (&expert.model, &other))
 }
 

@@ -86,7 +86,7 @@ async fn padded(drafter: &Model, folder: &Path, size: u64, count: usize, args: &
 
 async fn start(pair: &Pair) -> Result<LocalCluster, Failure> {
     let config = ClusterConfig::default();
-    let models = pair.models(&config.drafter, &config.expert);
+    let models = pair.models(&config.drafter, &config.expert, config.drafters + config.experts);
     Ok(LocalCluster::start(config, models).await?)
 }
 

@@ -14,10 +14,9 @@ use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_core::limits;
 use cascadia_core::pipeline::Pipeline;
 use cascadia_core::session::{Answered, Counters, Emitted, Session};
-use cascadia_core::tasks::{DecodeTask, DraftTask};
+use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Opening, Output, Scorer};
-use cascadia_node::sessions::{Heard, Open, OpenSession};
-use cascadia_node::telemetry::Mark;
+use cascadia_node::sessions::{Heard, OpenSession};
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
 use tokio::time::Instant;
@@ -103,9 +102,8 @@ impl<'n> Generation<'n> {
         }
     }
 
-    /// Runs the session to its end.
-    pub async fn run(mut self, mut output: Output) -> Result<(), Status> {
-        let mut engine = self.open_engine().await?;
+    /// Runs the session, which is open at this node's engine, to its end.
+    pub async fn run(mut self, mut engine: OpenSession<DrafterWork>, mut output: Output) -> Result<(), Status> {
         // Drafting starts while the stream opens.
         self.order(&engine)?;
         let mut link = match self.first_link(&mut output).await? {
@@ -281,19 +279,6 @@ impl<'n> Generation<'n> {
         }
         emitted.extend(answered.emitted);
         emitted
-    }
-
-    async fn open_engine(&self) -> Result<OpenSession<DrafterWork>, Status> {
-        let open = Open {
-            key: self.opening.session,
-            epoch: self.opening.epoch,
-            work: DrafterWork::Draft(DraftTask::new(self.decoding.clone())),
-            priority: self.opening.open.priority,
-            salt: self.opening.salt().to_owned(),
-            age: self.opening.age(),
-            mark: Mark::default(),
-        };
-        self.node.engine.open(open).await
     }
 
     /// `on_expert_loss: drafter`: the drafter writes the rest, and the response says that a retry may differ.

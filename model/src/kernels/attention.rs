@@ -24,13 +24,13 @@ pub(crate) struct Query {
 
 /// Up to eight queries that share a KV head and a page table.
 #[derive(Clone, Copy)]
-pub(crate) struct Attend<'a> {
+pub(crate) struct Attend<'a, C> {
     pub queries: &'a [Query],
     pub pages: &'a [PageId],
     /// Keys and values of this layer and head in page 0.
-    pub keys: *const f32,
-    pub values: *const f32,
-    /// Floats from one page to the next.
+    pub keys: *const C,
+    pub values: *const C,
+    /// Values from one page to the next.
     pub page_stride: usize,
     pub head_dim: usize,
     pub scale: f32,
@@ -42,35 +42,68 @@ pub(crate) struct Attend<'a> {
     pub score_stride: usize,
 }
 
-/// Runs attention; `queries` may not be more than [`Lanes::ROWS`].
+/// How sixteen numbers of the cache become lanes.
+pub(crate) trait Load: Copy {
+    /// # Safety
+    /// As of [`Lanes::load`].
+    unsafe fn load<L: Lanes>(from: *const Self) -> L::F;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L::F {
+        L::load(from)
+    }
+}
+
+/// Bits of a binary16, widened exactly.
+impl Load for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L::F {
+        L::load_half(from)
+    }
+}
+
+/// Attention over a cache of `f32`; `queries` may not be more than [`Lanes::ROWS`].
 #[inline(always)]
-pub(crate) unsafe fn attend<L: Lanes>(a: &Attend<'_>) {
+pub(crate) unsafe fn attend<L: Lanes>(a: &Attend<'_, f32>) {
+    over::<L, f32>(a);
+}
+
+/// Attention over a cache of binary16.
+#[inline(always)]
+pub(crate) unsafe fn attend_half<L: Lanes>(a: &Attend<'_, u16>) {
+    over::<L, u16>(a);
+}
+
+#[inline(always)]
+unsafe fn over<L: Lanes, C: Load>(a: &Attend<'_, C>) {
     match a.queries.len() {
         0 => {}
-        1 => queries::<L, 1, 4, 4>(a),
-        2 => queries::<L, 2, 4, 4>(a),
-        3 => queries::<L, 3, 2, 4>(a),
-        4 => queries::<L, 4, 2, 4>(a),
-        5 if L::ROWS > 4 => queries::<L, 5, 1, 2>(a),
-        6 if L::ROWS > 4 => queries::<L, 6, 1, 2>(a),
-        7 if L::ROWS > 4 => queries::<L, 7, 1, 2>(a),
-        8 if L::ROWS > 4 => queries::<L, 8, 1, 2>(a),
+        1 => queries::<L, C, 1, 4, 4>(a),
+        2 => queries::<L, C, 2, 4, 4>(a),
+        3 => queries::<L, C, 3, 2, 4>(a),
+        4 => queries::<L, C, 4, 2, 4>(a),
+        5 if L::ROWS > 4 => queries::<L, C, 5, 1, 2>(a),
+        6 if L::ROWS > 4 => queries::<L, C, 6, 1, 2>(a),
+        7 if L::ROWS > 4 => queries::<L, C, 7, 1, 2>(a),
+        8 if L::ROWS > 4 => queries::<L, C, 8, 1, 2>(a),
         _ => unreachable!("no path holds more than eight queries"),
     }
 }
 
-/// `Q` queries, `P` pages of keys and `C` registers of values at a time.
+/// `Q` queries, `P` pages of keys and `R` registers of values at a time.
 #[inline(always)]
-unsafe fn queries<L: Lanes, const Q: usize, const P: usize, const C: usize>(a: &Attend<'_>) {
+unsafe fn queries<L: Lanes, C: Load, const Q: usize, const P: usize, const R: usize>(a: &Attend<'_, C>) {
     let last = a.queries.iter().map(|q| q.last).max().unwrap_or(0);
     let pages = last / PAGE + 1;
     let mut page = a.queries.iter().map(|q| q.first).min().unwrap_or(0) / PAGE;
     while page + P <= pages {
-        score_pages::<L, Q, P>(a, page);
+        score_pages::<L, C, Q, P>(a, page);
         page += P;
     }
     while page < pages {
-        score_pages::<L, Q, 1>(a, page);
+        score_pages::<L, C, Q, 1>(a, page);
         page += 1;
     }
     let mut sums = [0.0; Q];
@@ -80,30 +113,30 @@ unsafe fn queries<L: Lanes, const Q: usize, const P: usize, const C: usize>(a: &
     }
     let width = a.head_dim.div_ceil(16);
     let mut column = 0;
-    while column + C <= width {
-        weigh_values::<L, Q, C>(a, column, &sums);
-        column += C;
+    while column + R <= width {
+        weigh_values::<L, C, Q, R>(a, column, &sums);
+        column += R;
     }
     while column < width {
-        weigh_values::<L, Q, 1>(a, column, &sums);
+        weigh_values::<L, C, Q, 1>(a, column, &sums);
         column += 1;
     }
 }
 
 #[inline(always)]
-unsafe fn score_pages<L: Lanes, const Q: usize, const P: usize>(a: &Attend<'_>, first: usize) {
+unsafe fn score_pages<L: Lanes, C: Load, const Q: usize, const P: usize>(a: &Attend<'_, C>, first: usize) {
     let mut keys = [a.keys; P];
     for (p, keys) in keys.iter_mut().enumerate() {
         *keys = keys.add(a.pages.get_unchecked(first + p).index() * a.page_stride);
     }
-    let mut query = [a.keys; Q];
+    let mut query = [std::ptr::null(); Q];
     for (q, query) in query.iter_mut().enumerate() {
         *query = a.queries.get_unchecked(q).q;
     }
     let mut sums = [[L::splat(0.0); Q]; P];
     for d in 0..a.head_dim {
         for (p, sums) in sums.iter_mut().enumerate() {
-            let k = L::load(keys[p].add(d * PAGE));
+            let k = C::load::<L>(keys[p].add(d * PAGE));
             for (q, sum) in sums.iter_mut().enumerate() {
                 *sum = L::fma(k, L::splat(*query[q].add(d)), *sum);
             }
@@ -150,17 +183,21 @@ unsafe fn softmax<L: Lanes>(scores: *mut f32, first: usize, pages: usize) -> f32
     L::sum(sum)
 }
 
-/// `C` registers of the output, from register `column`, for all queries.
+/// `R` registers of the output, from register `column`, for all queries.
 #[inline(always)]
-unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>, column: usize, sums: &[f32; Q]) {
+unsafe fn weigh_values<L: Lanes, C: Load, const Q: usize, const R: usize>(
+    a: &Attend<'_, C>,
+    column: usize,
+    sums: &[f32; Q],
+) {
     let width = a.head_dim.div_ceil(16) * 16;
     // Between these all queries see every key; the rest is each query's own, so that none reads a key it may not see.
     let from = a.queries.iter().map(|q| q.first).max().unwrap_or(0);
     let to = a.queries.iter().map(|q| q.last + 1).min().unwrap_or(0).max(from);
-    let mut outs = [[L::splat(0.0); C]; Q];
+    let mut outs = [[L::splat(0.0); R]; Q];
     for (q, out) in outs.iter_mut().enumerate() {
         let query = a.queries.get_unchecked(q);
-        weigh_alone::<L, C>(a, (q, column), query.first..from.min(query.last + 1), out);
+        weigh_alone::<L, C, R>(a, (q, column), query.first..from.min(query.last + 1), out);
     }
     let mut position = from;
     while position < to {
@@ -168,9 +205,9 @@ unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>,
         let (first, n) = (position % PAGE, (to - position).min(PAGE - position % PAGE));
         let values = a.values.add(page * a.page_stride + first * width + column * 16);
         for slot in 0..n {
-            let mut v = [L::splat(0.0); C];
+            let mut v = [L::splat(0.0); R];
             for (c, v) in v.iter_mut().enumerate() {
-                *v = L::load(values.add(slot * width + c * 16));
+                *v = C::load::<L>(values.add(slot * width + c * 16));
             }
             for (q, out) in outs.iter_mut().enumerate() {
                 let weight = L::splat(*a.scores.add(q * a.score_stride + position + slot));
@@ -183,7 +220,7 @@ unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>,
     }
     for (q, out) in outs.iter_mut().enumerate() {
         let query = a.queries.get_unchecked(q);
-        weigh_alone::<L, C>(a, (q, column), to.max(query.first)..query.last + 1, out);
+        weigh_alone::<L, C, R>(a, (q, column), to.max(query.first)..query.last + 1, out);
         let sum = L::splat(sums[q]);
         for (c, &out) in out.iter().enumerate() {
             let first = (column + c) * 16;
@@ -195,11 +232,11 @@ unsafe fn weigh_values<L: Lanes, const Q: usize, const C: usize>(a: &Attend<'_>,
 
 /// The part of a query's values that the others of its call do not see.
 #[inline(always)]
-unsafe fn weigh_alone<L: Lanes, const C: usize>(
-    a: &Attend<'_>,
+unsafe fn weigh_alone<L: Lanes, C: Load, const R: usize>(
+    a: &Attend<'_, C>,
     (q, column): (usize, usize),
     positions: std::ops::Range<usize>,
-    out: &mut [L::F; C],
+    out: &mut [L::F; R],
 ) {
     let width = a.head_dim.div_ceil(16) * 16;
     for position in positions {
@@ -207,7 +244,7 @@ unsafe fn weigh_alone<L: Lanes, const C: usize>(
         let values = a.values.add(page * a.page_stride + position % PAGE * width + column * 16);
         let weight = L::splat(*a.scores.add(q * a.score_stride + position));
         for (c, out) in out.iter_mut().enumerate() {
-            *out = L::fma(L::load(values.add(c * 16)), weight, *out);
+            *out = L::fma(C::load::<L>(values.add(c * 16)), weight, *out);
         }
     }
 }

@@ -190,6 +190,8 @@ kernels! {
     quantise(Quantise) in rowwise;
     /// Rotary positions.
     rotate(Rotate) in rowwise;
-    /// Attention of a few queries over pages.
-    attend(Attend<'_>) in attention;
+    /// Attention of a few queries over pages of `f32`.
+    attend(Attend<'_, f32>) in attention;
+    /// Attention of a few queries over pages of binary16.
+    attend_half(Attend<'_, u16>) in attention;
 }

@@ -11,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::LoadError;
 use crate::fingerprint::Fingerprint;
+use crate::kv::{KvDtype, page_bytes};
 use crate::matrix::Matrix;
 use crate::quant::Dtype;
 use crate::rope::Rope;
@@ -155,6 +156,12 @@ impl Weights {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Bytes of KV that a page of 16 tokens takes.
+    #[must_use]
+    pub fn page_bytes(&self, dtype: KvDtype) -> usize {
+        page_bytes(&self.config, dtype)
     }
 
     /// What the weights are held in.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_core::ids::PageId;
-use cascadia_model::{CpuEngine, Dtype, EngineOptions, SimdPath, Weights};
+use cascadia_model::{CpuEngine, Dtype, EngineOptions, KvDtype, SimdPath, Weights};
 
 /// Three Llamas, and one of every other family.
 pub const FIXTURES: [&str; 9] =
@@ -33,7 +33,16 @@ pub fn load(folder: &Path, dtype: Dtype) -> Arc<Weights> {
 }
 
 pub fn engine(weights: &Arc<Weights>, threads: usize, simd: Option<SimdPath>) -> CpuEngine {
-    let mut engine = CpuEngine::new(Arc::clone(weights), EngineOptions { pages: 64, threads, simd }).unwrap();
+    engine_of(weights, EngineOptions { pages: 64, threads, simd, ..EngineOptions::default() })
+}
+
+/// As [`engine`], with a cache of its own type.
+pub fn engine_over(weights: &Arc<Weights>, kv_dtype: KvDtype, threads: usize, simd: Option<SimdPath>) -> CpuEngine {
+    engine_of(weights, EngineOptions { pages: 64, kv_dtype, threads, simd })
+}
+
+fn engine_of(weights: &Arc<Weights>, options: EngineOptions) -> CpuEngine {
+    let mut engine = CpuEngine::new(Arc::clone(weights), options).unwrap();
     engine.always_use_threads();
     engine
 }

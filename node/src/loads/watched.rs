@@ -136,7 +136,8 @@ impl Watched {
     pub(super) fn load(&self, now: Instant) -> Load {
         let said = self.status.map(|(status, _)| status).unwrap_or_default();
         Load {
-            queued_tokens: said.queued_tokens,
+            // Whoever comes now is served after those at the door.
+            queued_tokens: said.queued_tokens.saturating_add(said.tokens_waiting),
             running_tokens: said.running_tokens,
             placed_tokens: self.placed[0].saturating_add(self.placed[1]),
             quarantined: self.is_quarantined(now),

@@ -63,11 +63,20 @@ pub fn board(registry: &mut Registry, role: Role, board: &StatusBoard) {
     load("queued_tokens", "Tokens that wait for a forward pass, those of a pass under way among them", |load| {
         load.queued_tokens as f64
     });
+    load("sessions_waiting", "Sessions that wait at an engine for a slot or for KV pages", |load| {
+        load.sessions_waiting as f64
+    });
     load("batch_occupancy_ratio", "Share of its token budget that the last forward pass used, 0 to 1", |load| {
         share(load.batch_tokens_last, load.batch_budget)
     });
     load("kv_cache_usage_perc", "Share of the KV pages that open sessions hold, 0 to 1", |load| {
         share(load.kv_pages.saturating_sub(load.kv_pages_free), load.kv_pages)
+    });
+    load("kv_cache_limit_bytes", "Bytes that KV pages may take; memory is taken as pages are first used", |load| {
+        (load.kv_pages * load.kv_page_bytes) as f64
+    });
+    load("kv_cache_used_bytes", "Bytes of the KV pages that open sessions hold", |load| {
+        (load.kv_pages.saturating_sub(load.kv_pages_free) * load.kv_page_bytes) as f64
     });
     let mut count = |name: &str, help: &str, read: fn(EngineLoad) -> u64| {
         let board = board.clone();

@@ -5,12 +5,27 @@ use cascadia_core::ids::PageId;
 use super::{Random, bits, isas};
 use crate::kernels::Isa;
 use crate::kernels::attention::{Attend, Query};
-use crate::kv::PAGE;
+use crate::kv::{Cached, PAGE};
 
 /// One query over pages in disorder, whose unseen slots hold NaN, against `f64`; and the same bits however many
 /// queries share the call, on every path; with and without a window and a cap.
 #[test]
 fn attention_sees_what_it_may_and_nothing_else() {
+    sees_what_it_may::<f32>(|isa, attend| {
+        // SAFETY: pages, scores and queries as their fields say.
+        unsafe { isa.attend(attend) }
+    });
+}
+
+#[test]
+fn attention_over_halves_sees_what_it_may_and_nothing_else() {
+    sees_what_it_may::<u16>(|isa, attend| {
+        // SAFETY: as above.
+        unsafe { isa.attend_half(attend) }
+    });
+}
+
+fn sees_what_it_may<C: Cached>(attend: impl Fn(Isa, &Attend<'_, C>)) {
     let mut random = Random(4);
     for case in 0..30 {
         let head_dim = 2 * (1 + random.below(50));
@@ -18,8 +33,9 @@ fn attention_sees_what_it_may_and_nothing_else() {
         let length = 1 + random.below(120);
         let pages: Vec<PageId> = (0..length.div_ceil(PAGE)).rev().map(|p| PageId(p as u32)).collect();
         let stride = PAGE * (head_dim + width);
-        let mut pool = vec![f32::NAN; pages.len() * stride];
-        let (keys, values) = (random.floats(length * head_dim), random.floats(length * head_dim));
+        let mut pool = vec![C::of(f32::NAN); pages.len() * stride];
+        let mut held = || random.floats(length * head_dim).into_iter().map(|x| C::of(x).widen()).collect::<Vec<_>>();
+        let (keys, values) = (held(), held());
         let n = 1 + random.below(4.min(length));
         let window = [usize::MAX, 1 + random.below(length), 1 + random.below(4)][case % 3];
         let cap = [None, Some(1.5)][case % 2];
@@ -28,8 +44,8 @@ fn attention_sees_what_it_may_and_nothing_else() {
         for position in first(length - n)..length {
             let (page, slot) = (pages[position / PAGE].index() * stride, position % PAGE);
             for d in 0..head_dim {
-                pool[page + d * PAGE + slot] = keys[position * head_dim + d];
-                pool[page + PAGE * head_dim + slot * width + d] = values[position * head_dim + d];
+                pool[page + d * PAGE + slot] = C::of(keys[position * head_dim + d]);
+                pool[page + PAGE * head_dim + slot * width + d] = C::of(values[position * head_dim + d]);
             }
         }
         let queries = random.floats(n * head_dim);
@@ -44,21 +60,19 @@ fn attention_sees_what_it_may_and_nothing_else() {
             };
             let list: Vec<_> = which.map(each).collect();
             let mut scores = vec![0.0; list.len() * pages.len() * PAGE];
-            // SAFETY: pages, scores and queries as their fields say.
-            unsafe {
-                isa.attend(&Attend {
-                    queries: &list,
-                    pages: &pages,
-                    keys: pool.as_ptr(),
-                    values: pool.as_ptr().add(PAGE * head_dim),
-                    page_stride: stride,
-                    head_dim,
-                    scale,
-                    cap,
-                    scores: scores.as_mut_ptr(),
-                    score_stride: pages.len() * PAGE,
-                });
-            }
+            let call = Attend {
+                queries: &list,
+                pages: &pages,
+                keys: pool.as_ptr(),
+                values: pool[PAGE * head_dim..].as_ptr(),
+                page_stride: stride,
+                head_dim,
+                scale,
+                cap,
+                scores: scores.as_mut_ptr(),
+                score_stride: pages.len() * PAGE,
+            };
+            attend(isa, &call);
             out
         };
         let together = run(Isa::Portable, 0..n);

@@ -4,10 +4,13 @@
 //! ids that each cache holds, so a prefill, a block behind a rejected one, a diverged history and a re-prefill after
 //! eviction are one thing: what `tokens()` has beyond the common prefix is outstanding.
 
+mod entrance;
+mod report;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
+use crate::door::Door;
 use crate::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use crate::history::common_prefix;
 use crate::ids::{SessionId, TokenId};
@@ -15,6 +18,7 @@ use crate::limits;
 use crate::pages::{PageTable, Pages, pages_for};
 pub use crate::scheduler::Rank;
 use crate::scheduler::{self, Holder, Piece, Waiting};
+pub use report::{Evicted, Failed, LetIn, Refused, StepError, StepReport, StepperLoad};
 
 /// One session's work on an engine.
 pub trait Task: Send {
@@ -36,127 +40,21 @@ pub struct StepperConfig {
     pub batch_tokens: usize,
     /// Sessions at most.
     pub max_sessions: usize,
+    /// New sessions that may wait for a slot or for pages.
+    pub max_waiting: usize,
     /// Pages to use at most; the engine may have fewer.
     pub pages: usize,
 }
 
 impl Default for StepperConfig {
     fn default() -> Self {
-        Self { batch_tokens: limits::BATCH_TOKENS, max_sessions: limits::MAX_SESSIONS, pages: usize::MAX }
-    }
-}
-
-/// Why a session was not taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// So many sessions are open, and that is the limit.
-    Full(usize),
-    /// A session of this id is open.
-    AlreadyOpen(SessionId),
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full(limit) => write!(f, "all {limit} sessions are taken"),
-            Self::AlreadyOpen(key) => write!(f, "session {key} is already open"),
+        Self {
+            batch_tokens: limits::BATCH_TOKENS,
+            max_sessions: limits::MAX_SESSIONS,
+            max_waiting: limits::MAX_WAITING,
+            pages: usize::MAX,
         }
     }
-}
-
-impl std::error::Error for Refused {}
-
-/// Why a session was given up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StepError {
-    /// The batch it was in failed.
-    Engine(EngineError),
-    /// It is longer than the model's context.
-    Context {
-        /// Its tokens.
-        tokens: usize,
-        /// The context.
-        context: usize,
-    },
-    /// It needs more pages than there are.
-    Pages {
-        /// Pages it needs.
-        needed: usize,
-        /// Pages of the pool.
-        total: usize,
-    },
-}
-
-impl fmt::Display for StepError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Engine(error) => write!(f, "the forward pass failed: {error}"),
-            Self::Context { tokens, context } => write!(f, "{tokens} tokens exceed the context of {context}"),
-            Self::Pages { needed, total } => write!(f, "the session needs {needed} KV pages and there are {total}"),
-        }
-    }
-}
-
-impl std::error::Error for StepError {}
-
-/// A session that lost pages to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Evicted {
-    /// Whose.
-    pub key: SessionId,
-    /// Leading tokens that are still cached.
-    pub held: usize,
-}
-
-/// A session that was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
-    /// Whose.
-    pub key: SessionId,
-    /// Why.
-    pub error: StepError,
-}
-
-/// What one step did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StepReport {
-    /// Sessions whose [`Task::take`] was called.
-    pub ran: Vec<SessionId>,
-    /// Sessions that lost pages.
-    pub evicted: Vec<Evicted>,
-    /// Sessions that were removed.
-    pub failed: Vec<Failed>,
-    /// Tokens of the batch; 0 where there was no forward pass.
-    pub tokens: usize,
-    /// Sessions of the batch.
-    pub sessions: usize,
-    /// Rows of the batch.
-    pub rows: usize,
-}
-
-/// How busy a stepper is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StepperLoad {
-    /// Open sessions.
-    pub sessions: usize,
-    /// Sessions that have work.
-    pub waiting: usize,
-    /// Tokens not cached that wait for a batch.
-    pub queued_tokens: usize,
-    /// Sessions in the last batch.
-    pub running: usize,
-    /// Tokens of the last batch.
-    pub running_tokens: usize,
-    /// Pages some session refers to.
-    pub pages_used: usize,
-    /// Pages free or released.
-    pub pages_free: usize,
-    /// Pages of the pool.
-    pub pages_total: usize,
-    /// Tokens that sessions came with, ever.
-    pub prefix_queries: u64,
-    /// Of these, tokens that were found in pages of equal content.
-    pub prefix_hits: u64,
 }
 
 struct Entry<T> {
@@ -165,6 +63,8 @@ struct Entry<T> {
     table: PageTable,
     /// The tokens whose KV is in the table's pages.
     cached: Vec<TokenId>,
+    /// So many tokens have their pages already, until they are computed: what the session came in with.
+    promised: usize,
     /// Whether the task may have changed its tokens since they were compared with `cached`.
     changed: bool,
     /// Whether the tokens it came with are in the account of found prefixes.
@@ -186,11 +86,24 @@ impl<T: Task> Entry<T> {
         let end = tokens.len().saturating_sub(self.task.want().unwrap_or(0));
         if std::mem::take(&mut self.changed) {
             let start = common_prefix(&self.cached, tokens).min(end);
-            self.cached.truncate(pages.truncate(&mut self.table, start));
+            // Pages past the cache are promised.
+            if start < self.cached.len() {
+                self.cached.truncate(pages.truncate(&mut self.table, start));
+            }
         }
         // Others may have filled further pages of the same content meanwhile.
         let held = pages.adopt(&mut self.table, tokens, self.cached.len(), end);
         self.cached.extend_from_slice(&tokens[self.cached.len()..held]);
+        if self.cached.len() >= tokens.len().min(self.promised) {
+            self.promised = 0;
+        }
+        // Where pages were found, those that had been kept for these tokens were given up, and are there to be had.
+        let _ = pages.extend(&mut self.table, self.promised);
+    }
+
+    /// What it holds pages for.
+    fn holder(&self, key: SessionId) -> Holder {
+        Holder { key, rank: self.rank, has_work: self.task.want().is_some(), used: self.used }
     }
 
     /// Adds the tokens it came with, and how many of these were found, once.
@@ -220,6 +133,9 @@ pub struct Stepper<T: Task> {
     context: usize,
     pages: Pages,
     sessions: BTreeMap<SessionId, Entry<T>>,
+    door: Door<T>,
+    /// Slots or pages may have become free since the door was last tried.
+    door_is_due: bool,
     /// Batches cut so far.
     batches: u64,
     running: (usize, usize),
@@ -244,6 +160,8 @@ impl<T: Task> Stepper<T> {
             context: facts.context,
             pages: Pages::new(facts.pages.min(config.pages), &facts.fingerprint),
             sessions: BTreeMap::new(),
+            door: Door::new(config.max_waiting),
+            door_is_due: false,
             batches: 0,
             running: (0, 0),
             prefix: (0, 0),
@@ -253,34 +171,6 @@ impl<T: Task> Stepper<T> {
             ready: Vec::new(),
             rows: Rows { named: Some(facts.vocabulary), ..Rows::default() },
         }
-    }
-
-    /// Opens a session; pages of equal content and `salt` are found at once ([`Self::held`]).
-    ///
-    /// # Errors
-    /// When there are too many sessions, or one of this id.
-    pub fn insert(&mut self, key: SessionId, task: T, rank: Rank, salt: &str, now: Duration) -> Result<(), Refused> {
-        if self.sessions.contains_key(&key) {
-            return Err(Refused::AlreadyOpen(key));
-        }
-        if self.sessions.len() >= self.config.max_sessions {
-            return Err(Refused::Full(self.config.max_sessions));
-        }
-        let table = self.pages.open(salt);
-        let mut entry = Entry {
-            task,
-            rank,
-            table,
-            cached: Vec::new(),
-            changed: true,
-            counted: false,
-            served: self.batches,
-            used: now,
-        };
-        entry.settle(&mut self.pages);
-        entry.count_prefix(&mut self.prefix);
-        self.sessions.insert(key, entry);
-        Ok(())
     }
 
     /// The sessions of the last batch.
@@ -301,9 +191,12 @@ impl<T: Task> Stepper<T> {
         Some(&mut entry.task)
     }
 
-    /// Closes a session; its pages are released.
+    /// Closes a session, or sends it away from the door; its pages are released.
     pub fn remove(&mut self, key: SessionId) -> Option<T> {
-        let mut entry = self.sessions.remove(&key)?;
+        self.door_is_due = true;
+        let Some(mut entry) = self.sessions.remove(&key) else {
+            return self.door.remove(key).map(|applicant| applicant.task);
+        };
         self.pages.release(&mut entry.table);
         Some(entry.task)
     }
@@ -331,6 +224,8 @@ impl<T: Task> Stepper<T> {
         let entries = self.sessions.values();
         StepperLoad {
             sessions: self.sessions.len(),
+            at_door: self.door.len(),
+            tokens_at_door: self.door.iter().map(|applicant| applicant.task.tokens().len()).sum(),
             waiting: entries.clone().filter(|entry| entry.task.want().is_some()).count(),
             queued_tokens: entries.map(Entry::outstanding).sum(),
             running: self.running.0,
@@ -371,6 +266,8 @@ impl<T: Task> Stepper<T> {
             Err(error) => self.fail_batch(&error, &mut report),
         }
         self.running = (report.sessions, report.tokens);
+        // Rejected drafts and lost pages leave room.
+        self.door_is_due = true;
         report
     }
 
@@ -436,33 +333,30 @@ impl<T: Task> Stepper<T> {
                 return false;
             }
             let outside = |entry: &Entry<T>| entry.served != self.batches && entry.table.room() > 0;
-            let holders = self.sessions.iter().filter(|(_, entry)| outside(entry)).map(|(key, entry)| Holder {
-                key: *key,
-                rank: entry.rank,
-                has_work: entry.task.want().is_some(),
-                used: entry.used,
-            });
+            let holders = self.sessions.iter().filter(|(_, entry)| outside(entry));
+            let holders = holders.map(|(key, entry)| entry.holder(*key));
             let Some(victim) = scheduler::victim(holders, asking) else {
                 self.hopeless = Some(asking);
                 return false;
             };
-            self.evict(victim, missing, report);
+            self.evict(victim, missing, &mut report.evicted);
         }
     }
 
     /// Takes pages from the end of a session's table; pages that others read give nothing, so it may take some calls.
-    fn evict(&mut self, key: SessionId, missing: usize, report: &mut StepReport) {
+    fn evict(&mut self, key: SessionId, missing: usize, evicted: &mut Vec<Evicted>) {
         let entry = self.sessions.get_mut(&key).expect("a session that holds pages");
         let kept = (entry.table.room() / limits::PAGE_TOKENS).saturating_sub(missing) * limits::PAGE_TOKENS;
         self.pages.truncate(&mut entry.table, kept);
+        entry.promised = 0;
         if kept >= entry.cached.len() {
             return;
         }
         entry.cached.truncate(kept);
         let held = kept;
-        match report.evicted.iter_mut().find(|evicted| evicted.key == key) {
+        match evicted.iter_mut().find(|evicted| evicted.key == key) {
             Some(evicted) => evicted.held = held,
-            None => report.evicted.push(Evicted { key, held }),
+            None => evicted.push(Evicted { key, held }),
         }
     }
 

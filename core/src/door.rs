@@ -1,0 +1,112 @@
+//! The door of an engine: who waits for a slot or for pages, and in which order they come in. Pure.
+//!
+//! A new session takes a slot and the pages of its history at once, or waits here; the order of service is the order
+//! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Behind a full door
+//! new ones are refused. A session that has begun elsewhere (its expert died, its drafter moved) needs a slot only: its
+//! pages it takes as everybody does who is inside, from those who come after it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ids::SessionId;
+use crate::scheduler::Rank;
+
+/// A session without work for so long is not between two blocks but waits for somebody: whoever stands at the door may
+/// have its pages. For less, it would have them back at once, computed again.
+pub const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+/// Who wants to come in.
+#[derive(Debug)]
+pub struct Applicant<T> {
+    /// Its name.
+    pub key: SessionId,
+    /// What it wants done.
+    pub task: T,
+    /// Its place in the order.
+    pub rank: Rank,
+    /// Only histories of equal salt find one another's pages.
+    pub salt: String,
+    /// Somebody counts on what it has done already: it is delayed, never refused.
+    pub begun: bool,
+}
+
+/// What an applicant met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// It is inside.
+    Open,
+    /// It stands at the door.
+    Waits,
+}
+
+/// Who waits, in the order of service.
+#[derive(Debug)]
+pub struct Door<T> {
+    waiting: BTreeMap<(Rank, SessionId), Applicant<T>>,
+    limit: usize,
+}
+
+impl<T> Door<T> {
+    /// A door at which at most `limit` new sessions wait, and as many that have begun.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { waiting: BTreeMap::new(), limit }
+    }
+
+    /// Those who wait, first come first.
+    pub fn iter(&self) -> impl Iterator<Item = &Applicant<T>> {
+        self.waiting.values()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether a session waits here.
+    #[must_use]
+    pub fn holds(&self, key: SessionId) -> bool {
+        self.waiting.values().any(|applicant| applicant.key == key)
+    }
+
+    /// Whether nobody waits who comes before this place in the order.
+    #[must_use]
+    pub fn is_free_for(&self, rank: Rank, key: SessionId) -> bool {
+        self.waiting.first_key_value().is_none_or(|(first, _)| (rank, key) < *first)
+    }
+
+    /// Lets one wait.
+    ///
+    /// # Errors
+    /// When as many of its kind wait as may.
+    pub fn knock(&mut self, applicant: Applicant<T>) -> Result<(), Applicant<T>> {
+        if self.waiting.values().filter(|other| other.begun == applicant.begun).count() >= self.limit {
+            return Err(applicant);
+        }
+        self.put_back(applicant);
+        Ok(())
+    }
+
+    /// The next in the order.
+    pub fn pop_first(&mut self) -> Option<Applicant<T>> {
+        self.waiting.pop_first().map(|(_, applicant)| applicant)
+    }
+
+    /// Puts one back that could not come in after all.
+    pub fn put_back(&mut self, applicant: Applicant<T>) {
+        self.waiting.insert((applicant.rank, applicant.key), applicant);
+    }
+
+    /// Sends one away.
+    pub fn remove(&mut self, key: SessionId) -> Option<Applicant<T>> {
+        let place = self.waiting.iter().find(|(_, applicant)| applicant.key == key).map(|(place, _)| *place)?;
+        self.waiting.remove(&place)
+    }
+}
