@@ -132,10 +132,20 @@ async fn serve(listener: Listener, port: Arc<Port>) {
 
 async fn report(reporter: HealthReporter, port: Arc<Port>) {
     let mut ticks = tokio::time::interval(HEALTH_PERIOD);
+    let mut said = None;
     loop {
         ticks.tick().await;
-        let status = if port.ready().is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let ready = port.ready();
+        let status = if ready.is_ok() { ServingStatus::Serving } else { ServingStatus::NotServing };
         reporter.set_service_status("", status).await;
+        // A probe that fails shows its status and not its answer, so the reason is logged as well.
+        if said.as_ref() != Some(&ready) {
+            match &ready {
+                Ok(()) => tracing::info!("ready"),
+                Err(reason) => tracing::info!("not ready: {reason}"),
+            }
+            said = Some(ready);
+        }
     }
 }
 

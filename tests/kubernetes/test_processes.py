@@ -242,6 +242,8 @@ class Wrong(Installed):
         )
         self.assertEqual(status, 503)
         self.assertIn(f"drafter {odd.name} and expert ", why)
+        # A probe's event shows the status alone, so an operator looks at the log.
+        until(lambda: f"the log: {odd.log.read_text()[-2000:]}", lambda: f"not ready: {why.split(': ')[1][:40]}" in odd.log.read_text())
         self.assertEqual(odd.probe("livenessProbe")[0], 200)
 
 

@@ -18,6 +18,8 @@ containers:
     image: {{ include "cascadia.image" .root }}
     imagePullPolicy: {{ .root.Values.image.pullPolicy }}
     args: {{- include "cascadia.args" (dict "root" .root "node" $node) | nindent 6 }}
+    # `kubectl describe` shows why a node could not start.
+    terminationMessagePolicy: FallbackToLogsOnError
     env:
       - name: POD_NAME
         valueFrom: {fieldRef: {fieldPath: metadata.name}}
