@@ -86,8 +86,8 @@ A pool is its role's defaults with what its own entry says on top.
 - --etcd-prefix={{ $values.etcd.prefix | default (printf "/cascadia/%s/%s/" .root.Release.Namespace .root.Release.Name) }}
 - --config=/etc/cascadia/cascadia.toml
 {{- if eq .node.role "router" }}
-- --listen=0.0.0.0:50051
-- --http=0.0.0.0:8080
+- --listen={{ $values.router.bind }}:50051
+- --http={{ $values.router.bind }}:8080
 {{- if include "cascadia.apiKeysSecret" .root }}
 - --api-key-file=/etc/cascadia-api-keys/keys
 {{- end }}
