@@ -15,7 +15,7 @@ use cascadia_node::admin::AdminPort;
 use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
+use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
 use cascadia_node::token::Token;
@@ -65,6 +65,9 @@ pub struct NodeArgs {
     #[command(flatten)]
     source: Source,
 
+    #[command(flatten)]
+    access: EtcdAccess,
+
     /// Where in etcd the cluster's keys are.
     #[arg(
         long,
@@ -91,7 +94,7 @@ pub struct NodeArgs {
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 struct Source {
-    /// etcd's addresses, separated by commas: http://127.0.0.1:2379.
+    /// etcd's addresses, separated by commas: http://127.0.0.1:2379, or https:// with --etcd-ca-file.
     #[arg(long, value_name = "URL", env = "CASCADIA_ETCD", value_delimiter = ',', help_heading = "Membership")]
     etcd: Vec<String>,
 
@@ -354,6 +357,7 @@ impl NodeArgs {
             endpoints: self.source.etcd.clone(),
             prefix: self.etcd_prefix.clone(),
             lease_ttl: Duration::from_secs(self.lease_ttl.into()),
+            access: self.access.clone(),
         }
     }
 

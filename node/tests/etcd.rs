@@ -1,7 +1,7 @@
 //! Membership against a real etcd: these tests need its binary (Debian: `apt install etcd-server`) and say so without it.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot};
-use cascadia_node::membership::{EtcdConfig, Membership, MembershipError, probe};
+use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
+use etcd_client::{Certificate, ConnectOptions, Identity, Permission, TlsOptions};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,6 +22,33 @@ struct Etcd {
     ports: [u16; 2],
     folder: PathBuf,
     child: Option<Child>,
+    /// What clients show; nothing where everyone may ask.
+    access: EtcdAccess,
+}
+
+/// An authority, and what it vouches for: a server on loopback and a client. Returns what the client needs.
+fn certified(folder: &Path) -> EtcdAccess {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut authority = CertificateParams::new([]).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    std::fs::write(folder.join("ca.crt"), authority.self_signed(&key).unwrap().pem()).unwrap();
+    let authority = Issuer::new(authority, key);
+    for name in ["server", "client"] {
+        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(folder.join(name).with_extension("crt"), params.signed_by(&key, &authority).unwrap().pem())
+            .unwrap();
+        std::fs::write(folder.join(name).with_extension("key"), key.serialize_pem()).unwrap();
+    }
+    let file = |name: &str| Some(folder.join(name));
+    EtcdAccess {
+        etcd_ca_file: file("ca.crt"),
+        etcd_cert_file: file("client.crt"),
+        etcd_key_file: file("client.key"),
+        ..EtcdAccess::default()
+    }
 }
 
 impl Etcd {
@@ -29,7 +58,20 @@ impl Etcd {
         let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         let ports = [free[0].local_addr().unwrap().port(), free[1].local_addr().unwrap().port()];
         let name = format!("cascadia-etcd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        Self { ports, folder: std::env::temp_dir().join(name), child: None }
+        Self { ports, folder: std::env::temp_dir().join(name), child: None, access: EtcdAccess::default() }
+    }
+
+    /// One that is asked over TLS and answers who shows a certificate.
+    async fn secured() -> Self {
+        let mut etcd = Self::prepared();
+        etcd.access = certified(&etcd.folder.join("certificates"));
+        etcd.start().await;
+        etcd
+    }
+
+    fn endpoint(&self) -> String {
+        let scheme = if self.access.etcd_ca_file.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.ports[0])
     }
 
     async fn started() -> Self {
@@ -39,18 +81,23 @@ impl Etcd {
     }
 
     async fn start(&mut self) {
-        let [client, peer] = self.ports.map(|port| format!("http://127.0.0.1:{port}"));
+        let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.ports[1]));
         std::fs::create_dir_all(&self.folder).unwrap();
         let mut command = Command::new("etcd");
         command
             .args(["--name", "test", "--data-dir"])
-            .arg(&self.folder)
+            .arg(self.folder.join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("test={peer}"), "--unsafe-no-fsync"])
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        if let Some(ca) = &self.access.etcd_ca_file {
+            command.args(["--client-cert-auth", "--trusted-ca-file"]).arg(ca);
+            command.arg("--cert-file").arg(ca.with_file_name("server.crt"));
+            command.arg("--key-file").arg(ca.with_file_name("server.key"));
+        }
         let spawned = command.spawn();
         self.child = Some(spawned.unwrap_or_else(|error| {
             panic!("these tests run a real etcd and cannot start one ({error}); install it, on Debian: apt install etcd-server")
@@ -72,11 +119,12 @@ impl Etcd {
     }
 
     fn lose_data(&self) {
-        std::fs::remove_dir_all(&self.folder).unwrap();
+        std::fs::remove_dir_all(self.folder.join("data")).unwrap();
     }
 
     fn config(&self) -> EtcdConfig {
-        EtcdConfig { endpoints: vec![format!("127.0.0.1:{}", self.ports[0])], lease_ttl: TTL, ..EtcdConfig::default() }
+        let access = self.access.clone();
+        EtcdConfig { endpoints: vec![self.endpoint()], lease_ttl: TTL, access, ..EtcdConfig::default() }
     }
 
     async fn membership(&self) -> Membership {
@@ -257,4 +305,70 @@ async fn when_all_leases_lapse_half_of_the_nodes_stay_until_the_grace_ends() {
     sleep(TTL * 2).await;
     assert!(snapshots.borrow().nodes.len() >= 2, "{:?}", names(&snapshots));
     sees(&mut snapshots, &[]).await;
+}
+
+/// Asks for names and passwords from now on: one user, who may do everything under the nodes' prefix and nothing else.
+async fn ask_for_passwords(etcd: &Etcd) {
+    let file = |path: &Option<PathBuf>| std::fs::read(path.as_ref().unwrap()).unwrap();
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(file(&etcd.access.etcd_ca_file)))
+        .identity(Identity::from_pem(file(&etcd.access.etcd_cert_file), file(&etcd.access.etcd_key_file)));
+    let options = ConnectOptions::new().with_tls(tls);
+    let mut client = etcd_client::Client::connect([etcd.endpoint()], Some(options)).await.unwrap();
+    client.role_add("nodes").await.unwrap();
+    let theirs = Permission::read_write("/cascadia/nodes/").with_prefix();
+    client.role_grant_permission("nodes", theirs).await.unwrap();
+    for (user, password, role) in [("root", "unguessable", "root"), ("cascadia", "a password", "nodes")] {
+        client.user_add(user, password, None).await.unwrap();
+        client.user_grant_role(user, role).await.unwrap();
+    }
+    client.auth_enable().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_etcd_that_asks_for_certificates_and_passwords_is_shown_them() {
+    let mut etcd = Etcd::secured().await;
+    let patience = Duration::from_secs(3);
+    let refused = async |access: EtcdAccess| {
+        let config = EtcdConfig { access, ..etcd.config() };
+        probe(&config, patience).await.unwrap_err().to_string()
+    };
+    let stranger = certified(&etcd.folder.join("strangers"));
+    refused(EtcdAccess { etcd_cert_file: None, etcd_key_file: None, ..etcd.access.clone() }).await;
+    refused(EtcdAccess { etcd_ca_file: stranger.etcd_ca_file.clone(), ..etcd.access.clone() }).await;
+    refused(EtcdAccess {
+        etcd_cert_file: stranger.etcd_cert_file,
+        etcd_key_file: stranger.etcd_key_file,
+        ..etcd.access.clone()
+    })
+    .await;
+
+    ask_for_passwords(&etcd).await;
+    let file = etcd.folder.join("password");
+    std::fs::write(&file, "another\n").unwrap();
+    let access = EtcdAccess {
+        etcd_user: Some("cascadia".into()),
+        etcd_password_file: Some(file.clone()),
+        ..etcd.access.clone()
+    };
+    let nameless = refused(etcd.access.clone()).await;
+    assert!(nameless.contains("permission denied"), "{nameless}");
+    let mistaken = refused(access.clone()).await;
+    assert!(mistaken.contains("authentication failed"), "{mistaken}");
+    std::fs::write(&file, "a password\n").unwrap();
+    etcd.access = access;
+
+    let membership = etcd.membership().await;
+    let mut snapshots = membership.snapshots();
+    let _a = membership.register(record("a")).await.unwrap();
+    sees(&mut snapshots, &["a"]).await;
+    // A member that starts again knows nothing of the names it was told: they are told again.
+    etcd.kill();
+    etcd.start().await;
+    sleep(TTL * 3).await;
+    sees(&mut etcd.membership().await.snapshots(), &["a"]).await;
+    let b = membership.register(record("b")).await.unwrap();
+    sees(&mut snapshots, &["a", "b"]).await;
+    b.withdraw().await;
+    sees(&mut snapshots, &["a"]).await;
 }

@@ -14,7 +14,8 @@ CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 
 # What the chart sets itself, by values of its own, or what has no place in a pod.
 OWN = {
-    "id", "listen", "admin", "admin_token_file", "etcd", "etcd_prefix", "static", "log", "log_json", "model", "served_model",
+    "id", "listen", "admin", "admin_token_file", "etcd", "etcd_ca_file", "etcd_cert_file", "etcd_key_file", "etcd_user",
+    "etcd_password_file", "etcd_prefix", "static", "log", "log_json", "model", "served_model",
     "grace_seconds", "synthetic", "http", "api_key", "api_key_file", "max_timeout_ms", "default_timeout_ms", "lame_duck_ms",
     "otlp_endpoint", "trace_ratio",
 }
@@ -63,11 +64,13 @@ class Taken(unittest.TestCase):
             config = next(c for c in of_kind(things, "ConfigMap") if "cascadia.toml" in c["data"])
             (Path(folder) / "cascadia.toml").write_text(config["data"]["cascadia.toml"])
             (Path(folder) / "keys").write_text("a-key\n")
+            for file in ("ca.crt", "tls.crt", "tls.key"):
+                (Path(folder) / file).write_text("")
 
             def here(word):
                 word = word.replace("$(POD_IP)", "127.0.0.1").replace("$(POD_NAME)", "pod")
                 word = re.sub(r"^--model=.*", f"--model={REPOSITORY}/demo/pair/{component(thing)}", word)
-                return re.sub(r"=/etc/cascadia(-api-keys)?/", f"={folder}/", word)
+                return re.sub(r"=/etc/cascadia(-api-keys|-etcd)?/", f"={folder}/", word)
 
             container = main_container(thing)
             environment = {entry["name"]: entry.get("value", "a-secret") for entry in container["env"]}

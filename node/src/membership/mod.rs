@@ -14,7 +14,7 @@ use std::sync::Arc;
 use cascadia_core::placement::{NodeRecord, Snapshot};
 use tokio::sync::watch;
 
-pub use etcd::{EtcdConfig, probe};
+pub use etcd::{EtcdAccess, EtcdConfig, probe};
 
 /// Why membership cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

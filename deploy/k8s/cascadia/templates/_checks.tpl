@@ -48,6 +48,22 @@
 {{- if and (not .Values.etcd.enabled) (not .Values.etcd.external.endpoints) -}}
   {{- fail "\netcd.external.endpoints is empty and etcd.enabled is false; list the addresses of your etcd, for example [http://etcd.infra:2379], or set etcd.enabled to true" -}}
 {{- end -}}
+{{- $secure := 0 -}}
+{{- range .Values.etcd.external.endpoints -}}
+  {{- $secure = add $secure (ternary 1 0 (hasPrefix "https://" .)) -}}
+{{- end -}}
+{{- if and $secure (ne (int $secure) (len .Values.etcd.external.endpoints)) -}}
+  {{- fail "\netcd.external.endpoints: some begin with https:// and some do not; write all of them alike" -}}
+{{- end -}}
+{{- if and $secure (not .Values.etcd.external.tls.secret) -}}
+  {{- fail "\netcd.external.tls.secret is empty and endpoints are at https://; name a Secret with ca.crt, which vouches for them" -}}
+{{- end -}}
+{{- if and (not $secure) (or .Values.etcd.external.tls.secret .Values.etcd.external.tls.clientCertificate) -}}
+  {{- fail "\netcd.external.tls is given and no endpoint is at https://; write https://HOST:PORT, or leave tls out" -}}
+{{- end -}}
+{{- if and .Values.etcd.enabled .Values.etcd.external.auth.secret -}}
+  {{- fail "\netcd.external.auth is given and etcd.enabled is true; our own etcd asks nobody for a name: leave auth out, or set etcd.enabled to false" -}}
+{{- end -}}
 {{- if and .Values.etcd.enabled .Values.etcd.external.endpoints -}}
   {{- fail "\netcd.external.endpoints is given and etcd.enabled is true; set etcd.enabled to false to use the external one" -}}
 {{- end -}}

@@ -83,6 +83,15 @@ A pool is its role's defaults with what its own entry says on top.
 - --id=$(POD_NAME)
 - --admin=$(POD_IP):9090
 - --etcd={{ include "cascadia.etcdEndpoints" .root }}
+{{- with $values.etcd.external.tls }}
+{{- if .secret }}
+- --etcd-ca-file=/etc/cascadia-etcd/ca.crt
+{{- end }}
+{{- if .clientCertificate }}
+- --etcd-cert-file=/etc/cascadia-etcd/tls.crt
+- --etcd-key-file=/etc/cascadia-etcd/tls.key
+{{- end }}
+{{- end }}
 - --etcd-prefix={{ $values.etcd.prefix | default (printf "/cascadia/%s/%s/" .root.Release.Namespace .root.Release.Name) }}
 - --config=/etc/cascadia/cascadia.toml
 {{- if eq .node.role "router" }}

@@ -31,6 +31,12 @@ containers:
         value: {{ .root.Values.log.json | quote }}
       - name: CASCADIA_ADMIN_TOKEN
         valueFrom: {secretKeyRef: {name: {{ include "cascadia.adminSecret" .root }}, key: token}}
+      {{- with .root.Values.etcd.external.auth.secret }}
+      - name: CASCADIA_ETCD_USER
+        valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}
+      - name: CASCADIA_ETCD_PASSWORD
+        valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}
+      {{- end }}
       {{- with $node.env }}{{ toYaml . | nindent 6 }}{{ end }}
     ports:
       {{- if eq $node.role "router" }}
@@ -67,6 +73,9 @@ containers:
       {{- if and (eq $node.role "router") (include "cascadia.apiKeysSecret" .root) }}
       - {name: api-keys, mountPath: /etc/cascadia-api-keys, readOnly: true}
       {{- end }}
+      {{- if .root.Values.etcd.external.tls.secret }}
+      - {name: etcd, mountPath: /etc/cascadia-etcd, readOnly: true}
+      {{- end }}
       {{- with include "cascadia.modelMounts" $node }}{{ . | nindent 6 }}{{ end }}
 volumes:
   - name: config
@@ -76,6 +85,10 @@ volumes:
   {{- if and (eq $node.role "router") (include "cascadia.apiKeysSecret" .root) }}
   - name: api-keys
     secret: {secretName: {{ include "cascadia.apiKeysSecret" .root }}}
+  {{- end }}
+  {{- with .root.Values.etcd.external.tls.secret }}
+  - name: etcd
+    secret: {secretName: {{ . }}}
   {{- end }}
   {{- with include "cascadia.modelVolumes" $node }}{{ . | nindent 2 }}{{ end }}
 {{- with $node.nodeSelector }}

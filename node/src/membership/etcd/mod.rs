@@ -1,5 +1,6 @@
 //! Membership in etcd: one key per node under a lease, one watch on all of them.
 
+mod access;
 mod follow;
 mod lease;
 
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::MembershipError;
+pub use access::EtcdAccess;
 pub(super) use lease::Lease;
 
 /// How long etcd may take for one answer.
@@ -26,13 +28,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Where etcd is and how nodes are kept there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdConfig {
-    /// `host:port` of each member.
+    /// `host:port` of each member, or `https://host:port`.
     pub endpoints: Vec<String>,
     /// What every node's key begins with.
     pub prefix: String,
     /// How long a silent node stays known; at least 2 s. Everything else follows from it: a lease is renewed at half
     /// its life, vanished nodes are doubted for twice and the list is asked for every four times as long.
     pub lease_ttl: Duration,
+    /// What etcd wants to see.
+    pub access: EtcdAccess,
 }
 
 impl Default for EtcdConfig {
@@ -41,6 +45,7 @@ impl Default for EtcdConfig {
             endpoints: vec!["127.0.0.1:2379".into()],
             prefix: "/cascadia/nodes/".into(),
             lease_ttl: Duration::from_secs(15),
+            access: EtcdAccess::default(),
         }
     }
 }
@@ -61,15 +66,14 @@ impl EtcdConfig {
             return wrong("no endpoint is given; write for example 127.0.0.1:2379".into());
         }
         for endpoint in &self.endpoints {
-            if endpoint.starts_with("https://") {
-                return wrong(format!("{endpoint}: this build speaks plain http to etcd; write http://host:port"));
-            }
-            let authority = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+            let bare = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+            let authority = bare.unwrap_or(endpoint);
             let port = authority.parse::<http::uri::Authority>().ok().and_then(|authority| authority.port_u16());
             if port.is_none() {
                 return wrong(format!("\"{endpoint}\" is not of the form host:port; write for example 127.0.0.1:2379"));
             }
         }
+        self.access.check(&self.endpoints).map_err(MembershipError::Config)?;
         if self.prefix.trim_matches('/').is_empty() {
             return wrong("the key prefix is empty; write for example /cascadia/nodes/".into());
         }
@@ -99,6 +103,7 @@ impl EtcdConfig {
             .with_connect_timeout(Duration::from_secs(2))
             .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
             .with_keep_alive_while_idle(true);
+        let options = self.access.options(options)?;
         timed(CALL_TIMEOUT, Client::connect(&self.endpoints, Some(options))).await
     }
 }
@@ -166,7 +171,7 @@ mod tests {
         let config = |endpoint: &str| EtcdConfig { endpoints: vec![endpoint.into()], ..EtcdConfig::default() };
         let sentence = |config: EtcdConfig| config.resolved().unwrap_err().to_string();
         assert!(sentence(EtcdConfig { endpoints: Vec::new(), ..EtcdConfig::default() }).contains("127.0.0.1:2379"));
-        assert!(sentence(config("https://etcd:2379")).contains("plain http"));
+        assert!(sentence(config("https://etcd:2379")).contains("--etcd-ca-file"));
         for bad in ["etcd", "", "etcd:port", "http://", "a b:1"] {
             assert!(sentence(config(bad)).contains("host:port"), "{bad}");
         }
