@@ -1,8 +1,11 @@
 //! The client's end of a session: a bounded queue, and a watch on whether anyone reads it.
 //!
 //! The queue holds as many messages as the request may bring forth, so a slow reader never makes its owner wait, let
-//! alone another session; one that leaves its stream unread for too long loses its own session and nothing else.
+//! alone another session; one that leaves its stream unread for too long loses its own session and nothing else. What a
+//! session said last waits as long, and no stopping router waits longer: nobody polls, let alone drops, the stream of a
+//! client that grants no room.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +15,7 @@ use std::time::Duration;
 use cascadia_proto::v1::GenerateResponse;
 use cascadia_proto::v1::generate_response::Event;
 use futures::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -23,6 +26,8 @@ use crate::metrics::Relay;
 pub struct Client {
     sender: mpsc::Sender<Queued>,
     reading: Arc<Reading>,
+    /// Errs when the stream is dropped.
+    dropped: oneshot::Receiver<Infallible>,
 }
 
 /// A message that waits for its client.
@@ -40,14 +45,14 @@ pub struct ClientStream {
     reading: Arc<Reading>,
     relay: Relay,
     first: Option<Queued>,
-    _open: OpenStream,
+    _dropped: oneshot::Sender<Infallible>,
 }
 
 /// The streams that clients still read, so that a stopping router can wait for the last.
 #[derive(Clone, Debug)]
 pub struct OpenStreams(watch::Sender<usize>);
 
-/// One of them, until it is dropped.
+/// One of them, until it is dropped, or its client is given up.
 #[derive(Debug)]
 struct OpenStream(OpenStreams);
 
@@ -84,9 +89,19 @@ struct Reading {
     since: AtomicU64,
     /// How the stream ends after the last message, if not well; it needs no room in the queue.
     ending: Mutex<Option<Status>>,
+    /// Whom a stopping router waits for.
+    open: Mutex<Option<OpenStream>>,
 }
 
 impl Reading {
+    fn since(&self) -> Instant {
+        self.born + Duration::from_millis(self.since.load(Ordering::Relaxed))
+    }
+
+    fn close(&self) {
+        drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     fn stamp(&self, now: Instant) {
         let since = now.saturating_duration_since(self.born);
         self.since.store(since.as_millis() as u64, Ordering::Relaxed);
@@ -102,10 +117,12 @@ impl Reading {
 pub fn channel(max_tokens: usize, streams: &OpenStreams, relay: Relay) -> (Client, ClientStream) {
     // Each token may come in a message of its own, with `started`, held-back text, `finished` or an error around them.
     let (sender, receiver) = mpsc::channel(max_tokens.saturating_add(8).min(MOST_MESSAGES));
-    let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0), ending: Mutex::default() });
+    let open = Mutex::new(Some(streams.open()));
+    let reading = Arc::new(Reading { born: Instant::now(), since: AtomicU64::new(0), ending: Mutex::default(), open });
+    let (_dropped, dropped) = oneshot::channel();
     (
-        Client { sender, reading: reading.clone() },
-        ClientStream { receiver, reading, relay, first: None, _open: streams.open() },
+        Client { sender, reading: reading.clone(), dropped },
+        ClientStream { receiver, reading, relay, first: None, _dropped },
     )
 }
 
@@ -123,9 +140,18 @@ impl Client {
         let _ = self.sender.send(Queued { response: GenerateResponse { event: Some(event) }, heard }).await;
     }
 
-    /// Ends the stream with an error, after the messages that wait.
-    pub fn fail(self, status: Status) {
-        *self.reading.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    /// Ends the stream, after the messages that wait, and returns when the client has dropped it, or has read nothing for
+    /// so long: then no stopping router waits for it.
+    pub async fn end(self, how: Result<(), Status>, timeout: Duration) {
+        let Self { sender, reading, mut dropped } = self;
+        *reading.ending.lock().unwrap_or_else(PoisonError::into_inner) = how.err();
+        drop(sender);
+        let mut due = reading.since() + timeout;
+        while Instant::now() < due {
+            tokio::select! { biased; _ = &mut dropped => return, () = tokio::time::sleep_until(due) => {} }
+            due = reading.since() + timeout;
+        }
+        reading.close();
     }
 
     /// Returns when the client has gone.
@@ -136,9 +162,8 @@ impl Client {
     /// Returns when messages have waited unread for so long.
     pub async fn left_unread(&self, timeout: Duration) {
         loop {
-            let since = self.reading.since.load(Ordering::Relaxed);
             let unread = self.sender.capacity() < self.sender.max_capacity();
-            let due = self.reading.born + Duration::from_millis(since) + timeout;
+            let due = self.reading.since() + timeout;
             if !unread {
                 tokio::time::sleep(timeout / 8).await;
             } else if Instant::now() < due {
@@ -164,6 +189,12 @@ impl ClientStream {
         }
         self.reading.stamp(Instant::now());
         Ok(())
+    }
+}
+
+impl Drop for ClientStream {
+    fn drop(&mut self) {
+        self.reading.close();
     }
 }
 
@@ -237,10 +268,31 @@ mod tests {
     async fn an_early_error_is_the_calls_own() {
         let streams = OpenStreams::default();
         let (client, mut stream) = channel(1, &streams, relay());
-        client.fail(Status::not_found("no such model"));
+        let ending = tokio::spawn(client.end(Err(Status::not_found("no such model")), TIMEOUT));
         assert_eq!(stream.begin().await.unwrap_err().code(), tonic::Code::NotFound);
         drop(stream);
         streams.none().await;
+        ending.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stopping_router_waits_for_whoever_reads_and_gives_up_whoever_does_not() {
+        for how in [Ok(()), Err(Status::cancelled("unread"))] {
+            let streams = OpenStreams::default();
+            let (client, mut stream) = channel(8, &streams, relay());
+            for _ in 0..3 {
+                client.send(Event::Tokens(Tokens::default()), Instant::now()).await;
+            }
+            tokio::spawn(client.end(how, TIMEOUT));
+            // Two are read, slowly; the third never.
+            for _ in 0..2 {
+                tokio::time::sleep(TIMEOUT * 3 / 4).await;
+                stream.next().await.unwrap().unwrap();
+            }
+            let read = Instant::now();
+            streams.none().await;
+            assert!((TIMEOUT..TIMEOUT * 2).contains(&read.elapsed()), "{:?}", read.elapsed());
+        }
     }
 
     #[tokio::test]
@@ -249,7 +301,7 @@ mod tests {
         while client.sender.capacity() > 0 {
             client.send(Event::Tokens(Tokens::default()), Instant::now()).await;
         }
-        client.fail(Status::cancelled("unread"));
+        tokio::spawn(client.end(Err(Status::cancelled("unread")), TIMEOUT));
         stream.begin().await.unwrap();
         let told: Vec<_> = stream.collect().await;
         assert_eq!(told.len(), 9);

@@ -135,18 +135,22 @@ impl Router {
             () = tokio::time::sleep_until(terms.deadline()) => Err(GenerateError::OutOfTime),
             () = self.shutdown.stopped() => Err(GenerateError::Stopping),
         };
-        match outcome {
-            Ok(()) => tracing::info!(seconds = terms.arrived.elapsed().as_secs_f64(), "finished"),
+        let how = match outcome {
+            Ok(()) => {
+                tracing::info!(seconds = terms.arrived.elapsed().as_secs_f64(), "finished");
+                Ok(())
+            }
             Err(error) => {
                 let error = if matches!(error, GenerateError::OutOfTime) { session.out_of_time() } else { error };
                 session.failed(error.label());
                 session.spans.failed(&error);
                 tracing::warn!(%error, "ended");
-                drop(session);
-                client.fail(error.into());
+                Err(error.into())
             }
-        }
-        drop(place);
+        };
+        drop(session);
+        drop((terms, place));
+        client.end(how, limits::CLIENT_WRITE_TIMEOUT).await;
     }
 }
 

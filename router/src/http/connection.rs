@@ -7,28 +7,22 @@
 //! response from then on says `Connection: close`, and a connection that is idle stays until its client has forgotten it:
 //! closed earlier, it might cross a request that is just being sent, which no client can tell from a failed one.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router as Routes;
-use axum::body::{Body, Bytes};
 use axum::http::Request;
-use cascadia_core::limits;
 use cascadia_node::net::{BoxIo, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, Listener};
 use futures::StreamExt;
-use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tower::ServiceExt;
+
+use crate::http::activity::{Activity, Patience};
+use crate::http::socket::Watched;
 
 /// Connections at once; who comes later waits in the system's queue.
 const MOST_CONNECTIONS: usize = 16_384;
@@ -40,65 +34,44 @@ const MOST_HEADERS: usize = 100;
 /// Requests at once over one HTTP/2 connection.
 const MOST_STREAMS: u32 = 256;
 
-/// How patient a server is.
-#[derive(Clone, Copy, Debug)]
-pub struct Patience {
-    /// From the first byte of a request to the end of its headers.
-    pub headers: Duration,
-    /// Between requests. Longer than any load balancer's, so that it is never the server that closes first.
-    pub idle: Duration,
-    /// While the client takes nothing of what is written.
-    pub write: Duration,
-    /// For how long after its last response a client may still use an idle connection of a router that drains.
-    pub linger: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            headers: Duration::from_secs(20),
-            idle: Duration::from_secs(600),
-            write: limits::CLIENT_WRITE_TIMEOUT,
-            linger: Duration::from_secs(6),
-        }
-    }
-}
-
 /// Serves until `leave`, then ends every connection behind its last response, once its client will not use it any more,
 /// and returns when the last has ended. Dropping the future cuts them.
-pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave: impl Future<Output = ()>) {
+///
+/// `leave` says for how long after its last response a client may still use an idle connection.
+pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave: impl Future<Output = Duration>) {
     let address = listener.address().to_owned();
     let mut incoming = listener.into_incoming();
-    let (leaving, told) = watch::channel(false);
+    let (leaving, told) = watch::channel(None);
     let mut connections = JoinSet::new();
     tokio::pin!(leave);
-    loop {
+    let linger = loop {
         tokio::select! {
             biased;
-            () = &mut leave => break,
+            linger = &mut leave => break linger,
             Some(_) = connections.join_next() => {}
             accepted = incoming.next(), if connections.len() < MOST_CONNECTIONS => match accepted {
                 Some(Ok(io)) => {
                     connections.spawn(connection(io, routes.clone(), patience, told.clone()));
                 }
                 Some(Err(error)) => tracing::debug!(%address, %error, "cannot accept a connection"),
-                None => break,
+                // Nobody new can come; those who are here are served.
+                None => break leave.await,
             },
         }
-    }
+    };
     drop(incoming);
-    let _ = leaving.send(true);
+    let _ = leaving.send(Some(linger));
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<bool>) {
+async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<Option<Duration>>) {
     let activity = Activity::new(patience);
     let seen = activity.clone();
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let (routes, busy) = (routes.clone(), seen.begin());
         async move {
             let response = routes.oneshot(request).await?;
-            Ok::<_, std::convert::Infallible>(response.map(|body| Counted { body, _busy: busy }))
+            Ok::<_, std::convert::Infallible>(busy.sends(response))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -108,12 +81,14 @@ async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: 
     builder.http2().timer(TokioTimer::new()).max_header_list_size(HEADER_BYTES as u32);
     builder.http2().max_concurrent_streams(MOST_STREAMS);
     builder.http2().keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let io = TokioIo::new(Watched { io, activity: activity.clone() });
+    let io = TokioIo::new(Watched::new(io, activity.clone()));
     let serving = builder.serve_connection(io, TowerToHyperService::new(service));
     tokio::pin!(serving);
     let end = async {
-        let _ = leaving.wait_for(|leaving| *leaving).await;
-        activity.forgotten().await;
+        let told = leaving.wait_for(Option::is_some).await;
+        // Whoever would tell is gone only where this connection is cut as well.
+        let linger = told.ok().and_then(|linger| *linger).unwrap_or_default();
+        activity.forgotten(linger).await;
     };
     tokio::pin!(end);
     let mut told = false;
@@ -138,198 +113,17 @@ async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: 
     }
 }
 
-/// What a connection is doing.
-#[derive(Clone, Debug)]
-struct Activity(Arc<Mutex<Doing>>);
-
-#[derive(Debug)]
-struct Doing {
-    patience: Patience,
-    /// Requests whose responses are not written yet.
-    busy: usize,
-    /// When it last was busy.
-    idle_since: Instant,
-    /// When the first byte of a request came, while none is being answered. Not over HTTP/2, where pings come.
-    heard: Option<Instant>,
-    /// Since when the client takes nothing.
-    blocked: Option<Instant>,
-    /// Whether its first byte is an HTTP/2 preface's, once one came.
-    http2: Option<bool>,
-}
-
-impl Activity {
-    fn new(patience: Patience) -> Self {
-        let doing = Doing { patience, busy: 0, idle_since: Instant::now(), heard: None, blocked: None, http2: None };
-        Self(Arc::new(Mutex::new(doing)))
-    }
-
-    fn update<T>(&self, change: impl FnOnce(&mut Doing) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn begin(&self) -> Busy {
-        self.update(|doing| {
-            doing.busy += 1;
-            doing.heard = None;
-        });
-        Busy(self.clone())
-    }
-
-    /// Returns when the client can be told by a GOAWAY, or will not send another request.
-    async fn forgotten(&self) {
-        loop {
-            let now = Instant::now();
-            let look_again = self.update(|doing| doing.forgotten(now));
-            if look_again <= now {
-                return;
-            }
-            tokio::time::sleep_until(look_again).await;
-        }
-    }
-
-    /// Returns when the client has overtaxed our patience, with the reason.
-    async fn overdue(&self) -> &'static str {
-        loop {
-            let now = Instant::now();
-            match self.update(|doing| doing.next(now)) {
-                (_, Some(why)) => return why,
-                (look_again, None) => tokio::time::sleep_until(look_again).await,
-            }
-        }
-    }
-}
-
-/// How often a draining router looks whether a response has ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-impl Doing {
-    /// When the client will have forgotten the connection, or when to look again.
-    fn forgotten(&self, now: Instant) -> Instant {
-        match (self.http2, self.busy, self.heard) {
-            (Some(true), ..) => now,
-            (_, 0, None) => self.idle_since + self.patience.linger,
-            _ => now + LOOK_AGAIN,
-        }
-    }
-
-    fn next(&self, now: Instant) -> (Instant, Option<&'static str>) {
-        let Patience { headers, idle, write, .. } = self.patience;
-        let mut bounds = vec![(now + headers.min(idle).min(write), None)];
-        bounds.extend(self.blocked.map(|since| (since + write, Some("it does not read"))));
-        if self.busy == 0 {
-            bounds.extend(self.heard.map(|since| (since + headers, Some("its headers are slow"))));
-            bounds.push((self.idle_since + idle, Some("it is idle")));
-        }
-        let (at, why) = bounds.into_iter().min_by_key(|(at, _)| *at).unwrap_or((now, None));
-        (at, why.filter(|_| at <= now))
-    }
-}
-
-/// A request that is being answered.
-#[derive(Debug)]
-struct Busy(Activity);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.update(|doing| {
-            doing.busy -= 1;
-            doing.idle_since = Instant::now();
-        });
-    }
-}
-
-/// A response's body: its request is answered when it is dropped.
-struct Counted {
-    body: Body,
-    _busy: Busy,
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A socket that tells what passes.
-struct Watched {
-    io: BoxIo,
-    activity: Activity,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        if let Some(&first) = buf.filled().get(before) {
-            self.activity.update(|doing| {
-                // No method of HTTP/1 that is served begins so.
-                let http2 = *doing.http2.get_or_insert(first == b'P' && buf.filled()[before..].starts_with(b"PRI"));
-                if !http2 && doing.busy == 0 {
-                    doing.heard.get_or_insert_with(Instant::now);
-                }
-            });
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Watched {
-    /// Notes whether the client takes what is written.
-    fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        self.activity.update(|doing| match polled {
-            Poll::Pending => drop(doing.blocked.get_or_insert_with(Instant::now)),
-            Poll::Ready(_) => doing.blocked = None,
-        });
-        polled
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.note(polled)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.note(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use axum::body::{Body, Bytes};
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
     use tokio::task::JoinHandle;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -361,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_headers_cost_the_connection_and_idle_ones_do_not() {
-        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG, linger: LONG }).await;
+        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG }).await;
         let mut silent = TcpStream::connect(&address).await.unwrap();
         let mut slow = TcpStream::connect(&address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nA: ").await.unwrap();
@@ -373,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_end_in_time() {
-        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG, linger: LONG }).await;
+        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG }).await;
         let mut idle = TcpStream::connect(&address).await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert!(closed(&mut idle).await.ends_with("here"));
@@ -381,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_does_not_read_is_cut_off() {
-        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT, linger: LONG }).await;
+        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
         let mut deaf = TcpStream::connect(&address).await.unwrap();
         deaf.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         tokio::time::sleep(4 * SHORT).await;
@@ -400,6 +194,30 @@ mod tests {
         assert_eq!(frame[3], 4, "its settings");
     }
 
+    /// Asks over HTTP/2 without granting more room for a response than this, answers every ping, and returns once the
+    /// server has closed the connection.
+    async fn cut_for_not_reading(path: &str, room: u32) {
+        let (address, _serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
+        let io = TokioIo::new(TcpStream::connect(&address).await.unwrap());
+        let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut sender, connection) = client.initial_stream_window_size(room).handshake::<_, Body>(io).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = Request::get(format!("http://router{path}")).body(Body::empty()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status(), 200, "its headers need no room");
+        let _ = tokio::time::timeout(LIMIT, connection).await.expect("it is closed");
+        drop(response);
+    }
+
+    #[tokio::test]
+    async fn over_http_2_whoever_grants_no_room_is_cut_off() {
+        for path in ["/", "/endless"] {
+            cut_for_not_reading(path, 0).await;
+            // Less than the whole: the rest waits where no body is asked for it any more.
+            cut_for_not_reading(path, 2).await;
+        }
+    }
+
     const LINGER: Duration = Duration::from_secs(3);
 
     /// A server that is told to leave by the sender, and has left when the task ends.
@@ -414,9 +232,9 @@ mod tests {
                 "late"
             }),
         );
-        let patience = Patience { linger, ..Patience::default() };
-        let serving = serve(listener, routes, patience, async {
+        let serving = serve(listener, routes, Patience::default(), async move {
             let _ = told.await;
+            linger
         });
         (address, leave, tokio::spawn(serving))
     }

@@ -4,10 +4,12 @@
 //! differ), becomes what a gRPC client would have sent, and takes the same path ([`generate`]): admission, sessions, a
 //! bounded queue. What the sessions say is an [`mod@answer`], written in OpenAI's [`shapes`] ([`logprobs`],
 //! [`statistics`]), whole or as a [`stream`]. [`routes`] is the surface, [`keys`] who may come in, [`error`] the one place
-//! where errors become statuses, [`connection`] the life of a connection, [`counted`] what is counted of an answer, [`config`] what is set.
+//! where errors become statuses, [`connection`] the life of a connection ([`activity`], [`socket`]), [`counted`] what is
+//! counted of an answer, [`config`] what is set.
 //!
 //! Absent on purpose: a relay of its own, a tokenizer, and any field that is skipped although it might change an answer.
 
+pub mod activity;
 pub mod answer;
 pub mod asked;
 pub mod chat;
@@ -26,6 +28,7 @@ pub mod models;
 pub mod routes;
 pub mod sampling;
 pub mod shapes;
+pub mod socket;
 pub mod statistics;
 pub mod stream;
 
@@ -33,8 +36,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::generate::Router;
+use activity::Patience;
 pub use config::{Door, HttpConfig, HttpError};
-use connection::Patience;
 use routes::Front;
 
 /// For a request that was sent at the last moment to arrive.
@@ -45,9 +48,12 @@ pub async fn serve(door: Door, router: Arc<Router>, leave: impl Future<Output = 
     let Door { listener, keys } = door;
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     tracing::info!(router = %router.id, address = %listener.address(), keys = ?keys, "serving HTTP");
-    // One setting bounds what others may do on old knowledge: balancers send here, clients use connections they kept.
-    let linger = router.config.now().lame_duck() + MARGIN;
+    let config = router.config.clone();
+    let leave = async move {
+        leave.await;
+        // One setting bounds what others may do on old knowledge: balancers send here, clients use connections they kept.
+        config.now().lame_duck() + MARGIN
+    };
     let routes = routes::routes(Arc::new(Front { router, keys, since }));
-    let patience = Patience { linger, ..Patience::default() };
-    connection::serve(listener, routes, patience, leave).await;
+    connection::serve(listener, routes, Patience::default(), leave).await;
 }
