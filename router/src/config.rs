@@ -117,10 +117,18 @@ impl RouterConfig {
         Duration::from_millis(self.lame_duck_ms)
     }
 
-    /// How long a draining router lives at most: what it accepted last has its time, and a little to be read.
+    /// For how long after its last response a client may still use an idle connection of a draining router. One setting
+    /// bounds what others may do on old knowledge: balancers send here, clients use connections they kept.
+    #[must_use]
+    pub fn linger(&self) -> Duration {
+        self.lame_duck() + MARGIN
+    }
+
+    /// How long a draining router lives at most: what it accepted last has its time, and then a little to be read, or its
+    /// connection the time to be forgotten.
     #[must_use]
     pub fn grace(&self) -> Duration {
-        self.lame_duck() + self.max_timeout() + READING
+        self.lame_duck() + self.max_timeout() + READING.max(self.linger())
     }
 
     /// Checks what the types do not say.
@@ -140,6 +148,9 @@ impl RouterConfig {
         if self.max_timeout() > LONGEST {
             return Err(format!("max-timeout-ms is too large: set at most {} (30 days)", millis(LONGEST)));
         }
+        if self.lame_duck() > LONGEST_LAME_DUCK {
+            return Err(format!("lame-duck-ms is too large: set at most {} (one hour)", millis(LONGEST_LAME_DUCK)));
+        }
         if let Some(unknown) = self.strategies.iter().find(|strategy| !STRATEGIES.contains(&strategy.as_str())) {
             return Err(format!("strategy {unknown:?} is unknown: allow some of {}", STRATEGIES.join(", ")));
         }
@@ -154,6 +165,12 @@ impl RouterConfig {
 
 /// What a client has, after its session's time, to read the end.
 pub const READING: Duration = Duration::from_secs(15);
+
+/// For a request that was sent at the last moment to arrive.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// No balancer learns so slowly, and no client keeps an idle connection for so long.
+const LONGEST_LAME_DUCK: Duration = Duration::from_secs(3600);
 
 /// Longer deadlines are mistakes, and overflow clocks.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -190,12 +207,21 @@ mod tests {
     }
 
     #[test]
+    fn a_draining_router_lives_until_its_last_connection_is_forgotten() {
+        let grace = |lame_duck_ms| RouterConfig { lame_duck_ms, ..RouterConfig::default() }.grace().as_secs();
+        // The longest request has 600 s.
+        assert_eq!((grace(5_000), grace(14_000)), (5 + 600 + 15, 14 + 600 + 15));
+        assert_eq!((grace(15_000), grace(90_000)), (15 + 600 + 16, 90 + 600 + 91));
+    }
+
+    #[test]
     fn nonsense_is_refused_with_its_cure() {
         let default = RouterConfig::default;
         for (config, says) in [
             (RouterConfig { max_sessions: 0, ..default() }, "max-sessions"),
             (RouterConfig { default_timeout_ms: 0, ..default() }, "default-timeout-ms"),
             (RouterConfig { max_timeout_ms: u64::MAX, ..default() }, "max-timeout-ms"),
+            (RouterConfig { lame_duck_ms: 3_600_001, ..default() }, "lame-duck-ms"),
             (RouterConfig { strategies: vec!["fast".into()], ..default() }, "\"fast\""),
             (RouterConfig { default_rule: "best".into(), ..default() }, "best"),
             (RouterConfig { default_temperature: f64::NAN, ..default() }, "temperature"),

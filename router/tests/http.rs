@@ -5,6 +5,7 @@ mod cluster;
 use std::time::Duration;
 
 use cascadia_core::placement::Role;
+use cascadia_node::config::Live;
 use cascadia_proto::v1::Speculation;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
@@ -273,6 +274,20 @@ async fn a_draining_router_finishes_what_is_open() {
     call.tokens(3, &[10]).await;
     call.finish(Speculation::default()).await;
     assert_eq!(soon(asked).await.unwrap().frames().last().unwrap(), "[DONE]");
+    soon(cluster.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_drain_goes_by_the_lame_duck_that_is_in_force_when_it_begins() {
+    let (live, replace) = Live::new(RouterConfig { lame_duck_ms: 600_000, ..config() });
+    let http = HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() };
+    let cluster = Cluster::start_with(live, http).await;
+    let mut idle = TcpStream::connect(&cluster.http).await.unwrap();
+    idle.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    idle.read_exact(&mut [0u8; 12]).await.unwrap();
+    replace.with(config());
+    cluster.shutdown.drain();
+    soon(idle.read_to_end(&mut Vec::new())).await.unwrap();
     soon(cluster.running).await.unwrap().unwrap();
 }
 

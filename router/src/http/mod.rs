@@ -33,15 +33,12 @@ pub mod statistics;
 pub mod stream;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::generate::Router;
 use activity::Patience;
 pub use config::{Door, HttpConfig, HttpError};
 use routes::Front;
-
-/// For a request that was sent at the last moment to arrive.
-const MARGIN: Duration = Duration::from_secs(1);
 
 /// Serves OpenAI's clients until `leave`, and returns when the last connection has ended. Dropping the future cuts them.
 pub async fn serve(door: Door, router: Arc<Router>, leave: impl Future<Output = ()>) {
@@ -51,8 +48,7 @@ pub async fn serve(door: Door, router: Arc<Router>, leave: impl Future<Output = 
     let config = router.config.clone();
     let leave = async move {
         leave.await;
-        // One setting bounds what others may do on old knowledge: balancers send here, clients use connections they kept.
-        config.now().lame_duck() + MARGIN
+        config.now().linger()
     };
     let routes = routes::routes(Arc::new(Front { router, keys, since }));
     connection::serve(listener, routes, Patience::default(), leave).await;

@@ -11,6 +11,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
 use cascadia_node::Edge;
 use cascadia_node::admin::AdminPort;
+use cascadia_node::config::Live;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{Membership, Registration};
 use cascadia_node::net::{self, Connector, Listener};
@@ -60,7 +61,7 @@ impl Cluster {
         Self::start_with(config, HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() }).await
     }
 
-    pub async fn start_with(config: RouterConfig, http: HttpConfig) -> Self {
+    pub async fn start_with(config: impl Into<Live<RouterConfig>>, http: HttpConfig) -> Self {
         let membership = Membership::embedded();
         let shutdown = Shutdown::new();
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
@@ -77,7 +78,7 @@ impl Cluster {
             membership: membership.clone(),
             shutdown: shutdown.clone(),
         };
-        let running = tokio::spawn(cascadia_router::run(config, edge, Some(door)));
+        let running = tokio::spawn(cascadia_router::run(config.into(), edge, Some(door)));
         Self { membership, shutdown, address, running, admin: admin_address, http }
     }
 

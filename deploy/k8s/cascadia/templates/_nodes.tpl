@@ -51,11 +51,13 @@ A pool is its role's defaults with what its own entry says on top.
 {{- end -}}
 {{- end }}
 
-{{/* Seconds a pod has to end: the longest request and 15, as the node takes them, the time before, and a little to leave. */}}
+{{/* Seconds a pod has to end: the longest request and 15, as the node takes them, the time before, and a little to leave. A
+     router with a long lame duck keeps idle connections for as long again. */}}
 {{- define "cascadia.grace" -}}
 {{- $grace := add .root.Values.requestSeconds 20 .node.preStopSeconds -}}
 {{- if eq .node.role "router" -}}
-{{- add $grace .root.Values.router.lameDuckSeconds -}}
+{{- $lame := int .root.Values.router.lameDuckSeconds -}}
+{{- add $grace $lame (max 0 (sub $lame 14)) -}}
 {{- else -}}
 {{- $grace -}}
 {{- end -}}
