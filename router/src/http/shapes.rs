@@ -46,7 +46,7 @@ impl Writer {
             "object": self.object(chunk),
             "created": self.created,
             "model": started.model,
-            "system_fingerprint": statistics::system_fingerprint(started),
+            "system_fingerprint": statistics::system_fingerprint(&self.asked.parameters, started),
             "choices": choices,
         })
     }

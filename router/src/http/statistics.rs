@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use crate::http::answer::{Answer, Choice};
 
-/// Names the models and how they share the work: where it is equal, equal requests and seeds give equal texts.
+/// Names the models, how they share the work, and what the operator's defaults made of fields that the request left open:
+/// where it is equal, equal requests and seeds give equal texts.
 #[must_use]
-pub fn system_fingerprint(started: &v1::Started) -> String {
+pub fn system_fingerprint(asked: &v1::Parameters, started: &v1::Started) -> String {
     let (fingerprints, parameters) =
         (started.fingerprints.clone().unwrap_or_default(), started.parameters.clone().unwrap_or_default());
     let law = json!([
@@ -25,6 +26,8 @@ pub fn system_fingerprint(started: &v1::Started) -> String {
         parameters.typical.map(|typical| [typical.epsilon, typical.delta]),
         parameters.strict_first_tokens,
         parameters.wire_top_k,
+        asked.temperature.is_none().then_some(parameters.temperature),
+        asked.max_tokens.is_none().then_some(parameters.max_tokens),
     ]);
     format!("fp_{:016x}", hash_bytes(0, law.to_string().as_bytes()))
 }
@@ -196,12 +199,23 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_follows_the_models_and_the_rule_and_nothing_else() {
-        let of = |started: &v1::Started| system_fingerprint(started);
+    fn a_fingerprint_follows_the_models_the_rule_and_defaults_and_nothing_else() {
+        let asked = v1::Parameters { temperature: Some(0.7), max_tokens: Some(9), ..Default::default() };
+        let of = |started: &v1::Started| system_fingerprint(&asked, started);
         let same =
             v1::Started { seed: 7, session: "x".into(), drafter: "drafter-2".into(), ..started("token_v3", "d") };
         assert_eq!(of(&started("token_v3", "d")), of(&same));
         assert_ne!(of(&started("token_v3", "d")), of(&started("token_v2", "d")));
         assert_ne!(of(&started("token_v3", "d")), of(&started("token_v3", "other")));
+        let with = |temperature, max_tokens| {
+            let started = started("token_v3", "d");
+            let parameters = v1::Parameters { temperature, max_tokens, ..started.parameters.clone().unwrap() };
+            v1::Started { parameters: Some(parameters), ..started }
+        };
+        // What a request says is its own; what an operator says for it is not.
+        assert_eq!(of(&with(Some(0.2), Some(5))), of(&with(Some(0.3), Some(6))));
+        let open = |started: &v1::Started| system_fingerprint(&v1::Parameters::default(), started);
+        assert_ne!(open(&with(Some(0.2), Some(5))), open(&with(Some(0.3), Some(5))));
+        assert_ne!(open(&with(Some(0.2), Some(5))), open(&with(Some(0.2), Some(6))));
     }
 }
