@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cascadia_core::commit::{Commit, Prompt, Room, StopSettings, Text};
+use cascadia_core::commit::{Commit, Prompt, PromptRefusal, Room, StopSettings, Text};
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::TokenId;
 use cascadia_core::limits::PAGE_TOKENS;
@@ -299,7 +299,7 @@ impl Text for SyntheticText {
         self.tokenizer.eos_ids()
     }
 
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, String> {
+    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal> {
         Text::resolve(&*self.tokenizer, prompt, room)
     }
 

@@ -98,6 +98,15 @@ pub struct Room {
     pub max_tokens: usize,
 }
 
+/// Why a prompt cannot be served: one sentence naming what is wrong with it and the cure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromptRefusal {
+    /// Alone, or with the output asked for, it exceeds the context.
+    TooLong(String),
+    /// Something else.
+    Wrong(String),
+}
+
 /// What ends a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopSettings {
@@ -123,8 +132,8 @@ pub trait Text: Send + Sync {
     /// A prompt's ids.
     ///
     /// # Errors
-    /// One sentence naming what is wrong with the prompt and the cure.
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, String>;
+    /// What is wrong with the prompt.
+    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal>;
 
     /// The text state of a choice that has committed nothing yet.
     fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit>;

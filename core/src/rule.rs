@@ -82,6 +82,15 @@ pub enum Rule {
     },
 }
 
+/// Why a name and parameters are no rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleError {
+    /// The parameter at fault; none where the name is.
+    pub parameter: Option<&'static str>,
+    /// One sentence that names the valid rules, or the parameter and what it may be.
+    pub sentence: String,
+}
+
 /// A rule's parameters by name, as they come from a request and go into a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Parameters {
@@ -214,13 +223,16 @@ impl Rule {
     /// The rule of that name with those parameters.
     ///
     /// # Errors
-    /// One sentence that names the valid rules, or the parameter and what it may be.
-    pub fn parse(name: &str, parameters: Parameters) -> Result<Self, String> {
+    /// What is at fault.
+    pub fn parse(name: &str, parameters: Parameters) -> Result<Self, RuleError> {
         let alpha = parameters.alpha;
-        let need = |parameter: &str, value: Option<f64>, valid: fn(f64) -> bool, interval: &str| match value {
+        let wrong = |parameter, sentence| RuleError { parameter, sentence };
+        let need = |parameter: &'static str, value: Option<f64>, valid: fn(f64) -> bool, interval: &str| match value {
             Some(value) if valid(value) => Ok(value),
-            Some(value) => Err(format!("{parameter} of rule {name} must be {interval}, not {value}")),
-            None => Err(format!("rule {name} needs {parameter}, {interval}")),
+            Some(value) => {
+                Err(wrong(Some(parameter), format!("{parameter} of rule {name} must be {interval}, not {value}")))
+            }
+            None => Err(wrong(Some(parameter), format!("rule {name} needs {parameter}, {interval}"))),
         };
         let signed = |value| need("alpha", value, |x| (-1.0..=1.0).contains(&x), "in [-1, 1]");
         let any = |value| need("alpha", value, |x| !x.is_nan(), "a number or an infinity");
@@ -246,11 +258,11 @@ impl Rule {
                 fallback: need("fallback", parameters.fallback, |x| (0.0..=1.0).contains(&x), "in [0, 1]")?,
                 rollback: need("rollback", parameters.rollback, |x| x >= 0.0, "at least 0")?,
             },
-            _ => return Err(format!("unknown rule {name:?}; the rules are {}", Self::NAMES.join(", "))),
+            _ => return Err(wrong(None, format!("unknown rule {name:?}; the rules are {}", Self::NAMES.join(", ")))),
         };
         let (given, used) = (parameters.by_name(), rule.parameters().by_name());
         match given.iter().zip(used).find(|(given, used)| given.1.is_some() && used.1.is_none()) {
-            Some((unread, _)) => Err(format!("rule {name} does not read {}", unread.0)),
+            Some((unread, _)) => Err(wrong(Some(unread.0), format!("rule {name} does not read {}", unread.0))),
             None => Ok(rule),
         }
     }

@@ -17,7 +17,7 @@ use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_request::Message as Request;
 use cascadia_proto::v1::verify_response::Message as Response;
 use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse, verify_server};
-use cascadia_proto::{convert, parameters};
+use cascadia_proto::{convert, parameters, refusal};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -256,14 +256,16 @@ impl Opening {
         node.admits(&open)?;
         let resolved = open.resolved.as_ref().ok_or_else(|| missing("resolved"))?;
         // The owner has merged its EOS into the stop ids, so that both sides test one stop set.
-        let decoding = parameters::decoding(resolved, open.prompt_tokens as usize, &[])
-            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let decoding = parameters::decoding(resolved, open.prompt_tokens as usize, &[])?;
         let count = open.history_tokens as usize;
-        if count == 0 || count > node.facts.context {
-            return Err(Status::invalid_argument(format!(
-                "open.history_tokens is {count}; it must be between 1 and the context of {}",
-                node.facts.context
-            )));
+        if count == 0 {
+            return Err(Status::invalid_argument("open.history_tokens is 0; a session has a prompt"));
+        }
+        if count > node.facts.context {
+            let context = node.facts.context;
+            let sentence =
+                format!("{count} tokens are more than the expert's context of {context}: shorten the prompt");
+            return Err(refusal::too_long(sentence));
         }
         let mut ids = Vec::with_capacity(count);
         while ids.len() < count {

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cascadia_core::commit::{
-    Commit, Committed, Finish, FinishReason, Piece, Prompt, Room, StopMatch, StopSettings, Text,
+    Commit, Committed, Finish, FinishReason, Piece, Prompt, PromptRefusal, Room, StopMatch, StopSettings, Text,
 };
 use cascadia_core::decoding::Decoding;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::session::{Counters, Emitted};
 use cascadia_proto::convert;
-use cascadia_proto::parameters;
 use cascadia_proto::v1::run_request::Message as Request;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse};
+use cascadia_proto::{parameters, refusal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -143,7 +143,9 @@ impl Opening {
             None => {
                 let prompt =
                     convert::prompt(self.open.prompt.clone()).map_err(|e| Status::invalid_argument(e.to_string()))?;
-                let max_tokens = parameters.max_tokens.unwrap_or(1) as usize;
+                // A default asks for nothing: one token will do.
+                let asked = parameters.max_tokens.filter(|_| !self.resolved.default_max_tokens);
+                let max_tokens = asked.unwrap_or(1) as usize;
                 let room = Room { context_length: facts.context, max_tokens };
                 let ids = tokio::select! {
                     biased;
@@ -161,14 +163,14 @@ impl Opening {
             )));
         }
         known_ids(&ids, facts.vocabulary, "history")?;
-        let mut decoding = parameters::decoding(&self.resolved, prompt_tokens, text.eos_ids())
-            .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let mut decoding = parameters::decoding(&self.resolved, prompt_tokens, text.eos_ids())?;
         let biased: Vec<TokenId> = decoding.sampling.logit_bias.iter().map(|&(token, _)| token).collect();
         known_ids(&biased, facts.vocabulary, "logit_bias")?;
         known_ids(&decoding.sampling.banned, facts.vocabulary, "banned")?;
         known_ids(&parameters.stop_token_ids, facts.vocabulary, "stop_token_ids")?;
         if decoding.sampling.banned.iter().collect::<BTreeSet<_>>().len() >= facts.vocabulary {
-            return Err(Status::invalid_argument(
+            return Err(refusal::of_field(
+                "banned",
                 "banned: every token of the vocabulary is banned; leave one at least",
             ));
         }
@@ -208,13 +210,19 @@ async fn resolve(text: &Arc<dyn Text>, prompt: Prompt, room: Room) -> Result<Vec
         Prompt::Ids(_) => 0,
     };
     if bytes <= SHORT_PROMPT {
-        return text.resolve(&prompt, room).map_err(Status::invalid_argument);
+        return text.resolve(&prompt, room).map_err(refuse);
     }
     let _turn = LONG_PROMPTS.acquire().await;
     let text = text.clone();
     let ids = tokio::task::spawn_blocking(move || text.resolve(&prompt, room)).await;
-    ids.map_err(|error| Status::internal(format!("the prompt was not tokenized: {error}")))?
-        .map_err(Status::invalid_argument)
+    ids.map_err(|error| Status::internal(format!("the prompt was not tokenized: {error}")))?.map_err(refuse)
+}
+
+fn refuse(refusal: PromptRefusal) -> Status {
+    match refusal {
+        PromptRefusal::TooLong(sentence) => refusal::too_long(sentence),
+        PromptRefusal::Wrong(sentence) => refusal::of_field("prompt", sentence),
+    }
 }
 
 /// Returns when the router cancels; a router that merely has no more to say keeps the session.
@@ -244,11 +252,12 @@ async fn read_history(inbound: &mut Streaming<RunRequest>, count: usize) -> Resu
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` naming the field and the id.
-pub fn known_ids(ids: &[TokenId], vocabulary: usize, field: &str) -> Result<(), Status> {
+pub fn known_ids(ids: &[TokenId], vocabulary: usize, field: &'static str) -> Result<(), Status> {
     match ids.iter().find(|&&id| id as usize >= vocabulary) {
         None => Ok(()),
         Some(id) => {
-            Err(Status::invalid_argument(format!("{field}: token {id} is unknown, the vocabulary has {vocabulary}")))
+            let sentence = format!("{field}: token {id} is unknown, the vocabulary has {vocabulary}");
+            Err(refusal::of_field(field, sentence))
         }
     }
 }

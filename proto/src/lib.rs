@@ -1,12 +1,14 @@
 //! The wire: messages, services, and conversions to and from core types.
 //!
-//! [`convert`] turns messages into core types and back, [`parameters`] turns what a request asks into what is meant.
+//! [`convert`] turns messages into core types and back, [`parameters`] turns what a request asks into what is meant,
+//! [`refusal`] is what a status says beside its sentence.
 
 #![forbid(unsafe_code)]
 
 pub mod convert;
 pub mod parameters;
 mod protocol;
+pub mod refusal;
 
 /// Generated from `cascadia/v1/*.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -239,7 +239,15 @@ fn rule_of(resolved: &v1::Parameters) -> Result<Rule, ParameterError> {
         fallback: resolved.bild.map(|bild| bild.fallback),
         rollback: resolved.bild.map(|bild| bild.rollback),
     };
-    Rule::parse(&resolved.rule, parameters).or_else(|sentence| refuse("rule", sentence))
+    Rule::parse(&resolved.rule, parameters).or_else(|error| {
+        let field = match error.parameter {
+            None => "rule",
+            Some("epsilon" | "delta") => "typical",
+            Some("fallback" | "rollback") => "bild",
+            Some(parameter) => parameter,
+        };
+        refuse(field, error.sentence)
+    })
 }
 
 fn resolve_sampling(resolved: &mut v1::Parameters, defaults: &Defaults) -> Result<(), ParameterError> {

@@ -200,7 +200,7 @@ fn key() -> SessionKey {
 }
 
 fn resolved() -> Resolved {
-    Resolved { parameters: Some(parameters()), seed: 42, choice: 1 }
+    Resolved { parameters: Some(parameters()), seed: 42, choice: 1, default_max_tokens: false }
 }
 
 fn node_ref() -> NodeRef {

@@ -106,6 +106,8 @@ pub struct Terms {
     pub prompt: Prompt,
     /// All parameters.
     pub parameters: Parameters,
+    /// The request gave no `max_tokens`: the default is cut where the prompt leaves less.
+    pub default_max_tokens: bool,
     /// Key of all chance, with `choice`.
     pub seed: u64,
     /// Which of the seed's texts.
@@ -152,7 +154,8 @@ impl Terms {
     /// What travels to owners.
     #[must_use]
     pub fn resolved(&self, parameters: Parameters) -> Resolved {
-        Resolved { parameters: Some(parameters), seed: self.seed, choice: self.choice }
+        let default_max_tokens = self.default_max_tokens;
+        Resolved { parameters: Some(parameters), seed: self.seed, choice: self.choice, default_max_tokens }
     }
 
     /// Fixes the terms of a request for `model`, which the caller has looked up.
@@ -186,7 +189,8 @@ impl Terms {
         if bytes > PROMPT_BYTES {
             return Err(GenerateError::TooLong { field: "prompt", bytes, limit: PROMPT_BYTES });
         }
-        let parameters = parameters::resolve(&request.parameters.unwrap_or_default(), &config.defaults())?;
+        let asked = request.parameters.unwrap_or_default();
+        let parameters = parameters::resolve(&asked, &config.defaults())?;
         let session = config.mint.session();
         let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
         let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request_id));
@@ -207,6 +211,7 @@ impl Terms {
             model,
             prompt,
             parameters,
+            default_max_tokens: asked.max_tokens.is_none(),
             seed,
             choice: request.choice,
             arrived,

@@ -6,6 +6,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::PlacementError;
 use cascadia_node::membership::MembershipError;
 use cascadia_proto::parameters::ParameterError;
+use cascadia_proto::refusal;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 
@@ -176,6 +177,11 @@ fn label(code: Code) -> &'static str {
 impl From<GenerateError> for Status {
     fn from(error: GenerateError) -> Self {
         let mut status = Self::new(error.code(), error.to_string());
+        match &error {
+            GenerateError::Owner(owner) => refusal::repeat(owner, &mut status),
+            GenerateError::Parameter(parameter) => status = parameter.clone().into(),
+            _ => {}
+        }
         let retry_after = match &error {
             GenerateError::Full { retry_after, .. } => Some(*retry_after),
             GenerateError::Owner(owner) if owner.code() == Code::ResourceExhausted => Some(Duration::from_secs(1)),
@@ -213,7 +219,8 @@ mod tests {
 
     #[test]
     fn an_owners_answer_keeps_its_code_and_words() {
-        let status = Status::from(GenerateError::Owner(Status::invalid_argument("the prompt is over the context")));
+        let status = Status::from(GenerateError::Owner(refusal::too_long("the prompt is over the context")));
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the prompt is over the context"));
+        assert!(refusal::is_too_long(&status) && refusal::field(&status) == Some("prompt"));
     }
 }

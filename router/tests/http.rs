@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cascadia_core::placement::Role;
 use cascadia_node::config::Live;
+use cascadia_proto::refusal;
 use cascadia_proto::v1::Speculation;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
@@ -109,9 +110,14 @@ async fn a_stream_is_openais_to_the_letter() {
 async fn what_breaks_is_a_status_before_the_first_event_and_a_frame_behind_it() {
     let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
     let asked = ask(&cluster, chat(&json!({"stream": true})));
-    drafter.call().await.fail(Status::invalid_argument("the prompt is over the context")).await;
+    drafter.call().await.fail(refusal::too_long("the prompt is over the context")).await;
     let reply = soon(asked).await.unwrap();
-    assert_eq!((reply.status, &reply.json()["error"]["type"]), (400, &json!("invalid_request_error")));
+    assert_eq!(reply.status, 400);
+    let said = json!({"error": {
+        "message": "the prompt is over the context", "type": "invalid_request_error", "param": "messages",
+        "code": "context_length_exceeded",
+    }});
+    assert_eq!(reply.json(), said);
 
     let asked = ask(&cluster, chat(&json!({"stream": true})));
     let call = drafter.call().await;
@@ -305,6 +311,7 @@ async fn a_prompt_travels_as_a_grpc_clients_would() {
     let parameters = call.parameters();
     assert_eq!((parameters.rule.as_str(), parameters.alpha), ("token_v3", Some(0.5)));
     assert_eq!((parameters.draft_length, parameters.max_tokens, parameters.seed), (Some(2), Some(9), Some(9)));
+    assert!(!call.open.resolved.as_ref().unwrap().default_max_tokens);
     assert_eq!((call.open.priority, call.open.request_id.as_str()), (3, "label"));
     play(&call).await;
     let reply = soon(asked).await.unwrap();

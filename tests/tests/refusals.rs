@@ -133,6 +133,21 @@ async fn a_session_that_outgrows_its_expert_ends_there_and_disturbs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_default_is_cut_to_the_room_a_prompt_leaves_and_a_wish_is_refused() {
+    let cluster = ToyCluster::start(Plan { expert_context: 128, ..plan(1, 1, 0) }).await;
+    let with = |max_tokens| v1::Parameters { max_tokens, ignore_eos: true, ..parameters("expert", 0.8, 3) };
+    let ask = |max_tokens| cluster.generate(request(&"x".repeat(100), with(max_tokens)));
+    let cut = ask(None).await.expect("the default asks for nothing");
+    let prompt = cut.started.as_ref().expect("started").prompt_tokens as usize;
+    assert_eq!((cut.reason(), prompt + cut.ids.len()), (FinishReason::Length, 128));
+    let wished = ask(Some(cut.ids.len() as u32)).await.expect("there is room for so many");
+    assert_eq!(cut.ids, wished.ids);
+    let refused = ask(Some(cut.ids.len() as u32 + 1)).await.expect_err("there is no room for one more");
+    assert!(cascadia_proto::refusal::is_too_long(&refused), "{refused:?}");
+    cluster.quiesce().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_over_the_experts_context_is_refused_at_once() {
     let cluster = ToyCluster::start(Plan { expert_context: 128, ..plan(1, 2, 0) }).await;
     for strategy in ["speculative", "expert"] {
@@ -140,6 +155,7 @@ async fn a_prompt_over_the_experts_context_is_refused_at_once() {
         let refused = refused.expect_err("it does not fit");
         assert_eq!(refused.code(), Code::InvalidArgument, "{strategy}: {refused}");
         assert!(refused.message().contains("context"), "{strategy}: {refused}");
+        assert!(cascadia_proto::refusal::is_too_long(&refused), "{strategy}: {refused:?}");
     }
     cluster.quiesce().await;
 }
@@ -180,7 +196,7 @@ impl Stream {
             protocol: Some(cascadia_proto::range()),
             key: Some(v1::SessionKey { session: vec![7; 16], epoch }),
             model: MODEL.into(),
-            resolved: Some(v1::Resolved { parameters: Some(greedy), seed: 1, choice: 0 }),
+            resolved: Some(v1::Resolved { parameters: Some(greedy), seed: 1, choice: 0, default_max_tokens: false }),
             remaining_ms: 30_000,
             prompt_tokens: 2,
             history_tokens: 2,

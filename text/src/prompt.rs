@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cascadia_core::commit::{Commit, Prompt, Room, StopSettings, Text};
+use cascadia_core::commit::{Commit, Prompt, PromptRefusal, Room, StopSettings, Text};
 use cascadia_core::ids::TokenId;
 
 use crate::error::PromptError;
@@ -83,8 +83,13 @@ impl Text for Tokenizer {
     }
 
     /// Templates that print the date get none: a text must not depend on the day it was asked for.
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, String> {
-        Self::resolve(self, prompt, room, None).map_err(|error| error.to_string())
+    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal> {
+        Self::resolve(self, prompt, room, None).map_err(|error| match error {
+            PromptError::TooLong { .. } | PromptError::TooManyBytes { .. } | PromptError::NoRoom { .. } => {
+                PromptRefusal::TooLong(error.to_string())
+            }
+            _ => PromptRefusal::Wrong(error.to_string()),
+        })
     }
 
     fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit> {

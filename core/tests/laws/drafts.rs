@@ -163,7 +163,11 @@ fn rules_are_parsed_with_clear_refusals() {
         assert_eq!(Rule::parse(rule.name(), rule.parameters()), Ok(rule));
     }
     let alpha = |alpha| Parameters { alpha: Some(alpha), ..Parameters::default() };
-    let refused = |name: &str, parameters| Rule::parse(name, parameters).unwrap_err();
+    let refused = |name: &str, parameters| Rule::parse(name, parameters).unwrap_err().sentence;
+    let at_fault = |name: &str, parameters| Rule::parse(name, parameters).unwrap_err().parameter;
+    assert_eq!(at_fault("tokenv3", alpha(0.1)), None);
+    assert_eq!(at_fault("chow", alpha(1.5)), Some("alpha"));
+    assert_eq!(at_fault("typical", alpha(0.5)), Some("alpha"));
     assert!(refused("tokenv3", alpha(0.1)).contains("token_v3"));
     assert_eq!(refused("chow", alpha(1.5)), "alpha of rule chow must be in [0, 1], not 1.5");
     assert_eq!(refused("diff", Parameters::default()), "rule diff needs alpha, in [-1, 1]");

@@ -24,7 +24,7 @@ fn refused(asked: v1::Parameters) -> (&'static str, String) {
 }
 
 fn decoded(parameters: v1::Parameters) -> Decoding {
-    let resolved = v1::Resolved { parameters: Some(parameters), seed: 5, choice: 2 };
+    let resolved = v1::Resolved { parameters: Some(parameters), seed: 5, choice: 2, default_max_tokens: false };
     decoding(&resolved, 10, &[7, 3]).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -97,7 +97,7 @@ fn what_means_nothing_is_refused_with_the_cure() {
     assert_eq!(field, "coupling");
     let bild = Some(v1::BildParameters { fallback: 0.4, rollback: 3.0 });
     assert_eq!(refused(v1::Parameters { bild, ..asked() }).0, "bild");
-    assert_eq!(refused(v1::Parameters { bild, ..cascade("token_v3") }).0, "rule");
+    assert_eq!(refused(v1::Parameters { bild, ..cascade("token_v3") }).0, "bild");
     let (_, sentence) = refused(cascade("chow"));
     assert!(sentence.contains("chow needs alpha"), "{sentence}");
 }
@@ -146,7 +146,10 @@ fn numbers_out_of_bounds_are_refused_by_name() {
             assert_eq!(refused(v1::Parameters { alpha: Some(alpha), ..strategy_of(name) }).0, "alpha");
         }
     }
-    assert_eq!(refused(v1::Parameters { alpha: Some(f64::NAN), ..cascade("token_v3") }).0, "rule");
+    assert_eq!(refused(v1::Parameters { alpha: Some(f64::NAN), ..cascade("token_v3") }).0, "alpha");
+    assert_eq!(refused(cascade("token_v9")).0, "rule");
+    let typical = Some(v1::TypicalParameters { epsilon: 2.0, delta: 0.3 });
+    assert_eq!(refused(v1::Parameters { typical, ..cascade("typical") }).0, "typical");
 }
 
 #[test]
@@ -196,7 +199,10 @@ fn eos_joins_the_stop_ids_unless_ignored() {
 #[test]
 fn a_peer_is_not_believed() {
     let bad = v1::Parameters { temperature: Some(f64::NAN), ..asked() };
-    assert!(decoding(&v1::Resolved { parameters: Some(bad), seed: 0, choice: 0 }, 0, &[]).is_err());
+    assert!(
+        decoding(&v1::Resolved { parameters: Some(bad), seed: 0, choice: 0, default_max_tokens: false }, 0, &[])
+            .is_err()
+    );
     assert_eq!(decoding(&v1::Resolved::default(), 0, &[]).unwrap_err().field, "parameters");
 }
 
@@ -236,7 +242,7 @@ proptest! {
         };
         if let Ok(resolved) = resolve(&asked, &Defaults::default()) {
             prop_assert_eq!(&resolve(&resolved, &Defaults::default()).unwrap(), &resolved);
-            let message = v1::Resolved { parameters: Some(resolved), seed: 1, choice: 0 };
+            let message = v1::Resolved { parameters: Some(resolved), seed: 1, choice: 0, default_max_tokens: false };
             prop_assert!(decoding(&message, 4, &[]).is_ok());
         }
     }

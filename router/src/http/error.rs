@@ -5,10 +5,12 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use cascadia_proto::refusal;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use crate::error::GenerateError;
+use crate::http::asked::Endpoint;
 
 /// A client that gets no time to wait from us waits this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -52,6 +54,13 @@ impl ApiError {
     #[must_use]
     pub fn of_field(self, param: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..self }
+    }
+
+    /// The same, told to a client of this endpoint: a conversation has messages for a prompt.
+    #[must_use]
+    pub fn told_at(self, endpoint: Endpoint) -> Self {
+        let is_prompt = endpoint == Endpoint::Chat && self.param.as_deref() == Some("prompt");
+        if is_prompt { self.of_field("messages") } else { self }
     }
 
     /// The family that OpenAI's documentation sorts errors into.
@@ -103,28 +112,37 @@ impl From<Status> for ApiError {
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         };
         let said = status.metadata().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let code = if refusal::is_too_long(&status) { "context_length_exceeded" } else { code };
         let error = Self::new(http, code, status.message());
         let retry_after = error.retry_after.map(|delay| said.map_or(delay, Duration::from_secs));
-        Self { retry_after, ..error }
+        let param = refusal::field(&status).map(|field| http_name(field).to_owned());
+        Self { retry_after, param, ..error }
     }
 }
 
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let param = match &error {
-            GenerateError::Parameter(error) => Some(http_name(error.field)),
             GenerateError::TooLong { field, .. } => Some(http_name(field)),
             GenerateError::EmptyPrompt => Some("prompt"),
             GenerateError::NoTime => Some("cascadia.timeout_ms"),
             GenerateError::WhichModel { .. } | GenerateError::UnknownModel { .. } => Some("model"),
             _ => None,
         };
-        Self { param: param.map(str::to_owned), ..Self::from(Status::from(error)) }
+        let param = param.map(str::to_owned);
+        let error = match error {
+            GenerateError::TooLong { field, bytes, limit } => {
+                GenerateError::TooLong { field: http_name(field), bytes, limit }
+            }
+            other => other,
+        };
+        let error = Self::from(Status::from(error));
+        Self { param: param.or(error.param), ..error }
     }
 }
 
 /// A wire field's name in a request over HTTP.
-fn http_name(field: &'static str) -> &'static str {
+fn http_name(field: &str) -> &str {
     match field {
         "strategy" => "cascadia.strategy",
         "rule" => "cascadia.rule",
@@ -138,6 +156,8 @@ fn http_name(field: &'static str) -> &'static str {
         "banned" => "cascadia.banned",
         "logprobs" => "top_logprobs",
         "conversation" => "prompt_cache_key",
+        "history" => "prompt",
+        "tenant" => "x-cascadia-tenant",
         other => other,
     }
 }
@@ -184,5 +204,20 @@ mod tests {
         assert_eq!(ApiError::from(unknown).param.as_deref(), Some("model"));
         let error = cascadia_proto::parameters::ParameterError { field: "alpha", sentence: "alpha!".into() };
         assert_eq!(ApiError::from(GenerateError::Parameter(error)).param.as_deref(), Some("cascadia.alpha"));
+        let error = ApiError::from(GenerateError::TooLong { field: "conversation", bytes: 600, limit: 512 });
+        assert_eq!(error.param.as_deref(), Some("prompt_cache_key"));
+        assert!(error.message.starts_with("prompt_cache_key has 600 bytes"), "{}", error.message);
+        let owners = GenerateError::Owner(refusal::of_field("banned", "banned: token 9 is unknown"));
+        assert_eq!(ApiError::from(owners).param.as_deref(), Some("cascadia.banned"));
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_is_said_so_in_openais_words() {
+        for (endpoint, param) in [(Endpoint::Chat, "messages"), (Endpoint::Text, "prompt")] {
+            let error = ApiError::from(GenerateError::Owner(refusal::too_long("the prompt has 9 tokens")));
+            let error = error.told_at(endpoint);
+            assert_eq!((error.status, error.code), (StatusCode::BAD_REQUEST, Some("context_length_exceeded")));
+            assert_eq!(error.param.as_deref(), Some(param));
+        }
     }
 }

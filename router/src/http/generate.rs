@@ -13,7 +13,7 @@ use tonic::Status;
 use crate::client::ClientStream;
 use crate::generate::Opened;
 use crate::http::answer::Answer;
-use crate::http::asked::{Asked, Endpoint};
+use crate::http::asked::Asked;
 use crate::http::error::ApiError;
 use crate::http::routes::Front;
 use crate::http::shapes::{Collected, Writer};
@@ -38,14 +38,14 @@ pub struct Caller {
 /// # Errors
 /// Why there is no answer.
 pub async fn answer(front: &Front, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
+    let endpoint = asked.endpoint;
+    open(front, asked, caller).await.map_err(|error| error.told_at(endpoint))
+}
+
+async fn open(front: &Front, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let requests = asked.requests(&caller.request_id, &caller.tenant);
-    let opened = front.router.open(requests, &caller.trace).map_err(|error| {
-        let error = ApiError::from(error);
-        // A conversation has messages for a prompt.
-        let is_prompt = asked.endpoint == Endpoint::Chat && error.param.as_deref() == Some("prompt");
-        if is_prompt { error.of_field("messages") } else { error }
-    })?;
+    let opened = front.router.open(requests, &caller.trace)?;
     let answer = Answer::new(opened.iter().map(|opened| opened.session), arrived);
     let first = answer.choices.first().map(|choice| choice.session.to_string()).unwrap_or_default();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

@@ -32,6 +32,12 @@ impl Writer {
         Self { id: format!("{prefix}{session}"), asked, created, offsets }
     }
 
+    /// Where the request came.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.asked.endpoint
+    }
+
     fn object(&self, chunk: bool) -> &'static str {
         match (self.asked.endpoint, chunk) {
             (Endpoint::Chat, false) => "chat.completion",

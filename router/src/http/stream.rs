@@ -82,7 +82,7 @@ impl Frames {
 
     /// One frame, and nothing behind it: `[DONE]` would say that the text is whole.
     fn fail(&mut self, status: Status) {
-        self.ready.push_back(frame(&ApiError::from(status).envelope()));
+        self.ready.push_back(frame(&ApiError::from(status).told_at(self.writer.endpoint()).envelope()));
         self.events = futures::stream::empty().boxed();
         self.over = true;
     }
