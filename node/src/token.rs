@@ -92,18 +92,22 @@ impl Token {
     pub fn is_shown(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
         let Some((scheme, token)) = shown.split_at_checked("Bearer ".len()) else { return false };
-        scheme.eq_ignore_ascii_case(b"Bearer ") && self.equals(token)
+        scheme.eq_ignore_ascii_case(b"Bearer ") && is_secret(self.0.as_bytes(), token)
     }
+}
 
-    /// Takes a time that depends on the length of what is offered, and on nothing of the token.
-    fn equals(&self, offered: &[u8]) -> bool {
-        let own = self.0.as_bytes();
-        let mut difference = own.len() ^ offered.len();
-        for (i, byte) in offered.iter().enumerate() {
-            difference |= usize::from(byte ^ own[i % own.len()]);
-        }
-        std::hint::black_box(difference) == 0
-    }
+/// Whether what is offered is the secret. Takes a time that depends on the length of what is offered, and on nothing of the
+/// secret.
+///
+/// # Panics
+/// When the secret is empty.
+#[must_use]
+pub fn is_secret(secret: &[u8], offered: &[u8]) -> bool {
+    assert!(!secret.is_empty(), "an empty secret guards nothing");
+    let difference = offered.iter().enumerate().fold(secret.len() ^ offered.len(), |difference, (i, byte)| {
+        difference | usize::from(byte ^ secret[i % secret.len()])
+    });
+    std::hint::black_box(difference) == 0
 }
 
 #[cfg(test)]
