@@ -16,7 +16,7 @@ use crate::config::{READING, RouterConfig};
 use crate::error::GenerateError;
 
 /// A label (request id, tenant, conversation, cache salt, model) has at most so many bytes.
-const LABEL_BYTES: usize = 512;
+pub const LABEL_BYTES: usize = 512;
 
 /// What is left of a message's bound for a prompt, so that the owner's `Open` around it keeps the bound too.
 const PROMPT_BYTES: usize = limits::REQUEST_BYTES - limits::CONTROL_BYTES;

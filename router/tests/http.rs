@@ -4,6 +4,8 @@ mod cluster;
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use cascadia_core::placement::Role;
 use cascadia_node::config::Live;
 use cascadia_proto::refusal;
@@ -11,6 +13,7 @@ use cascadia_proto::v1::Speculation;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
 use cluster::{Call, Cluster, Owner, config, soon};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -199,7 +202,18 @@ async fn what_is_no_request_has_its_status_and_the_envelope() {
         (plain("GET /v2 HTTP/1.1\nHost: x\nConnection: close\n\n"), 404, "unknown_url"),
         (plain("GET /v1/chat/completions HTTP/1.1\nHost: x\nConnection: close\n\n"), 405, "method_not_allowed"),
         (plain("OPTIONS /v1/completions HTTP/1.1\nHost: x\nConnection: close\n\n"), 405, "method_not_allowed"),
-        (plain("GET /v1/models/a/b HTTP/1.1\nHost: x\nConnection: close\n\n"), 404, "model_not_found"),
+        // As a request for it would be answered.
+        (plain("GET /v1/models/a/b HTTP/1.1\nHost: x\nConnection: close\n\n"), 503, "unavailable"),
+        (plain("GET /v1/models/%ff HTTP/1.1\nHost: x\nConnection: close\n\n"), 400, "invalid_value"),
+        (chat(&json!({"request_id": "a\nb"})), 400, "invalid_value"),
+        (chat(&json!({"request_id": "x".repeat(513)})), 400, "invalid_value"),
+        (
+            "GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Cascadia-Tenant: Z\u{fc}rich\r\nConnection: close\r\n\r\n".into(),
+            400,
+            "invalid_value",
+        ),
+        (version_with(&"a: b\r\n".repeat(150)), 431, "headers_too_large"),
+        (version_with(&format!("a: {}\r\n", "b".repeat(70_000))), 431, "headers_too_large"),
         (plain("GET /health HTTP/1.1\nHost: x\nConnection: close\n\n"), 503, "unavailable"),
     ] {
         let reply = exchange(&cluster.http, &bytes).await;
@@ -207,13 +221,102 @@ async fn what_is_no_request_has_its_status_and_the_envelope() {
         assert_eq!(reply.json()["error"]["code"], code, "{reply:?}");
         assert!(reply.head.contains("x-request-id: "), "{}", reply.head);
     }
-    let many = format!("GET /version HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(1_000));
-    assert_eq!(exchange(&cluster.http, many.as_bytes()).await.status, 431);
-    let long = format!("GET /version HTTP/1.1\r\nHost: x\r\na: {}\r\n\r\n", "b".repeat(1 << 20));
-    assert_eq!(exchange(&cluster.http, long.as_bytes()).await.status, 431);
+    let many = version_with(&"a: b\r\n".repeat(1_000));
+    assert_eq!(exchange(&cluster.http, &many).await.status, 431);
+    let long = version_with(&format!("a: {}\r\n", "b".repeat(1 << 20)));
+    assert_eq!(exchange(&cluster.http, &long).await.status, 431);
     let named = b"GET /version HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n";
     let reply = exchange(&cluster.http, named).await;
     assert!(reply.status == 200 && reply.head.contains("x-request-id: mine"), "{reply:?}");
+}
+
+fn version_with(headers: &str) -> Vec<u8> {
+    format!("GET /version HTTP/1.1\r\nHost: x\r\n{headers}Connection: close\r\n\r\n").into_bytes()
+}
+
+#[tokio::test]
+async fn headers_have_the_same_bounds_over_http_2() {
+    let cluster = Cluster::start(config()).await;
+    let io = TokioIo::new(TcpStream::connect(&cluster.http).await.unwrap());
+    let handshake = hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), io);
+    let (mut sender, connection) = handshake.await.unwrap();
+    tokio::spawn(connection);
+    for (count, bytes, status) in [(150, 1, 431), (1, 70_000, 431), (90, 100, 200)] {
+        let value = "b".repeat(bytes);
+        let request = (0..count)
+            .fold(Request::get("http://router/version"), |request, i| request.header(format!("a-{i}"), &value));
+        let response = soon(sender.send_request(request.body(Body::empty()).unwrap())).await.unwrap();
+        assert_eq!(response.status(), status, "{count} of {bytes}");
+        let body = axum::body::to_bytes(Body::new(response.into_body()), 1 << 20).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"]["code"] == "headers_too_large", status == 431, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_too_large_is_refused_before_it_is_sent() {
+    let cluster = Cluster::start(config()).await;
+    for expect in ["", "Expect: 100-continue\r\n"] {
+        let mut socket = TcpStream::connect(&cluster.http).await.unwrap();
+        let head = format!(
+            "POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000000\r\n{expect}\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        let mut said = [0u8; 12];
+        soon(socket.read_exact(&mut said)).await.unwrap();
+        assert_eq!(&said, b"HTTP/1.1 413");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_is_read_as_a_small_one_is() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let text = "x".repeat(1 << 20);
+    let asked = ask(&cluster, chat(&json!({"messages": [{"role": "user", "content": &text}]})));
+    play(&drafter.call().await).await;
+    assert_eq!(soon(asked).await.unwrap().json()["choices"][0]["message"]["content"], "<10><11><12>");
+}
+
+#[tokio::test]
+async fn a_request_id_of_nothing_is_none() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let asked = ask(&cluster, chat(&json!({"request_id": "", "n": 2, "seed": null})));
+    let mut named = Vec::new();
+    for _ in 0..2 {
+        let call = drafter.call().await;
+        let resolved = call.open.resolved.clone().unwrap();
+        assert!(resolved.default_max_tokens || call.parameters().max_tokens == Some(16));
+        named.push((call.open.request_id.clone(), resolved.seed));
+        call.opened(&[1]).await;
+        call.tokens_of(resolved.choice, 1, &[20]).await;
+        call.finish(Speculation::default()).await;
+    }
+    assert!(named[0].0.starts_with("req-") && named[0] == named[1], "{named:?}");
+    assert!(soon(asked).await.unwrap().head.contains(&format!("x-request-id: {}", named[0].0)));
+}
+
+#[tokio::test]
+async fn a_model_without_nodes_is_told_of_where_requests_for_it_wait() {
+    let (cluster, drafter, expert) = Cluster::pair(config()).await;
+    drop((drafter, expert));
+    let get = |name: &str| format!("GET /v1/models/{name} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let reply = soon(async {
+        loop {
+            let reply = exchange(&cluster.http, get("demo").as_bytes()).await;
+            if reply.status != 200 {
+                return reply;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let message = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(reply.status == 503 && message.contains("requests for it wait"), "{reply:?}");
+    // And one that nobody ever served has the same answer as a request for it.
+    for bytes in [get("gpt-4").into_bytes(), chat(&json!({"model": "gpt-4"}))] {
+        let error = exchange(&cluster.http, &bytes).await.json()["error"].clone();
+        assert_eq!(error["message"], "model \"gpt-4\" is not served here: name one of demo");
+    }
 }
 
 #[tokio::test]

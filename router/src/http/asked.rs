@@ -4,6 +4,7 @@ use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
 use serde_json::Value;
 
+use crate::admission::LABEL_BYTES;
 use crate::http::error::ApiError;
 use crate::http::extension;
 use crate::http::fields::{Fields, Read, wrong};
@@ -115,7 +116,7 @@ impl Asked {
             priority: body.get("priority")?.unwrap_or_default(),
             timeout_ms: None,
             cache_salt: body.get("cache_salt")?,
-            request_id: body.get("request_id")?,
+            request_id: request_id(body)?,
         };
         asked.extend(body.object("cascadia")?, suffix)?;
         body.ignore(&IGNORED);
@@ -182,6 +183,22 @@ impl Asked {
             _ => "",
         }
     }
+}
+
+/// The client's own name for its request; an empty one is none.
+fn request_id(body: &mut Fields) -> Result<Option<String>, ApiError> {
+    const FIELD: &str = "request_id";
+    let Some(id) = body.get::<String>(FIELD)?.filter(|id| !id.is_empty()) else { return Ok(None) };
+    // It stands in a header of the response, and in logs.
+    if id.chars().any(char::is_control) {
+        let message = "request_id has control characters: use letters, digits and punctuation";
+        return Err(ApiError::field("invalid_value", FIELD, message));
+    }
+    if id.len() > LABEL_BYTES {
+        let message = format!("request_id has {} bytes, at most {LABEL_BYTES} are taken: shorten it", id.len());
+        return Err(ApiError::field("invalid_value", FIELD, message));
+    }
+    Ok(Some(id))
 }
 
 /// One string or several.

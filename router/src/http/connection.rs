@@ -27,9 +27,14 @@ use crate::http::socket::Watched;
 /// Connections at once; who comes later waits in the system's queue.
 const MOST_CONNECTIONS: usize = 16_384;
 
-/// Headers of a request, bytes, and how many.
-const HEADER_BYTES: usize = 64 * 1024;
-const MOST_HEADERS: usize = 100;
+/// Headers of a request, bytes with its path, and how many.
+pub const HEADER_BYTES: usize = 64 * 1024;
+/// See [`HEADER_BYTES`].
+pub const MOST_HEADERS: usize = 100;
+
+/// Requests with so many times as much reach us and are answered in OpenAI's envelope. What is beyond is answered by the
+/// library with 431 and no body, or, over HTTP/2, with the end of the connection.
+const TOLERATED: usize = 4;
 
 /// Requests at once over one HTTP/2 connection.
 const MOST_STREAMS: u32 = 256;
@@ -76,9 +81,9 @@ async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: 
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Its own header timeout would also count the time between requests.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEADER_BYTES);
-    builder.http1().max_headers(MOST_HEADERS);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(HEADER_BYTES as u32);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(TOLERATED * HEADER_BYTES);
+    builder.http1().max_headers(TOLERATED * MOST_HEADERS);
+    builder.http2().timer(TokioTimer::new()).max_header_list_size((TOLERATED * HEADER_BYTES) as u32);
     builder.http2().max_concurrent_streams(MOST_STREAMS);
     builder.http2().keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let io = TokioIo::new(Watched::new(io, activity.clone()));

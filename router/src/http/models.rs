@@ -5,6 +5,7 @@ use cascadia_core::placement::Snapshot;
 use cascadia_proto::v1::ServedModel;
 use serde_json::{Value, json};
 
+use crate::admission::model_of;
 use crate::http::error::ApiError;
 use crate::status::list_models;
 
@@ -32,13 +33,15 @@ pub fn list(snapshot: &Snapshot, since: u64) -> Value {
 /// One of them.
 ///
 /// # Errors
-/// When it is not served.
-pub fn one(snapshot: &Snapshot, since: u64, id: &str) -> Result<Value, ApiError> {
+/// When it is none of the names that requests may ask for, or none of its nodes is there now: requests wait for one.
+pub fn one(snapshot: &Snapshot, since: u64, id: &str, served: Vec<String>) -> Result<Value, ApiError> {
+    let id = model_of(id, served)?;
     let models = list_models(snapshot).models;
     models.iter().find(|model| model.name == id).map(|model| object(model, since)).ok_or_else(|| {
-        let shown: String = id.chars().take(80).collect();
-        let served = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
-        let message = format!("model {shown:?} is not served here; served are: {served}");
-        ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).of_field("model")
+        let message = format!(
+            "model {id:?} was served here and has no expert now: requests for it wait until one is ready; start one \
+             (cascadia expert), or ask again"
+        );
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message).of_field("model")
     })
 }

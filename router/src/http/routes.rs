@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::{self, Next};
@@ -17,6 +18,7 @@ use serde_json::json;
 
 use crate::generate::Router;
 use crate::http::asked::Asked;
+use crate::http::connection::{HEADER_BYTES, MOST_HEADERS};
 use crate::http::counted::count;
 use crate::http::error::ApiError;
 use crate::http::generate::{Caller, answer};
@@ -79,7 +81,7 @@ type ReadRequest = fn(&[u8], &[String]) -> Result<Asked, ApiError>;
 
 async fn complete(front: &Front, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
     let answered = async {
-        let asked = read(&body(request).await?, &front.router.served())?;
+        let asked = parse(body(request).await?, front.router.served(), read).await?;
         if let Some(own) = &asked.request_id {
             caller.request_id.clone_from(own);
         }
@@ -90,9 +92,31 @@ async fn complete(front: &Front, mut caller: Caller, request: Request, read: Rea
     response
 }
 
+/// A body of so many bytes is read in about ten milliseconds.
+const SMALL_BODY: usize = 256 * 1024;
+
+/// Reads a body where it keeps nobody waiting.
+async fn parse(body: Vec<u8>, served: Vec<String>, read: ReadRequest) -> Result<Asked, ApiError> {
+    if body.len() <= SMALL_BODY {
+        return read(&body, &served);
+    }
+    tokio::task::spawn_blocking(move || read(&body, &served)).await.unwrap_or_else(|error| {
+        let message = format!("the body was not read: {error}");
+        Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message))
+    })
+}
+
 /// A JSON body within the limits of size and time.
 async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
     let (parts, body) = request.into_parts();
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if declared.is_some_and(|bytes: usize| bytes > limits::REQUEST_BYTES) {
+        if !parts.headers.contains_key(header::EXPECT) {
+            // Ends with the connection, and within BODY_WITHIN. Nobody waits for it.
+            tokio::spawn(tokio::time::timeout(BODY_WITHIN, read_body(body)));
+        }
+        return Err(too_large());
+    }
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence != "application/json" && !essence.ends_with("+json") {
@@ -122,16 +146,24 @@ async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
     if seen <= limits::REQUEST_BYTES {
         return Ok(bytes);
     }
+    Err(too_large())
+}
+
+fn too_large() -> ApiError {
     let message = format!("the body has more than {} bytes: shorten the prompt", limits::REQUEST_BYTES);
-    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message))
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message)
 }
 
 async fn list_models(State(front): Shared) -> Response {
     Json(models::list(&front.router.loads.snapshot(), front.since)).into_response()
 }
 
-async fn get_model(State(front): Shared, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let model = models::one(&front.router.loads.snapshot(), front.since, &id)?;
+async fn get_model(State(front): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, ApiError> {
+    let Ok(Path(id)) = id else {
+        let message = "the model's name in the path is no UTF-8: percent-encode the name as /v1/models has it";
+        return Err(ApiError::field("invalid_value", "model", message));
+    };
+    let model = models::one(&front.router.loads.snapshot(), front.since, &id, front.router.served())?;
     Ok(Json(model).into_response())
 }
 
@@ -173,12 +205,17 @@ async fn authorise(State(front): Shared, request: Request, next: Next) -> Respon
 
 /// Gives every request its id and its response the same.
 async fn name_request(State(front): Shared, mut request: Request, next: Next) -> Response {
-    let caller = caller(request.headers(), &front);
-    let id = caller.request_id.clone();
+    let minted = || format!("req-{}", front.router.config.now().mint.session());
     // HTTP/2 says it by GOAWAY.
     let closes = request.version() < Version::HTTP_2;
-    request.extensions_mut().insert(caller);
-    let mut response = next.run(request).await;
+    let (id, mut response) = match bounded(&request).and_then(|()| caller(request.headers(), minted)) {
+        Ok(caller) => {
+            let id = caller.request_id.clone();
+            request.extensions_mut().insert(caller);
+            (id, next.run(request).await)
+        }
+        Err(error) => (minted(), error.into_response()),
+    };
     if !response.headers().contains_key(REQUEST_ID) {
         sign(&mut response, &id);
     }
@@ -188,16 +225,43 @@ async fn name_request(State(front): Shared, mut request: Request, next: Next) ->
     response
 }
 
-fn caller(headers: &HeaderMap, front: &Front) -> Caller {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let own = text(REQUEST_ID);
-    let request_id = if own.is_empty() { format!("req-{}", front.router.config.now().mint.session()) } else { own };
+/// The same bounds over HTTP/1.1 and HTTP/2. What is far over them never comes here: see [`connection`].
+///
+/// [`connection`]: crate::http::connection
+fn bounded(request: &Request) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    // With the colon, the space and the line's end of HTTP/1.1.
+    let lines = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let bytes = target + lines.sum::<usize>();
+    if headers.len() <= MOST_HEADERS && bytes <= HEADER_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "the request has {} headers of {bytes} bytes with its path; at most {MOST_HEADERS} of {HEADER_BYTES} are taken: send fewer",
+        headers.len()
+    );
+    let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    Err(ApiError::new(status, "headers_too_large", message))
+}
+
+fn caller(headers: &HeaderMap, minted: impl Fn() -> String) -> Result<Caller, ApiError> {
+    let text = |name| match headers.get(name).map(HeaderValue::to_str) {
+        None => Ok(String::new()),
+        Some(Ok(text)) => Ok(text.to_owned()),
+        Some(Err(_)) => {
+            let message = format!("the header {name} has characters that are no visible ASCII: use others");
+            Err(ApiError::field("invalid_value", name, message))
+        }
+    };
+    let own = Some(text(REQUEST_ID)?).filter(|own| !own.is_empty());
     let trace = TraceContext::from_headers(headers);
-    Caller { request_id, tenant: text(TENANT), trace }
+    Ok(Caller { request_id: own.unwrap_or_else(minted), tenant: text(TENANT)?, trace })
 }
 
 fn sign(response: &mut Response, request_id: &str) {
-    if let Ok(id) = HeaderValue::from_str(request_id) {
+    // Labels of a body may be UTF-8, which a header carries as it is.
+    if let Ok(id) = HeaderValue::from_bytes(request_id.as_bytes()) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
 }
