@@ -118,11 +118,11 @@ pub struct UpArgs {
     #[arg(long, value_name = "M", env = "CASCADIA_EXPERTS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub experts: u32,
 
-    /// The drafter's model: a Hugging Face folder or a GGUF file [default: the shipped one].
+    /// The drafter's model: a Hugging Face folder, a GGUF file, or a model of the hub (owner/name) [default: the shipped one].
     #[arg(long, value_name = "PATH", env = "CASCADIA_DRAFTER_MODEL", requires = "expert_model")]
     pub drafter_model: Option<PathBuf>,
 
-    /// The expert's model: a Hugging Face folder or a GGUF file [default: the shipped one].
+    /// The expert's model: a Hugging Face folder, a GGUF file, or a model of the hub (owner/name) [default: the shipped one].
     #[arg(long, value_name = "PATH", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
     pub expert_model: Option<PathBuf>,
 

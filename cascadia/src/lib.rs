@@ -18,7 +18,10 @@ pub mod demo;
 pub mod drain;
 pub mod durations;
 pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod load;
+pub mod locate;
 pub mod memory;
 pub mod nodes;
 pub mod pad;

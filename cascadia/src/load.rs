@@ -13,9 +13,11 @@ use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, KvD
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::Failure;
 use crate::cluster::Models;
-use crate::memory;
+use crate::{Failure, locate, memory};
+
+/// What hears how far a load has come: the stage, bytes done, bytes in all.
+pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
 
 /// A loaded model; engines made from it share its weights.
 #[derive(Clone)]
@@ -41,36 +43,42 @@ impl Model {
     /// # Errors
     /// When a file is missing, truncated, or of a model that this binary does not know, or the tokenizer has ids that the
     /// weights do not: one sentence with the cure.
-    pub fn load(folder: &Path, dtype: &str) -> Result<Self, Failure> {
-        Self::load_up_to(folder, dtype, 0)
+    pub fn load(model: &Path, dtype: &str) -> Result<Self, Failure> {
+        Self::load_up_to(model, dtype, 0, &mut |_, _, _| {})
     }
 
     /// As [`Model::load`], to be served with at most `context` positions; 0 means as many as the model was made for.
+    /// `report` hears each stage with its bytes. A model of the hub is fetched first.
     ///
     /// # Errors
     /// As there.
-    pub fn load_up_to(folder: &Path, dtype: &str, context: usize) -> Result<Self, Failure> {
+    pub fn load_up_to(model: &Path, dtype: &str, context: usize, report: &mut Report<'_>) -> Result<Self, Failure> {
         let dtype: Dtype = dtype.parse()?;
+        let mut stages = Stages::default();
+        let mut say = |stage: &str, done: u64, total: u64| {
+            report(stage, done, total);
+            stages.log(stage, done, total);
+        };
+        let folder = &locate::locate(model, &mut say)?;
         let options = LoadOptions { dtype, context: (context > 0).then_some(context) };
         // What is cheap to check first: weights take minutes.
-        let tokenizer = check(folder, (dtype.name(), KvDtype::F32.name()))?;
+        let tokenizer = read(folder)?;
         if let Err(error) = tokenizer.chat_template() {
             tracing::warn!(folder = %folder.display(), "{error}");
         }
         let (begun, path) = (Instant::now(), folder.display());
         tracing::info!(%path, tokens = tokenizer.vocabulary(), "tokenizer read, loading weights");
         let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
-        bar.set_message(format!("loading {}", folder_name(folder)));
-        let mut stages = Stages::default();
+        bar.set_message(format!("loading {}", folder_name(model)));
         let weights = Weights::load(folder, options, &mut |progress| {
             follow(&bar, progress);
-            stages.log(progress);
+            say(progress.stage, progress.done, progress.total);
         })?;
         bar.finish_and_clear();
         let config = weights.config();
         let (seconds, millions) = (begun.elapsed().as_secs_f32(), weights.parameters() / 1_000_000);
         tracing::info!(%path, family = ?config.family, millions, %dtype, context = config.context, seconds, "weights loaded");
-        Ok(Self { folder: folder.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
+        Ok(Self { folder: model.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
     }
 
     /// Its parameters, tied weights once.
@@ -214,13 +222,19 @@ pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) 
     .into())
 }
 
-/// Checks what of a model's folder is cheap to check: its configuration and its tokenizer, not its weights.
+/// Checks what of a model's folder is cheap to check: its configuration and its tokenizer, not its weights. Nothing is
+/// known of a model of the hub that is not in the cache.
 ///
 /// # Errors
 /// When a file is missing or says what this binary does not know: one sentence with the cure.
-pub fn check(folder: &Path, (dtype, kv_dtype): (&str, &str)) -> Result<Tokenizer, Failure> {
+pub fn check(model: &Path, (dtype, kv_dtype): (&str, &str)) -> Result<Option<Tokenizer>, Failure> {
     dtype.parse::<Dtype>()?;
     kv_dtype.parse::<KvDtype>()?;
+    locate::on_disk(model).map(|folder| read(&folder)).transpose()
+}
+
+/// Configuration and tokenizer of a model on this machine.
+fn read(folder: &Path) -> Result<Tokenizer, Failure> {
     let (config, tokenizer) = (ModelConfig::read(folder)?, Tokenizer::load(folder)?);
     fits(folder, &tokenizer, &config)?;
     Ok(tokenizer)
@@ -251,6 +265,9 @@ pub fn bar(length: u64, template: &str) -> ProgressBar {
 /// The name a model is served under unless another is given.
 #[must_use]
 pub fn folder_name(folder: &Path) -> String {
+    if let Some(name) = locate::name(folder) {
+        return name;
+    }
     // `.` and `..` have names too, once they are resolved.
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
@@ -260,16 +277,20 @@ pub fn folder_name(folder: &Path) -> String {
 /// What of a load has been logged.
 #[derive(Default)]
 struct Stages {
+    stage: String,
     quarters: u64,
 }
 
 impl Stages {
     /// A line for each quarter of the bytes: a large model takes minutes, and a log has no bar.
-    fn log(&mut self, progress: Progress<'_>) {
-        let quarters = progress.done.saturating_mul(4) / progress.total.max(1);
+    fn log(&mut self, stage: &str, done: u64, total: u64) {
+        if self.stage != stage {
+            *self = Self { stage: stage.to_owned(), quarters: 0 };
+        }
+        let quarters = done.saturating_mul(4) / total.max(1);
         if quarters > self.quarters {
             self.quarters = quarters;
-            tracing::info!(stage = progress.stage, bytes = progress.done, of = progress.total, "loading");
+            tracing::info!(stage, bytes = done, of = total, "loading");
         }
     }
 }
@@ -316,7 +337,7 @@ mod tests {
     fn one_file_is_a_model() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gguf/qwen3.gguf");
         check(&file, ("q4_k", "f16")).expect("configuration and tokenizer are inside");
-        let model = Model::load_up_to(&file, "q4_k", 64).expect("so are the weights");
+        let model = Model::load_up_to(&file, "q4_k", 64, &mut |_, _, _| {}).expect("so are the weights");
         assert_eq!((folder_name(&file).as_str(), model.weights.config().context), ("qwen3", 64));
         assert!(model.tokenizer.chat_template().is_ok() && model.tokenizer.eos_ids() == [2]);
         let ids = model.tokenizer.encode("a tooth", false).expect("it is text");

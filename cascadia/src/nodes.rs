@@ -11,7 +11,7 @@ use cascadia_core::placement::Role;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
-use cascadia_node::admin::AdminPort;
+use cascadia_node::admin::{AdminPort, Loading};
 use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
@@ -189,19 +189,22 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
 pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     let synthetic = args.synthetic.clone();
-    let parts = move |config: &DrafterConfig| match &synthetic {
+    let parts = move |config: &DrafterConfig, loading: &Loading| match &synthetic {
         Some(synthetic) => Ok(synthetic.drafter_parts(config)),
-        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.drafter_parts(config, 1),
+        None => {
+            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
+            Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.drafter_parts(config, 1)
+        }
     };
     if args.node.source.print_record {
-        let cascadia_drafter_node::Parts { engine, text } = parts(&config)?;
+        let cascadia_drafter_node::Parts { engine, text } = parts(&config, &Loading::default())?;
         return args.node.print_record(Role::Drafter, Some((engine.facts(), &*text)), config.served_model.clone());
     }
     let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
     let starting = async {
         let edge = args.node.edge(Role::Drafter, &shutdown).await?;
-        let config = config.clone();
-        Ok::<_, Failure>((edge, loaded(move || parts(&config)).await?))
+        let (config, loading) = (config.clone(), edge.loading());
+        Ok::<_, Failure>((edge, loaded(move || parts(&config, &loading)).await?))
     };
     let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);
@@ -225,19 +228,22 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
 pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     let synthetic = args.synthetic.clone();
-    let parts = move |config: &ExpertConfig| match &synthetic {
+    let parts = move |config: &ExpertConfig, loading: &Loading| match &synthetic {
         Some(synthetic) => Ok(synthetic.expert_parts(config)),
-        None => Model::load_up_to(&config.model, &config.dtype, config.context)?.expert_parts(config, 1),
+        None => {
+            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
+            Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.expert_parts(config, 1)
+        }
     };
     if args.node.source.print_record {
-        let cascadia_expert_node::Parts { engine, text } = parts(&config)?;
+        let cascadia_expert_node::Parts { engine, text } = parts(&config, &Loading::default())?;
         return args.node.print_record(Role::Expert, Some((engine.facts(), &*text)), config.served_model.clone());
     }
     let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
     let starting = async {
         let edge = args.node.edge(Role::Expert, &shutdown).await?;
-        let config = config.clone();
-        Ok::<_, Failure>((edge, loaded(move || parts(&config)).await?))
+        let (config, loading) = (config.clone(), edge.loading());
+        Ok::<_, Failure>((edge, loaded(move || parts(&config, &loading)).await?))
     };
     let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);

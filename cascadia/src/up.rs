@@ -95,8 +95,8 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
     }
     let (drafter, expert) = (&config.drafter, &config.expert);
     let pair = Pair::new(
-        Model::load_up_to(&drafter.model, &drafter.dtype, drafter.context)?,
-        Model::load_up_to(&expert.model, &expert.dtype, expert.context)?,
+        Model::load_up_to(&drafter.model, &drafter.dtype, drafter.context, &mut |_, _, _| {})?,
+        Model::load_up_to(&expert.model, &expert.dtype, expert.context, &mut |_, _, _| {})?,
     )?;
     Ok((served(&pair), pair.models(drafter, expert, config.drafters + config.experts)))
 }

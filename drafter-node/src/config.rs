@@ -10,7 +10,8 @@ use cascadia_node::config::Reloads;
 /// A drafter node. Each field is a flag, a `CASCADIA_*` variable and a key of the configuration file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DrafterConfig {
-    /// The model: a folder with config.json, *.safetensors and tokenizer.json, or a GGUF file
+    /// The model: a folder with config.json, *.safetensors and tokenizer.json, a GGUF file, or a model of the Hugging Face
+    /// hub (owner/name, owner/name@revision, owner/name:file.gguf)
     #[arg(long, env = "CASCADIA_MODEL")]
     pub model: PathBuf,
     /// Served models it drafts for; all of its tokenizer by default

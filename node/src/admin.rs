@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
@@ -50,6 +50,43 @@ impl fmt::Debug for Admin {
     }
 }
 
+/// How far a node is that loads its model; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Loading(Arc<Mutex<Option<Stage>>>);
+
+#[derive(Clone, Debug)]
+struct Stage {
+    what: String,
+    done: u64,
+    total: u64,
+}
+
+impl Loading {
+    /// So many bytes of a stage are done.
+    pub fn at(&self, what: &str, done: u64, total: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stage { what: what.to_owned(), done, total });
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One line.
+    fn sentence(&self) -> String {
+        match self.stage() {
+            None => "starting: the model is loading".to_owned(),
+            Some(Stage { what, done, total }) => {
+                format!("starting: {what}, {} of {} MB", done / 1_000_000, total.div_ceil(1_000_000))
+            }
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let stage = self.stage().map(|s| serde_json::json!({"stage": s.what, "bytes": s.done, "of": s.total}));
+        serde_json::json!({"state": "starting", "loading": stage})
+    }
+}
+
 /// The served port. Dropping it ends it.
 #[derive(Debug)]
 pub struct AdminPort {
@@ -62,6 +99,8 @@ pub struct AdminPort {
 struct Port {
     /// Set once the node has something to say.
     pages: OnceLock<Admin>,
+    /// What it says before.
+    loading: Loading,
     shutdown: Shutdown,
     token: Option<Token>,
 }
@@ -70,7 +109,8 @@ impl AdminPort {
     /// Answers from now on: alive, and not ready until [`AdminPort::show`] says otherwise.
     #[must_use]
     pub fn open(listener: Listener, shutdown: &Shutdown, token: Option<Token>) -> Self {
-        let port = Arc::new(Port { pages: OnceLock::new(), shutdown: shutdown.clone(), token });
+        let port =
+            Arc::new(Port { pages: OnceLock::new(), loading: Loading::default(), shutdown: shutdown.clone(), token });
         let address = listener.address().to_owned();
         Self { address, serving: tokio::spawn(serve(listener, port.clone())), port }
     }
@@ -79,6 +119,12 @@ impl AdminPort {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What is said until there are pages.
+    #[must_use]
+    pub fn loading(&self) -> Loading {
+        self.port.loading.clone()
     }
 
     /// Shows these pages; the first ones stay.
@@ -100,7 +146,7 @@ impl Drop for AdminPort {
 
 impl Port {
     fn ready(&self) -> Result<(), String> {
-        self.pages.get().map_or_else(|| Err("starting: the model is loading".to_owned()), |pages| (pages.ready)())
+        self.pages.get().map_or_else(|| Err(self.loading.sentence()), |pages| (pages.ready)())
     }
 }
 
@@ -177,7 +223,7 @@ async fn ready(State(port): Shared) -> (StatusCode, String) {
 }
 
 async fn status(State(port): Shared) -> Json<serde_json::Value> {
-    Json(port.pages.get().map_or_else(|| serde_json::json!({"state": "starting"}), |pages| (pages.status)()))
+    Json(port.pages.get().map_or_else(|| port.loading.json(), |pages| (pages.status)()))
 }
 
 async fn metrics(State(port): Shared, headers: HeaderMap) -> Response {
@@ -282,7 +328,11 @@ mod tests {
         // The model still loads.
         assert!(page(&address, "/live").await.starts_with("HTTP/1.1 200"));
         assert!(page(&address, "/ready").await.contains("the model is loading"));
-        assert!(page(&address, "/status").await.ends_with(r#"{"state":"starting"}"#));
+        assert!(page(&address, "/status").await.ends_with(r#"{"loading":null,"state":"starting"}"#));
+        port.loading().at("loading weights", 120_000_000, 480_500_000);
+        assert!(page(&address, "/ready").await.contains("not ready: starting: loading weights, 120 of 481 MB"));
+        let loading = r#"{"loading":{"bytes":120000000,"of":480500000,"stage":"loading weights"},"state":"starting"}"#;
+        assert!(page(&address, "/status").await.ends_with(loading));
 
         let (alive, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
         let says = |flag: &Arc<AtomicBool>, otherwise: &'static str| {

@@ -52,6 +52,12 @@ pub struct Edge {
 }
 
 impl Edge {
+    /// What the admin port says while the model loads.
+    #[must_use]
+    pub fn loading(&self) -> admin::Loading {
+        self.admin.as_ref().map(admin::AdminPort::loading).unwrap_or_default()
+    }
+
     /// Names this start of the node: differs from start to start, but not from run to run of a simulation.
     #[must_use]
     pub fn instance(&self) -> u64 {

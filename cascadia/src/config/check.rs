@@ -1,5 +1,6 @@
 //! `--check`: is this a configuration? Nothing is listened on, asked or loaded.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cascadia_core::placement::Role;
@@ -9,7 +10,7 @@ use cascadia_expert_node::ExpertConfig;
 use super::layers::Origin;
 use super::settings::Settings;
 use crate::cli::{Cli, Command};
-use crate::{Failure, load, up};
+use crate::{Failure, load, locate, up};
 
 /// Checks a command's configuration, prints one line, or one a problem, and says how the process ends.
 #[must_use]
@@ -42,8 +43,21 @@ fn fine(cli: &Cli, settings: &Settings) -> String {
         Command::Up(_) => "ports, weights",
         _ => "ports, etcd, weights",
     };
+    let hub = if models(cli, settings).iter().all(|model| locate::on_disk(model).is_some()) { "" } else { ", the hub" };
     let name = settings.section().name();
-    format!("ok: {name}: {} settings ({given}); not tried: {untried}", settings.values().len())
+    format!("ok: {name}: {} settings ({given}); not tried: {untried}{hub}", settings.values().len())
+}
+
+/// The models that a command would load.
+fn models(cli: &Cli, settings: &Settings) -> Vec<PathBuf> {
+    match &cli.command {
+        Command::Drafter(args) if args.synthetic.is_none() => vec![args.resolved().model],
+        Command::Expert(args) if args.synthetic.is_none() => vec![args.resolved().model],
+        Command::Up(args) if args.synthetic.is_none() => {
+            up::configured(args, settings).map_or_else(|_| Vec::new(), |c| vec![c.drafter.model, c.expert.model])
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// All that is wrong, one sentence each.
@@ -90,7 +104,11 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
 fn pair(drafter: &DrafterConfig, expert: &ExpertConfig) -> Result<(), Failure> {
     let one = load::check(&drafter.model, (&drafter.dtype, &drafter.kv_dtype))?;
     let other = load::check(&expert.model, (&expert.dtype, &expert.kv_dtype))?;
-    load::one_tokenizer((&drafter.model, &one), (&expert.model, &other))
+    match (one, other) {
+        (Some(one), Some(other)) => load::one_tokenizer((&drafter.model, &one), (&expert.model, &other)),
+        // One of them is on the hub: that they fit is found when they are there.
+        _ => Ok(()),
+    }
 }
 
 fn sentence(error: impl ToString) -> String {
