@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -59,31 +59,6 @@ pub struct Doing {
     pub blocked: Option<Instant>,
     /// Whether its first byte is an HTTP/2 preface's, once one came.
     pub http2: Option<bool>,
-    /// The headers of a request were read to their end, and it has not begun yet.
-    pub head_read: bool,
-    /// Bytes of the body of the request that began last, as far as they were not read; [`UNKNOWN`] from the first body on
-    /// that says its length itself.
-    pub body_left: u64,
-    /// Who waits to read the next request.
-    reader: Option<Waker>,
-}
-
-/// The length of a chunked body: where it ends, and with it where the next request begins, is the library's to know.
-pub const UNKNOWN: u64 = u64::MAX;
-
-/// What the next byte of a connection is part of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// HTTP/2's frames.
-    Frames,
-    /// Anything of HTTP/1.1.
-    Unknown,
-    /// A request's headers.
-    Head,
-    /// A request's body, of which so much is left.
-    Body(u64),
-    /// A request that is not to be read before another is answered.
-    Next,
 }
 
 impl Activity {
@@ -100,9 +75,6 @@ impl Activity {
             heard: None,
             blocked: None,
             http2: None,
-            head_read: false,
-            body_left: 0,
-            reader: None,
         })))
     }
 
@@ -111,22 +83,13 @@ impl Activity {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A request is there, headers and all; its body has so many bytes.
+    /// A request is there, headers and all.
     #[must_use]
-    pub fn begin(&self, body: u64) -> Busy {
-        let reader = self.update(|doing| {
+    pub fn begin(&self) -> Busy {
+        self.update(|doing| {
             doing.busy += 1;
             doing.heard = None;
-            doing.head_read = false;
-            if doing.body_left != UNKNOWN {
-                doing.body_left = body;
-            }
-            doing.reader.take()
         });
-        // Its body may have been asked for before we heard of it.
-        if let Some(reader) = reader {
-            reader.wake();
-        }
         Busy { activity: self.clone(), sends: false }
     }
 
@@ -159,27 +122,6 @@ impl Activity {
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Doing {
-    /// What the next byte is part of. Who reads is woken where that is nobody's to read now.
-    pub fn part(&mut self, reader: &Waker) -> Part {
-        match (self.http2, self.head_read, self.body_left, self.busy) {
-            (Some(true), ..) => Part::Frames,
-            (_, _, UNKNOWN, _) => Part::Unknown,
-            (_, false, 0, 0) => Part::Head,
-            (_, false, left, _) if left > 0 => Part::Body(left),
-            _ => {
-                self.reader = Some(reader.clone());
-                Part::Next
-            }
-        }
-    }
-
-    /// Something of a request came.
-    pub fn hears(&mut self) {
-        if self.busy == 0 {
-            self.heard.get_or_insert_with(Instant::now);
-        }
-    }
-
     /// When the client will have forgotten the connection, or when to look again.
     fn forgotten(&self, linger: Duration, now: Instant) -> Instant {
         match (self.http2, self.busy, self.heard) {
@@ -230,15 +172,11 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let reader = self.activity.update(|doing| {
+        self.activity.update(|doing| {
             doing.busy -= 1;
             doing.sending -= usize::from(self.sends);
             doing.idle_since = Instant::now();
-            if doing.busy == 0 { doing.reader.take() } else { None }
         });
-        if let Some(reader) = reader {
-            reader.wake();
-        }
     }
 }
 
