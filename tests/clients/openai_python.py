@@ -168,7 +168,9 @@ def errors():
     refused(bad, "messages[0].content[0].type", lambda: chat(messages=[
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/x.png"}}]},
     ]))  # fmt: skip
-    refused(bad, None, lambda: chat(messages=[{"role": "user", "content": "many words " * 4000}]))
+    for words in (4_000, 40_000):  # Cut into too many tokens, and longer than any cut could be.
+        long = [{"role": "user", "content": "many words " * words}]
+        refused(bad, "messages", lambda: chat(messages=long), "context_length_exceeded")
     refused(openai.NotFoundError, "model", lambda: chat(model="gpt-4"), "model_not_found")
     wrong = client.with_options(api_key="wrong")
     refused(openai.AuthenticationError, None, lambda: wrong.models.list(), "invalid_api_key")
