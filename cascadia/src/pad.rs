@@ -1,7 +1,8 @@
-//! `cascadia pad`: the same function in a larger model's shape.
+//! `cascadia pad`: the same function in a larger model's shape, or in another kind of file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use cascadia_model::{Config, PadReport};
 use clap::Args;
 
 use crate::demo::table::millions;
@@ -14,44 +15,56 @@ pub struct PadArgs {
     #[arg(value_name = "DIR")]
     pub model: PathBuf,
 
-    /// Parameters to reach, for example 100M.
+    /// Parameters to reach, for example 100M; may be left out where a GGUF file is written: the model as it is.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub to: u64,
+    pub to: Option<u64>,
 
-    /// Folder to write; made if it is not there.
-    #[arg(long, value_name = "DIR")]
+    /// Folder to write, made if it is not there; or a file named *.gguf, which gets the weights in Q8_0.
+    #[arg(long, value_name = "PATH")]
     pub out: PathBuf,
+}
+
+/// Whether a path names a GGUF file.
+fn names_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When the model cannot be read, is larger already, or the folder cannot be written.
+/// When the model cannot be read, is larger already, or the folder or file cannot be written.
 pub fn run(args: &PadArgs) -> Outcome {
-    if args.out.join("config.json").exists() {
-        return Err(format!("{} holds a model already; name another folder with --out", args.out.display()).into());
+    if args.out.join("config.json").exists() || args.out.is_file() {
+        return Err(format!("{} holds a model already; name another place with --out", args.out.display()).into());
     }
-    let parameters = pad(args)?;
+    let report = pad(args)?;
     let sentence = format!(
         "{}: {} parameters, the same function as {}",
         args.out.display(),
-        millions(parameters),
+        millions(report.parameters),
         args.model.display()
     );
     crate::print_line(&sentence)?;
     Ok(())
 }
 
-/// Pads with a progress bar; the parameters reached.
+/// Pads with a progress bar.
 ///
 /// # Errors
 /// As [`run`].
-pub fn pad(args: &PadArgs) -> Result<u64, crate::Failure> {
+pub fn pad(args: &PadArgs) -> Result<PadReport, crate::Failure> {
     let bar = load::bar(0, "{msg} {bar:30} {percent:>3}%");
-    bar.set_message(format!("padding {} to {}", load::folder_name(&args.model), millions(args.to)));
-    let report = cascadia_model::pad(&args.model, args.to, &args.out, &mut |progress| load::follow(&bar, progress))?;
+    bar.set_message(format!("writing {}", load::folder_name(&args.out)));
+    let progress = &mut |progress: cascadia_model::Progress<'_>| load::follow(&bar, progress);
+    let report = if names_gguf(&args.out) {
+        let text = cascadia_text::gguf_metadata(&args.model, Config::read(&args.model)?.vocabulary)?;
+        cascadia_model::write_gguf(&args.model, args.to, &args.out, text, progress)?
+    } else {
+        let to = args.to.ok_or("say how large the padded model shall be, for example --to 100M")?;
+        cascadia_model::pad(&args.model, to, &args.out, progress)?
+    };
     bar.finish_and_clear();
-    Ok(report.parameters)
+    Ok(report)
 }
 
 /// 100M, 1.5G, 700k or a plain number of parameters.

@@ -1,15 +1,16 @@
-//! The GGUF file format: metadata and the table of tensors, read from bytes and checked.
+//! The GGUF file format: metadata and the table of tensors, read from bytes and checked, and written.
 //!
 //! A file may come from anywhere, so nothing that it says about sizes is believed: every length is held against the
 //! bytes that are left before memory is asked for, and every tensor lies inside the file.
 //!
-//! Absent on purpose: I/O, floating point (what the blocks of a type mean is the reader's affair), writing.
+//! Absent on purpose: I/O, floating point (what the blocks of a type mean is the reader's affair).
 
 #![forbid(unsafe_code)]
 
 mod reader;
 mod types;
 mod value;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use std::ops::Range;
 use reader::Reader;
 pub use types::TensorType;
 pub use value::Value;
+pub use writer::{ALIGNMENT, write_head};
 
 /// What can be wrong with a file, one sentence each; the file's name is the caller's to say.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -38,6 +38,6 @@ pub use engine::{CpuEngine, EngineOptions};
 pub use error::LoadError;
 pub use kernels::SimdPath;
 pub use kv::KvDtype;
-pub use pad::{PadReport, pad};
+pub use pad::{PadReport, pad, write_gguf};
 pub use quant::Dtype;
 pub use weights::{LoadOptions, Progress, Weights};

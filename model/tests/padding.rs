@@ -4,7 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use cascadia_model::{Dtype, LoadError, pad};
+use cascadia_gguf::Gguf;
+use cascadia_model::{Dtype, LoadError, pad, write_gguf};
 use common::{copy_of, empty_folder, engine, fixture, load, paths, rows_in_chunks, tokens};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
@@ -66,6 +67,39 @@ fn half_precision_survives() {
         assert!(stored < 2 * report.parameters + 40_000, "{stored}");
         same_bits(&original, &to);
     }
+}
+
+/// Weights and logits of the file are those of the folder loaded as Q8_0, bit for bit; of the padded one too.
+#[test]
+fn a_gguf_file_is_the_folder_in_q8_0() {
+    let original = fixture("grouped");
+    let folder = empty_folder("padded-beside-gguf");
+    pad(&original, 4_000_000, &folder, &mut |_| {}).unwrap();
+    let files = empty_folder("gguf");
+    let cases: [(Option<u64>, &Path); 2] = [(None, &original), (Some(4_000_000), &folder)];
+    for (parameters, folder) in cases {
+        let file = files.join(format!("{parameters:?}.gguf"));
+        let mut last = (0, 0);
+        let report = write_gguf(&original, parameters, &file, Vec::new(), &mut |p| last = (p.done, p.total)).unwrap();
+        assert_eq!(last.0, last.1);
+        let bytes = std::fs::read(&file).unwrap();
+        assert_eq!(report.bytes, bytes.len() as u64);
+        let head = Gguf::read(&bytes).unwrap();
+        assert!(head.tensors.values().all(|t| t.bytes.start % 32 == 0));
+        let (from_file, from_folder) = (load(&file, Dtype::Q8_0), load(folder, Dtype::Q8_0));
+        assert_eq!(from_file.parameters(), report.parameters);
+        let ids = tokens(60, from_file.config().vocabulary, 5);
+        let rows = |weights| rows_in_chunks(&mut engine(weights, 1, None), &ids, &[60], 0);
+        assert!(rows(&from_file) == rows(&from_folder), "{parameters:?}");
+    }
+}
+
+#[test]
+fn what_a_gguf_file_cannot_hold_is_refused() {
+    let to = empty_folder("gguf-refused").join("x.gguf");
+    let error = write_gguf(&fixture("tied_odd"), None, &to, Vec::new(), &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LoadError::Pad(_)) && error.to_string().contains("multiples of 32"), "{error}");
+    assert!(!to.exists());
 }
 
 #[test]

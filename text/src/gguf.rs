@@ -57,12 +57,12 @@ const PRE_TOKENIZERS: [(&str, Cut, bool); 14] = [
 ];
 
 /// `tokenizer.ggml.token_type`.
-mod kind {
-    pub(super) const NORMAL: u64 = 1;
-    pub(super) const UNKNOWN: u64 = 2;
-    pub(super) const CONTROL: u64 = 3;
-    pub(super) const USER_DEFINED: u64 = 4;
-    pub(super) const UNUSED: u64 = 5;
+pub(crate) mod kind {
+    pub(crate) const NORMAL: u64 = 1;
+    pub(crate) const UNKNOWN: u64 = 2;
+    pub(crate) const CONTROL: u64 = 3;
+    pub(crate) const USER_DEFINED: u64 = 4;
+    pub(crate) const UNUSED: u64 = 5;
 }
 
 struct Source<'a> {
@@ -223,26 +223,11 @@ impl<'a> Source<'a> {
         });
         let merges = merges.collect::<Option<Vec<_>>>();
         let merges = merges.ok_or_else(|| self.broken("a merge in `tokenizer.ggml.merges` is no pair".into()))?;
-        let split = |regex: String| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        let bytes =
-            |regex| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": regex});
-        let by_case = |endings: &str, digits: &str| {
-            format!(
-                r"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+{endings}|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*{endings}|{digits}|{CASED_REST}"
-            )
-        };
-        let steps = match cut {
-            Cut::Llama3 => vec![split(format!(r"{ENDINGS}|{LETTERS}|\p{{N}}{{1,3}}|{REST}")), bytes(false)],
-            Cut::Qwen => vec![split(format!(r"{ENDINGS}|{LETTERS}|\p{{N}}|{REST}")), bytes(false)],
-            Cut::Gpt2 => vec![bytes(true)],
-            Cut::Digits => vec![json!({"type": "Digits", "individual_digits": true}), bytes(true)],
-            Cut::Tekken => vec![split(by_case("", r"\p{N}")), bytes(false)],
-            Cut::Gpt4o => vec![split(by_case(&format!("{ENDINGS}?"), r"\p{N}{1,3}")), bytes(false)],
-        };
+        let steps = steps(cut);
         Ok(json!({
             "normalizer": if cut == Cut::Qwen { json!({"type": "NFC"}) } else { Value::Null },
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-            "decoder": bytes(true),
+            "decoder": byte_level(true),
             "model": {"type": "BPE", "ignore_merges": whole, "vocab": self.vocabulary(), "merges": merges},
         }))
     }
@@ -297,4 +282,46 @@ impl<'a> Source<'a> {
         merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
         merges.into_iter().map(|(_, l, r)| json!([self.tokens[l], self.tokens[r]])).collect()
     }
+}
+
+fn byte_level(regex: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": regex})
+}
+
+/// How `tokenizer.json` says it.
+fn steps(cut: Cut) -> Vec<Value> {
+    let split =
+        |regex: String| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let by_case = |endings: &str, digits: &str| {
+        format!(
+            r"[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+{endings}|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*{endings}|{digits}|{CASED_REST}"
+        )
+    };
+    match cut {
+        Cut::Llama3 => vec![split(format!(r"{ENDINGS}|{LETTERS}|\p{{N}}{{1,3}}|{REST}")), byte_level(false)],
+        Cut::Qwen => vec![split(format!(r"{ENDINGS}|{LETTERS}|\p{{N}}|{REST}")), byte_level(false)],
+        Cut::Gpt2 => vec![byte_level(true)],
+        Cut::Digits => vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)],
+        Cut::Tekken => vec![split(by_case("", r"\p{N}")), byte_level(false)],
+        Cut::Gpt4o => vec![split(by_case(&format!("{ENDINGS}?"), r"\p{N}{1,3}")), byte_level(false)],
+    }
+}
+
+/// The value of `tokenizer.ggml.pre` for what `tokenizer.json` says, if there is one.
+pub(crate) fn pre_tokenizer(tokenizer: &Value) -> Option<&'static str> {
+    let stated = &tokenizer["pre_tokenizer"];
+    let mut stated = stated["pretokenizers"].as_array().cloned().unwrap_or_else(|| vec![stated.clone()]);
+    for step in stated.iter_mut().filter(|step| step["type"] == "ByteLevel") {
+        // Offsets are nothing to ids.
+        step["trim_offsets"] = json!(false);
+    }
+    let whole = tokenizer["model"]["ignore_merges"] == true;
+    let composed = tokenizer["normalizer"]["type"] == "NFC";
+    if !composed && !tokenizer["normalizer"].is_null() {
+        return None;
+    }
+    let found = PRE_TOKENIZERS
+        .into_iter()
+        .find(|&(_, cut, ignores)| ignores == whole && (cut == Cut::Qwen) == composed && steps(cut) == stated);
+    found.map(|(name, ..)| name)
 }

@@ -10,6 +10,7 @@
 
 mod detokenizer;
 mod error;
+mod export;
 mod files;
 mod gguf;
 mod pieces;
@@ -24,6 +25,7 @@ mod transcript;
 
 pub use detokenizer::Detokenizer;
 pub use error::{LoadError, PromptError, TemplateError};
+pub use export::gguf_metadata;
 pub use files::ModelFiles;
 pub use stops::StopStrings;
 pub use template::{ChatTemplate, SpecialTokens};

@@ -97,3 +97,27 @@ fn what_cannot_be_rebuilt_is_named() {
     assert!(matches!(ModelFiles::read(&file), Err(LoadError::LfsPointer(_))));
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// What `cascadia pad --out FILE.gguf` says of a tokenizer, read back.
+#[test]
+fn a_folder_s_tokenizer_goes_into_a_file() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/pair/expert");
+    let metadata = cascadia_text::gguf_metadata(&folder, 580).unwrap();
+    let file = std::env::temp_dir().join(format!("cascadia-text-{}.gguf", std::process::id()));
+    std::fs::write(&file, cascadia_gguf::write_head(&metadata, &[]).unwrap()).unwrap();
+    let (inside, outside) = (Tokenizer::load(&file).unwrap(), Tokenizer::load(&folder).unwrap());
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(inside.fingerprint(), outside.fingerprint());
+    assert_eq!((inside.eos_ids(), inside.bos_id()), (outside.eos_ids(), outside.bos_id()));
+    let message = [Message::new("user", "Tom has 12 apples, and Ann's 305 pears?")];
+    let render = |tokenizer: &Tokenizer| tokenizer.chat_template().unwrap().render(&message, true, None).unwrap();
+    let text = render(&outside);
+    assert_eq!(render(&inside), text);
+    assert_eq!(inside.encode(&text, false).unwrap(), outside.encode(&text, false).unwrap());
+    // Fewer rows than tokens.
+    let error = cascadia_text::gguf_metadata(&folder, 100).unwrap_err();
+    assert!(
+        matches!(error, LoadError::Unsupported { .. }) && error.to_string().contains("row in the embedding"),
+        "{error}"
+    );
+}

@@ -149,7 +149,7 @@ fn padded_expert(expert: &Path, size: u64) -> Result<PathBuf, Failure> {
     }
     // Written beside and renamed, so that a folder of this name is always whole.
     let draft = out.with_extension(format!("{}", std::process::id()));
-    let padded = pad::pad(&PadArgs { model: expert.to_owned(), to: size, out: draft.clone() });
+    let padded = pad::pad(&PadArgs { model: expert.to_owned(), to: Some(size), out: draft.clone() });
     let renamed = padded.and_then(|_| std::fs::rename(&draft, &out).map_err(Failure::from));
     if renamed.is_err() {
         let _ = std::fs::remove_dir_all(&draft);
