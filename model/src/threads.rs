@@ -1,27 +1,26 @@
 //! A few threads that run one pass together, in step.
 //!
 //! They spin a little, because the steps of a pass are microseconds apart, then sleep, because the next pass may be
-//! long in coming and other nodes share the cores.
+//! long in coming and other nodes share the cores. They never offer their core (`sched_yield`): on Linux from 6.18 on, that
+//! gives away a thread's share of the next milliseconds, and a pass has hundreds of meetings.
 
 #![allow(unsafe_code)] // The pass is lent to the workers for the time of one call, by pointer.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{JoinHandle, Thread};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
-/// Turns of a spinning wait before the core is offered to others: some tens of microseconds.
-const SPINS: u32 = 600;
-/// Times the core is offered before a worker without work sleeps.
-const YIELDS: u32 = 20;
+/// Turns of a spinning wait before the thread sleeps: about a tenth of a millisecond, a few times what waking it takes.
+const SPINS: u32 = 4000;
 
 type Job<'a> = dyn Fn(usize, &Barrier) + Sync + 'a;
 
 /// Threads of one engine; the caller is rank 0.
 pub(crate) struct Team {
     shared: Arc<Shared>,
-    workers: Vec<(JoinHandle<()>, Thread)>,
+    workers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -30,7 +29,8 @@ struct Shared {
     job: UnsafeCell<Option<*const Job<'static>>>,
     /// Workers still in the job.
     busy: AtomicUsize,
-    asleep: Vec<AtomicBool>,
+    /// Where workers wait for a job, and the caller for the workers.
+    bed: Bed,
     stop: AtomicBool,
     barrier: Barrier,
 }
@@ -52,7 +52,7 @@ impl Team {
             call: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
             busy: AtomicUsize::new(0),
-            asleep: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            bed: Bed::default(),
             stop: AtomicBool::new(false),
             barrier: Barrier::new(workers + 1),
         });
@@ -61,8 +61,7 @@ impl Team {
             let shared = Arc::clone(&team.shared);
             let name = format!("forward-{}", worker + 1);
             let handle = std::thread::Builder::new().name(name).spawn(move || shared.work(worker))?;
-            let thread = handle.thread().clone();
-            team.workers.push((handle, thread));
+            team.workers.push(handle);
         }
         Ok(team)
     }
@@ -78,16 +77,9 @@ impl Team {
         unsafe { *shared.job.get() = Some(std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job)) };
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         shared.call.fetch_add(1, Ordering::SeqCst);
-        for ((_, thread), asleep) in self.workers.iter().zip(&shared.asleep) {
-            if asleep.load(Ordering::SeqCst) {
-                thread.unpark();
-            }
-        }
+        shared.bed.wake();
         shared.guarded(|| job(0, &shared.barrier));
-        let mut wait = Wait::default();
-        while shared.busy.load(Ordering::Acquire) > 0 {
-            wait.turn();
-        }
+        shared.bed.wait(|| shared.busy.load(Ordering::SeqCst) == 0);
         if shared.barrier.broken() { Err(Broken) } else { Ok(()) }
     }
 }
@@ -96,8 +88,8 @@ impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.call.fetch_add(1, Ordering::SeqCst);
-        for (handle, thread) in self.workers.drain(..) {
-            thread.unpark();
+        self.shared.bed.wake();
+        for handle in self.workers.drain(..) {
             let _ = handle.join();
         }
     }
@@ -107,16 +99,7 @@ impl Shared {
     fn work(&self, worker: usize) {
         let mut seen = 0;
         loop {
-            let mut wait = Wait::default();
-            while self.call.load(Ordering::Acquire) == seen {
-                if wait.turn() {
-                    self.asleep[worker].store(true, Ordering::SeqCst);
-                    if self.call.load(Ordering::SeqCst) == seen {
-                        std::thread::park();
-                    }
-                    self.asleep[worker].store(false, Ordering::SeqCst);
-                }
-            }
+            self.bed.wait(|| self.call.load(Ordering::SeqCst) != seen);
             seen = seen.wrapping_add(1);
             if self.stop.load(Ordering::SeqCst) {
                 return;
@@ -126,7 +109,9 @@ impl Shared {
             if let Some(job) = job {
                 self.guarded(|| job(worker + 1, &self.barrier));
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+                self.bed.wake();
+            }
         }
     }
 
@@ -134,6 +119,7 @@ impl Shared {
     fn guarded(&self, job: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             self.barrier.broken.store(true, Ordering::SeqCst);
+            self.barrier.bed.wake();
         }
     }
 }
@@ -144,13 +130,14 @@ pub(crate) struct Barrier {
     arrived: AtomicUsize,
     round: AtomicUsize,
     broken: AtomicBool,
+    bed: Bed,
 }
 
 impl Barrier {
     /// A barrier of one thread never waits.
     pub(crate) fn new(ranks: usize) -> Self {
         let (arrived, round) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { ranks, arrived, round, broken: AtomicBool::new(false) }
+        Self { ranks, arrived, round, broken: AtomicBool::new(false), bed: Bed::default() }
     }
 
     pub(crate) fn ranks(&self) -> usize {
@@ -169,31 +156,50 @@ impl Barrier {
         let round = self.round.load(Ordering::Acquire);
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.ranks {
             self.arrived.store(0, Ordering::Relaxed);
-            self.round.store(round.wrapping_add(1), Ordering::Release);
+            self.round.store(round.wrapping_add(1), Ordering::SeqCst);
+            self.bed.wake();
             return;
         }
-        let mut wait = Wait::default();
-        while self.round.load(Ordering::Acquire) == round {
-            wait.turn();
-            assert!(!self.broken(), "another thread of the pass failed");
-        }
+        let over = || self.round.load(Ordering::SeqCst) != round;
+        self.bed.wait(|| over() || self.broken());
+        assert!(over(), "another thread of the pass failed");
     }
 }
 
-/// A wait that spins first and then gives way.
+/// Where threads wait for what others bring about: awake at first, then asleep.
 #[derive(Default)]
-struct Wait(u32);
+struct Bed {
+    sleepers: AtomicUsize,
+    lock: Mutex<()>,
+    woken: Condvar,
+}
 
-impl Wait {
-    /// One turn; true when it has gone on for long.
-    fn turn(&mut self) -> bool {
-        self.0 = self.0.saturating_add(1);
-        if self.0 < SPINS {
+impl Bed {
+    /// Returns when `done` is true; whoever makes it true calls [`Bed::wake`] after, both with sequential consistency:
+    /// then either it sees the sleeper, or the sleeper sees what it did.
+    fn wait(&self, done: impl Fn() -> bool) {
+        for _ in 0..SPINS {
+            if done() {
+                return;
+            }
             std::hint::spin_loop();
-        } else {
-            std::thread::yield_now();
         }
-        self.0 > SPINS + YIELDS
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while !done() {
+            guard = self.woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(guard);
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Wakes those who sleep. Nearly always nobody does, and this is one load.
+    fn wake(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            // With the lock, so that nobody is between the look at `done` and the sleep.
+            drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+            self.woken.notify_all();
+        }
     }
 }
 
@@ -207,6 +213,9 @@ mod tests {
         for round in 0..300 {
             let cells: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
             team.run(&|rank, barrier| {
+                if round % 100 == 50 && rank == 2 {
+                    std::thread::sleep(std::time::Duration::from_millis(5)); // The others fall asleep at the barrier.
+                }
                 cells[rank].store(round + rank + 1, Ordering::Relaxed);
                 barrier.meet();
                 for (other, cell) in cells.iter().enumerate() {
