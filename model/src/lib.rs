@@ -36,7 +36,7 @@ mod weights;
 pub use config::{Activation, BlockConfig, Config, Family, RopeConfig, RopeScaling};
 pub use engine::{CpuEngine, EngineOptions};
 pub use error::LoadError;
-pub use kernels::SimdPath;
+pub use kernels::{SimdPath, busy};
 pub use kv::KvDtype;
 pub use pad::{PadReport, pad, write_gguf};
 pub use quant::Dtype;

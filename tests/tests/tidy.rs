@@ -86,6 +86,7 @@ fn unsafe_code_is_forbidden_outside_model() {
         ("drafter-node", "src/lib.rs"),
         ("expert-node", "src/lib.rs"),
         ("cascadia", "src/lib.rs"),
+        ("bench", "src/main.rs"),
     ] {
         let path = format!("{}/../{folder}/{root}", env!("CARGO_MANIFEST_DIR"));
         let source = std::fs::read_to_string(&path).expect("the crate has a root");

@@ -10,6 +10,7 @@ mod avx2;
 mod avx512;
 mod lanes;
 mod packed;
+mod peak;
 mod portable;
 pub(crate) mod product;
 pub(crate) mod rowwise;
@@ -17,6 +18,7 @@ pub(crate) mod rowwise;
 mod tests;
 
 use attention::Attend;
+use peak::Peak;
 use product::Product;
 use rowwise::{Norm, Quantise, Rotate};
 
@@ -194,4 +196,18 @@ kernels! {
     attend(Attend<'_, f32>) in attention;
     /// Attention of a few queries over pages of binary16.
     attend_half(Attend<'_, u16>) in attention;
+    /// What the arithmetic units can do at most.
+    peak(Peak) in peak;
+}
+
+/// Keeps this thread's arithmetic units busy with the Q8_0 product's own instruction for `rounds` rounds and returns the
+/// additions and multiplications done: what a measured speed is held against.
+#[must_use]
+pub fn busy(rounds: u64) -> u64 {
+    let isa = Isa::of(SimdPath::detect()).unwrap_or(Isa::Portable);
+    let mut out = [0.0; crate::matrix::TILE];
+    // SAFETY: `out` has room for a tile.
+    unsafe { isa.peak(&Peak { rounds, out: out.as_mut_ptr() }) };
+    std::hint::black_box(out);
+    Peak::operations(rounds)
 }
