@@ -80,12 +80,13 @@ impl Hub {
                 .into()
             });
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        // A thread of its own: a runtime must not be blocked on within another.
-        let fetched = std::thread::scope(|scope| {
-            scope.spawn(|| runtime.block_on(self.download(id, report))).join().expect("the download does not panic")
-        });
-        match fetched {
+        // On a thread of its own: within a runtime another can be neither blocked on nor dropped.
+        let download = || -> Result<_, Failure> {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(self.download(id, report)))
+        };
+        let fetched = std::thread::scope(|scope| scope.spawn(download).join().expect("the download does not panic"));
+        match fetched? {
             Err(HubError::Unreachable { .. }) if self.cached(id).is_some() => {
                 tracing::warn!(model = %id, endpoint = self.endpoint, "the hub cannot be reached; the cached model is used");
                 self.cached(id).ok_or_else(|| "the cache has just gone".into())

@@ -209,8 +209,9 @@ fn a_server_without_ranges_sends_all_again_and_one_that_always_breaks_is_given_u
     assert!(!server.log().iter().any(|line| line.contains("tokenizer.json")));
 }
 
-#[test]
-fn refusals_name_the_cure() {
+/// Within a runtime, as a node fetches.
+#[tokio::test]
+async fn refusals_name_the_cure() {
     let (server, cache) = (Server::start(files()), Folder::new("refused"));
     let refused = |hub: &Hub, name: &str| hub.fetch(&id(name), &mut |_, _, _| {}).expect_err("no model").to_string();
     let error = refused(&server.hub(&cache.0), "owner/other");
