@@ -11,7 +11,7 @@ use cascadia::{Failure, Outcome};
 
 use crate::EngineArgs;
 use crate::llama::{LlamaCpp, MISSING, NO_SERVER};
-use crate::machine::{Bounds, cpu};
+use crate::machine::Bounds;
 use crate::passes::{BLOCK, DECODED, PROMPT, Passes};
 use crate::sampling::{VOCABULARY, costs};
 use crate::sessions::{Tally, alone, at_once, cluster};
@@ -40,7 +40,8 @@ pub async fn run(args: &EngineArgs) -> Outcome {
     rows.push(Row::new(format!("drawn token at temperature 1, {VOCABULARY} tokens, ms"), &drawn, &[], None));
     rows.push(Row::new(format!("tested and kept position, {VOCABULARY} tokens, ms"), &kept, &[], None));
     rows.extend(sessions(args, llama.as_ref(), &models).await?);
-    let table = Table { cpu: cpu(), rows };
+    let cpu = cascadia::machine::cpu().unwrap_or_else(|| std::env::consts::ARCH.into());
+    let table = Table { cpu, rows };
     if args.json {
         cascadia::print_line(&serde_json::to_string(&table)?)?;
     } else {

@@ -2,14 +2,6 @@
 
 use std::time::Instant;
 
-/// The processor's name, as the system tells it.
-#[must_use]
-pub fn cpu() -> String {
-    let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = told.lines().find(|line| line.starts_with("model name"));
-    line.and_then(|line| line.split_once(": ")).map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.into())
-}
-
 /// What bounds a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

@@ -1,7 +1,7 @@
 //! `cargo run --release -p cascadia-bench -- engine`: the engine beside llama.cpp, in one run, with the same weights and
 //! threads.
 //!
-//! Absent on purpose: assertions about time. What the issue of a number asks for stands in README.md, what was measured too.
+//! Absent on purpose: assertions about time. What each row is and what was measured stands in README.md.
 
 #![forbid(unsafe_code)]
 

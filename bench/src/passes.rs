@@ -6,6 +6,7 @@ use cascadia::Failure;
 use cascadia::load::Model;
 use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_core::ids::PageId;
+use cascadia_core::pages::pages_for;
 use cascadia_model::{CpuEngine, EngineOptions};
 
 /// Tokens of a measurement of plain decoding.
@@ -29,7 +30,7 @@ impl Passes {
     /// # Errors
     /// When the system has no room for it.
     pub fn new(model: &Model, threads: usize) -> Result<Self, Failure> {
-        let pages = PROMPT.div_ceil(16);
+        let pages = pages_for(PROMPT);
         let options = EngineOptions { pages, threads, ..EngineOptions::default() };
         let engine = CpuEngine::new(model.weights.clone(), options)?;
         let vocabulary = engine.facts().vocabulary as u32;

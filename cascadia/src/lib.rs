@@ -22,6 +22,7 @@ pub mod generate;
 pub mod hub;
 pub mod load;
 pub mod locate;
+pub mod machine;
 pub mod memory;
 pub mod nodes;
 pub mod pad;

@@ -188,25 +188,22 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
-    let synthetic = args.synthetic.clone();
-    let parts = move |config: &DrafterConfig, loading: &Loading| match &synthetic {
-        Some(synthetic) => Ok(synthetic.drafter_parts(config)),
-        None => {
-            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-            Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.drafter_parts(config, 1)
+    let load = {
+        let (config, synthetic) = (config.clone(), args.synthetic.clone());
+        move |loading: &Loading| match &synthetic {
+            Some(synthetic) => Ok(synthetic.drafter_parts(&config)),
+            None => {
+                let mut report = |stage: &str, done, total| loading.at(stage, done, total);
+                Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.drafter_parts(&config, 1)
+            }
         }
     };
     if args.node.source.print_record {
-        let cascadia_drafter_node::Parts { engine, text } = parts(&config, &Loading::default())?;
+        let cascadia_drafter_node::Parts { engine, text } = load(&Loading::default())?;
         return args.node.print_record(Role::Drafter, Some((engine.facts(), &*text)), config.served_model.clone());
     }
-    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
-    let starting = async {
-        let edge = args.node.edge(Role::Drafter, &shutdown).await?;
-        let (config, loading) = (config.clone(), edge.loading());
-        Ok::<_, Failure>((edge, loaded(move || parts(&config, &loading)).await?))
-    };
-    let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
+    let hangups = follow::Hangups::listen(&settings);
+    let Some((edge, parts)) = args.node.start(Role::Drafter, load).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);
     follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
         Command::Drafter(args) => {
@@ -227,25 +224,22 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
-    let synthetic = args.synthetic.clone();
-    let parts = move |config: &ExpertConfig, loading: &Loading| match &synthetic {
-        Some(synthetic) => Ok(synthetic.expert_parts(config)),
-        None => {
-            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-            Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.expert_parts(config, 1)
+    let load = {
+        let (config, synthetic) = (config.clone(), args.synthetic.clone());
+        move |loading: &Loading| match &synthetic {
+            Some(synthetic) => Ok(synthetic.expert_parts(&config)),
+            None => {
+                let mut report = |stage: &str, done, total| loading.at(stage, done, total);
+                Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.expert_parts(&config, 1)
+            }
         }
     };
     if args.node.source.print_record {
-        let cascadia_expert_node::Parts { engine, text } = parts(&config, &Loading::default())?;
+        let cascadia_expert_node::Parts { engine, text } = load(&Loading::default())?;
         return args.node.print_record(Role::Expert, Some((engine.facts(), &*text)), config.served_model.clone());
     }
-    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
-    let starting = async {
-        let edge = args.node.edge(Role::Expert, &shutdown).await?;
-        let (config, loading) = (config.clone(), edge.loading());
-        Ok::<_, Failure>((edge, loaded(move || parts(&config, &loading)).await?))
-    };
-    let Some((edge, parts)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
+    let hangups = follow::Hangups::listen(&settings);
+    let Some((edge, parts)) = args.node.start(Role::Expert, load).await? else { return Ok(()) };
     let (config, replace) = Live::new(config);
     follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
         Command::Expert(args) => {
@@ -323,6 +317,21 @@ impl ExpertArgs {
 }
 
 impl NodeArgs {
+    /// A node's edge, and what it loads meanwhile; nothing where it is told to end before both are there.
+    async fn start<T: Send + 'static>(
+        &self,
+        role: Role,
+        load: impl FnOnce(&Loading) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<Option<(Edge, T)>, Failure> {
+        let shutdown = Shutdown::on_signals();
+        let starting = async {
+            let edge = self.edge(role, &shutdown).await?;
+            let loading = edge.loading();
+            Ok((edge, loaded(move || load(&loading)).await?))
+        };
+        unless_told(&shutdown, starting).await
+    }
+
     /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
     async fn edge(&self, role: Role, shutdown: &Shutdown) -> Result<Edge, Failure> {
         let token = Token::find(self.admin_token_file.as_deref())?;

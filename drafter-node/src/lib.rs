@@ -30,6 +30,7 @@ use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Identity, Process, offered};
+use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
 
@@ -119,7 +120,7 @@ pub async fn run(
         config: live,
     });
     let service =
-        SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
+        SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
     let routes = tonic::service::Routes::new(service);
     process.serve(identity, routes, registry).await?;
     Ok(())

@@ -1,63 +1,43 @@
 //! `Session/Run`: the drafter owns the session. Opens it, and lets its strategy run it.
 
-use std::pin::Pin;
-use std::sync::Arc;
-
 use cascadia_core::decoding::Strategy;
+use cascadia_core::engine::ModelFacts;
 use cascadia_core::session::Counters;
 use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::owner::{self, Begun, Opening};
-use cascadia_node::sessions::{Open, OpenSession};
-use cascadia_node::telemetry::{Mark, TraceContext};
+use cascadia_node::session_service::Owner;
+use cascadia_node::sessions::OpenSession;
+use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::Tracer;
 use cascadia_proto::v1::run_response::Message as Response;
-use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
-use futures::Stream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response as Answered, Status, Streaming};
-use tracing::Instrument;
+use cascadia_proto::v1::{self, RunRequest};
+use tonic::{Status, Streaming};
 
 use crate::engine::DrafterWork;
 use crate::node::DrafterNode;
 use crate::{alone, generate};
 
-/// The session service.
-#[derive(Clone, Debug)]
-pub struct SessionService(pub Arc<DrafterNode>);
-
-/// Messages a session may have unread before it waits.
-const UNREAD: usize = 64;
-
-#[tonic::async_trait]
-impl session_server::Session for SessionService {
-    type RunStream = Pin<Box<dyn Stream<Item = Result<RunResponse, Status>> + Send>>;
-
-    async fn run(&self, request: tonic::Request<Streaming<RunRequest>>) -> Result<Answered<Self::RunStream>, Status> {
-        let trace = TraceContext::from_metadata(request.metadata());
-        let inbound = request.into_inner();
-        let node = self.0.clone();
-        let (sender, receiver) = mpsc::channel(UNREAD);
-        // Ends with the stream: the inbound side fails when the router goes, the outbound side closes.
-        tokio::spawn(async move {
-            if let Err(status) = own(&node, inbound, &sender, &trace).await {
-                let _ = sender.send(Err(status)).await;
-            }
-        });
-        Ok(Answered::new(Box::pin(ReceiverStream::new(receiver))))
+impl Owner for DrafterNode {
+    fn board(&self) -> &StatusBoard {
+        &self.board
     }
-}
 
-async fn own(
-    node: &DrafterNode,
-    mut inbound: Streaming<RunRequest>,
-    sender: &owner::Sender,
-    caller: &TraceContext,
-) -> Result<(), Status> {
-    let _serving = node.board.serving();
-    let mut opening = Opening::read(&mut inbound, &node.facts, caller, &node.tracer).await?;
-    let ended = serve(node, &opening, inbound, sender).instrument(opening.log_span()).await;
-    opening.ended(&ended);
-    ended
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    async fn serve(
+        &self,
+        opening: &Opening,
+        inbound: Streaming<RunRequest>,
+        sender: &owner::Sender,
+    ) -> Result<(), Status> {
+        serve(self, opening, inbound, sender).await
+    }
 }
 
 async fn serve(
@@ -130,15 +110,5 @@ async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<Op
             DrafterWork::Draft(DraftTask::new(decoding, ids))
         }
     };
-    let open = Open {
-        key: opening.session,
-        epoch: opening.epoch,
-        work,
-        priority: opening.open.priority,
-        salt: opening.salt().to_owned(),
-        age: opening.age(),
-        begun: begun.ids.len() > begun.prompt_tokens,
-        mark: Mark::default(),
-    };
-    node.engine.open(open).await
+    node.engine.open(opening.at_engine(work, begun.ids.len() > begun.prompt_tokens)).await
 }

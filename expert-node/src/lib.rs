@@ -26,6 +26,7 @@ use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Identity, Process, offered};
+use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
 
@@ -99,7 +100,7 @@ pub async fn run(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),
     )
     .add_service(
-        SessionServer::new(run::SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
+        SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
     );
     process.serve(identity, routes, registry).await?;
     Ok(())

@@ -1,63 +1,43 @@
 //! `Session/Run` of an expert that owns a session: it decodes alone, without a round trip per token.
 
-use std::pin::Pin;
-use std::sync::Arc;
-
 use cascadia_core::block::Provenance;
 use cascadia_core::commit::{Finish, FinishReason};
+use cascadia_core::engine::ModelFacts;
 use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Scorer};
-use cascadia_node::sessions::{Heard, Open};
-use cascadia_node::telemetry::{Mark, TraceContext};
+use cascadia_node::session_service::Owner;
+use cascadia_node::sessions::Heard;
+use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::Tracer;
 use cascadia_proto::v1::run_response::Message as Response;
-use cascadia_proto::v1::{self, RunRequest, RunResponse, session_server};
-use futures::Stream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response as Answered, Status, Streaming};
-use tracing::Instrument;
+use cascadia_proto::v1::{self, RunRequest};
+use tonic::{Status, Streaming};
 
 use crate::engine::{ExpertReply, ExpertWork};
 use crate::node::ExpertNode;
 
-/// The session service.
-#[derive(Clone, Debug)]
-pub struct SessionService(pub Arc<ExpertNode>);
-
-/// Messages a session may have unread before it waits.
-const UNREAD: usize = 64;
-
-#[tonic::async_trait]
-impl session_server::Session for SessionService {
-    type RunStream = Pin<Box<dyn Stream<Item = Result<RunResponse, Status>> + Send>>;
-
-    async fn run(&self, request: tonic::Request<Streaming<RunRequest>>) -> Result<Answered<Self::RunStream>, Status> {
-        let trace = TraceContext::from_metadata(request.metadata());
-        let inbound = request.into_inner();
-        let node = self.0.clone();
-        let (sender, receiver) = mpsc::channel(UNREAD);
-        // Ends with the stream, as in `verify.rs`.
-        tokio::spawn(async move {
-            if let Err(status) = own(&node, inbound, &sender, &trace).await {
-                let _ = sender.send(Err(status)).await;
-            }
-        });
-        Ok(Answered::new(Box::pin(ReceiverStream::new(receiver))))
+impl Owner for ExpertNode {
+    fn board(&self) -> &StatusBoard {
+        &self.board
     }
-}
 
-async fn own(
-    node: &ExpertNode,
-    mut inbound: Streaming<RunRequest>,
-    sender: &owner::Sender,
-    caller: &TraceContext,
-) -> Result<(), Status> {
-    let _serving = node.board.serving();
-    let mut opening = Opening::read(&mut inbound, &node.facts, caller, &node.tracer).await?;
-    let ended = decode(node, &opening, inbound, sender).instrument(opening.log_span()).await;
-    opening.ended(&ended);
-    ended
+    fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    async fn serve(
+        &self,
+        opening: &Opening,
+        inbound: Streaming<RunRequest>,
+        sender: &owner::Sender,
+    ) -> Result<(), Status> {
+        decode(self, opening, inbound, sender).await
+    }
 }
 
 async fn decode(
@@ -72,17 +52,8 @@ async fn decode(
     node.leaving.admits(pinned)?;
     let begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
     let Begun { decoding, ids, prompt_tokens, mut output } = begun;
-    let open = Open {
-        key: opening.session,
-        epoch: opening.epoch,
-        work: ExpertWork::Decode(DecodeTask::new(decoding, ids.clone())),
-        priority: opening.open.priority,
-        salt: opening.salt().to_owned(),
-        age: opening.age(),
-        begun: ids.len() > prompt_tokens,
-        // It verifies nothing: a batch for each of its tokens would say nothing more than its span.
-        mark: Mark::default(),
-    };
+    let work = ExpertWork::Decode(DecodeTask::new(decoding, ids.clone()));
+    let open = opening.at_engine(work, ids.len() > prompt_tokens);
     let deadline = tokio::time::sleep(opening.remaining());
     tokio::pin!(deadline);
     // It may have to wait for its room.

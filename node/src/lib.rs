@@ -3,8 +3,8 @@
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
 //! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
-//! metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`process`] what drafters
-//! and experts share.
+//! metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`session_service`],
+//! [`process`] what drafters and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod net;
 pub mod owner;
 pub mod process;
+pub mod session_service;
 pub mod sessions;
 pub mod status;
 pub mod telemetry;

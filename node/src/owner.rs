@@ -20,7 +20,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
-use crate::telemetry::{Span, TraceContext, Tracer, log_span};
+use crate::sessions::Open;
+use crate::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 
 /// What the router opened, whole.
 #[derive(Debug)]
@@ -187,6 +188,22 @@ impl Opening {
         );
         output.reproducible = facts.row_exact;
         Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
+    }
+
+    /// The session as it asks for its place at the engine, to do this; `begun` where tokens of it are committed.
+    #[must_use]
+    pub fn at_engine<W>(&self, work: W, begun: bool) -> Open<W> {
+        Open {
+            key: self.session,
+            epoch: self.epoch,
+            work,
+            priority: self.open.priority,
+            salt: self.salt().to_owned(),
+            age: self.age(),
+            begun,
+            // It verifies nothing: a batch for each of its tokens would say nothing more than its span.
+            mark: Mark::default(),
+        }
     }
 
     /// Part of the prefix cache's key: the request's salt, else its tenant.

@@ -13,8 +13,6 @@ import subprocess
 import tempfile
 import time
 import unittest
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import yaml
@@ -22,6 +20,7 @@ import yaml
 from manifests import (
     CHART, REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
 )
+from pages import page
 
 CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 PATIENCE = 90
@@ -35,17 +34,6 @@ def until(what, condition):
         if time.monotonic() > end:
             raise AssertionError(f"not within {PATIENCE} s: {what()}")
         time.sleep(0.2)
-
-
-def fetch(address, path):
-    """Status and body of a page; status 0 where nobody listens."""
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError as error:
-        return 0, str(error)
 
 
 class Pod:
@@ -91,7 +79,7 @@ class Pod:
 
     def probe(self, kind):
         probe = self.container[kind]["httpGet"]
-        return fetch(f"{self.ip}:{port(self.container, probe['port'])}", probe["path"])
+        return page(f"{self.ip}:{port(self.container, probe['port'])}", probe["path"])
 
     def stop(self):
         if self.process and self.process.poll() is None:
@@ -179,7 +167,7 @@ class Default(Installed):
         self.ask()
         values = yaml.safe_load((CHART / "values.yaml").read_text())
         for key, role in (("router", "router"), ("drafterDefaults", "drafter"), ("expertDefaults", "expert")):
-            pages = [fetch(f"{one.ip}:9090", "/metrics")[1] for one in self.pods if component(one.workload) == role]
+            pages = [page(f"{one.ip}:9090", "/metrics")[1] for one in self.pods if component(one.workload) == role]
             for signal in values[key]["autoscaling"]["targets"]:
                 metric = values["autoscaling"]["podMetrics"][signal]
                 self.assertRegex("\n".join(pages), rf"(?m)^{metric}[ {{]")

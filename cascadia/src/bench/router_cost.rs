@@ -19,7 +19,7 @@ use crate::columns::{Side, layout};
 use crate::contender::Contender;
 use crate::signals::Signals;
 use crate::synthetic::MOST_PAGES;
-use crate::{Failure, Outcome, durations, load};
+use crate::{Failure, Outcome, durations, load, machine};
 
 /// Arguments of `bench router`.
 #[derive(Args, Clone, Debug)]
@@ -331,13 +331,11 @@ struct Machine {
 
 impl Machine {
     fn now() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let cpu = read("/proc/cpuinfo");
-        let cpu = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
-            cpu: cpu.unwrap_or("unknown CPU").to_owned(),
+            cpu: machine::cpu().unwrap_or_else(|| "unknown CPU".to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            load: read("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()),
+            load: load.split(' ').next().and_then(|load| load.parse().ok()),
         }
     }
 

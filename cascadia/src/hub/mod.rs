@@ -86,14 +86,14 @@ impl Hub {
             Ok(runtime.block_on(self.download(id, report)))
         };
         let fetched = std::thread::scope(|scope| scope.spawn(download).join().expect("the download does not panic"));
-        match fetched? {
-            Err(HubError::Unreachable { .. }) if self.cached(id).is_some() => {
-                tracing::warn!(model = %id, endpoint = self.endpoint, "the hub cannot be reached; the cached model is used");
-                self.cached(id).ok_or_else(|| "the cache has just gone".into())
-            }
-            Err(error) => Err(error.to_string().into()),
-            Ok(path) => Ok(path),
-        }
+        let unreachable = match fetched? {
+            Ok(path) => return Ok(path),
+            Err(error @ HubError::Unreachable { .. }) => error,
+            Err(error) => return Err(error.to_string().into()),
+        };
+        let cached = self.cached(id).ok_or_else(|| unreachable.to_string())?;
+        tracing::warn!(model = %id, endpoint = self.endpoint, "the hub cannot be reached; the cached model is used");
+        Ok(cached)
     }
 
     async fn download(&self, id: &ModelId, report: &mut Report<'_>) -> Result<PathBuf, HubError> {

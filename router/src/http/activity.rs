@@ -1,8 +1,10 @@
 //! What a connection is doing, and for how long that is borne.
 //!
-//! A socket tells what passes ([`Activity::socket`]), a request when it begins ([`Activity::begin`]), and its response
+//! A socket tells what passes ([`Watched`]), a request when it begins ([`Activity::begin`]), and its response
 //! whether it moves and when its last byte has gone ([`Sending`]): over HTTP/2 a client that grants no room lets nothing
 //! of a response out, and no write ever waits for it.
+//!
+//! [`Watched`]: crate::http::socket::Watched
 
 use std::any::Any;
 use std::pin::Pin;

@@ -8,9 +8,10 @@ import urllib.request
 import openai
 
 from cluster import (
-    NAMESPACE, RELEASE, Broken, base_url, command, helm, install, kubectl, KUBECTL, name, nodes, objects, page, pods,
-    settled, until,
+    NAMESPACE, RELEASE, Broken, base_url, command, helm, install, kubectl, KUBECTL, name, nodes, objects, pods, settled,
+    until,
 )
+from pages import page
 from values import LOADED, image, merged, pools
 
 QUESTION = "Mia has 7 apples. She buys 5 more. How many apples does Mia have now?"

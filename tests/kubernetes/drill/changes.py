@@ -13,7 +13,7 @@ LEASE_SECONDS = 15
 
 
 def deployment(component, pool=None):
-    return name(objects("deployments", component=component, **({"pool": pool} if pool else {}))[0])
+    return name(objects("deployments", component=component, pool=pool)[0])
 
 
 def scale_a_pool(component):

@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -46,21 +44,11 @@ def until(what, condition, seconds=120, pause=0.5):
     return answer
 
 
-def page(address, path):
-    """Status and text of an HTTP page; status 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError as error:
-        return 0, str(error)
-
-
 def objects(kind, **labels):
-    """Objects of the release, by kind and the end of their labels' names."""
+    """Objects of the release, by kind and the end of their labels' names; a label that is None may be any."""
     labels = {"app.kubernetes.io/instance": RELEASE} | {
-        "cascadia/pool" if name == "pool" else f"app.kubernetes.io/{name}": value for name, value in labels.items()
+        "cascadia/pool" if name == "pool" else f"app.kubernetes.io/{name}": value
+        for name, value in labels.items() if value is not None
     }
     selector = ",".join(f"{name}={value}" for name, value in labels.items())
     return json.loads(kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
@@ -76,7 +64,7 @@ def is_ready(pod):
 
 
 def pods(component, pool=None):
-    return objects("pods", component=component, **({"pool": pool} if pool else {}))
+    return objects("pods", component=component, pool=pool)
 
 
 def ready_pods(component, pool=None):
@@ -109,15 +97,15 @@ def scale(deployment, replicas):
     settled()
 
 
-def service(component="router"):
-    return objects("services", component=component)[0]
+def service(port):
+    """Where clients find the routers' port of this name, by the Service's own address: nothing stands between."""
+    found = objects("services", component="router")[0]["spec"]
+    number = next(each["port"] for each in found["ports"] if each["name"] == port)
+    return f"{found['clusterIP']}:{number}"
 
 
 def base_url():
-    """Where clients find the routers, by the Service's own address: nothing stands between."""
-    found = service()
-    port = next(port["port"] for port in found["spec"]["ports"] if port["name"] == "http")
-    return f"http://{found['spec']['clusterIP']}:{port}"
+    return f"http://{service('http')}"
 
 
 def install(values, *words, verb="upgrade"):

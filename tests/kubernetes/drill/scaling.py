@@ -8,10 +8,10 @@ import threading
 import time
 from pathlib import Path
 
-
 from cluster import (
-    KUBECTL, NAMESPACE, REPOSITORY, Broken, command, install, name, nodes, objects, page, ready_pods, service, settled, until,
+    KUBECTL, NAMESPACE, REPOSITORY, Broken, command, install, name, nodes, objects, ready_pods, service, settled, until,
 )
+from pages import page
 from values import image, merged, pool
 
 # A Prometheus that scrapes the pods and that KEDA reaches; without one, ours, which KEDA on this machine reaches.
@@ -85,10 +85,8 @@ def replicas(component):
 
 def streams(count):
     """So many streams at any time, through the Service, until it is terminated."""
-    found = service()
-    port = next(port["port"] for port in found["spec"]["ports"] if port["name"] == "grpc")
     return subprocess.Popen(
-        [REPOSITORY / "target/release/cascadia", "bench", f"--server={found['spec']['clusterIP']}:{port}", "--model=pace",
+        [REPOSITORY / "target/release/cascadia", "bench", f"--server={service('grpc')}", "--model=pace",
          f"--concurrency={count}", "--duration=10m", "--output-len=400", "--input-len=32"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )

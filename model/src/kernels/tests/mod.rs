@@ -7,11 +7,12 @@ use half::f16;
 
 use super::rowwise::{Norm, Quantise, Rotate};
 use super::{Isa, SimdPath};
+use crate::kernels::product::Activations;
 use crate::quant::{BLOCK, quantise_block};
 
 /// All that this CPU has, the ones that no option chooses among them.
 fn isas() -> Vec<Isa> {
-    #[allow(unused_mut)]
+    #[allow(unused_mut, reason = "one more is pushed on x86-64 only")]
     let mut isas: Vec<Isa> = SimdPath::ALL.into_iter().filter_map(Isa::of).collect();
     #[cfg(target_arch = "x86_64")]
     if isas.contains(&Isa::Avx512Vnni) {
@@ -65,6 +66,20 @@ struct Quantised {
     scales: Vec<f32>,
     offsets: Vec<i32>,
     heads: Vec<i32>,
+}
+
+impl Quantised {
+    /// Rows of `stride` values, of which this is the rounding, as a product reads them.
+    fn activations(&self, floats: &[f32], stride: usize) -> Activations {
+        Activations {
+            floats: floats.as_ptr(),
+            stride,
+            bytes: self.bytes.as_ptr(),
+            scales: self.scales.as_ptr(),
+            offsets: self.offsets.as_ptr(),
+            heads: self.heads.as_ptr(),
+        }
+    }
 }
 
 fn quantise(isa: Isa, x: &[f32]) -> Quantised {

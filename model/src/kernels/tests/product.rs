@@ -8,7 +8,7 @@ use super::{Random, bits, isas, plain_quantise, quantise};
 use crate::arena::Arena;
 use crate::checkpoint::{Stored, Tensor};
 use crate::config::Activation;
-use crate::kernels::product::{Activations, Product, Then};
+use crate::kernels::product::{Product, Then};
 use crate::matrix::{Format, Matrix, RowSource, TILE};
 use crate::quant::{BLOCK, Block, Packing, quantise_block, quantise_four_bits};
 
@@ -137,14 +137,7 @@ fn products_are_the_plain_loop() {
             }
             for isa in isas() {
                 let q = quantise(isa, &x);
-                let activations = Activations {
-                    floats: x.as_ptr(),
-                    stride: padded,
-                    bytes: q.bytes.as_ptr(),
-                    scales: q.scales.as_ptr(),
-                    offsets: q.offsets.as_ptr(),
-                    heads: q.heads.as_ptr(),
-                };
+                let activations = q.activations(&x, padded);
                 let tiles = matrix.tiles();
                 // Whole, and in two parts that share no tile.
                 for middle in [0, tiles / 2] {
@@ -219,14 +212,7 @@ fn gates_let_through_what_they_should() {
             };
             for isa in isas() {
                 let q = quantise(isa, &x);
-                let activations = Activations {
-                    floats: x.as_ptr(),
-                    stride: padded,
-                    bytes: q.bytes.as_ptr(),
-                    scales: q.scales.as_ptr(),
-                    offsets: q.offsets.as_ptr(),
-                    heads: q.heads.as_ptr(),
-                };
+                let activations = q.activations(&x, padded);
                 let run = |matrix: &Matrix, out: &mut [f32], then: Then| {
                     let (out, tiles) = (out.as_mut_ptr(), (0, matrix.tiles()));
                     let p = Product { matrix, x: activations, rows, out, out_stride: stride, tiles, then };
