@@ -4,10 +4,15 @@
 //! The generator is Philox4x64-10 (Salmon et al., SC'11), written out here because its bits are part of what a seed
 //! means; a dependency that changed them would change every text.
 
+use std::ops::Range;
+
 use crate::ids::TokenId;
 
 /// Second word of the key; keeps our numbers apart from other uses of the same seed. Choice `i` uses `DOMAIN + i`.
 const DOMAIN: u64 = 0x5350_4543_4341_5343;
+
+/// Distance of neighbouring uniform numbers.
+const STEP: f64 = 1.0 / (1u64 << 52) as f64;
 
 const MULTIPLIERS: [u64; 2] = [0xD2E7_470E_E14C_6C93, 0xCA5A_8263_9512_1157];
 const WEYL: [u64; 2] = [0x9E37_79B9_7F4A_7C15, 0xBB67_AE85_84CA_A73B];
@@ -42,9 +47,7 @@ impl Chance {
     /// A uniform number in the open interval (0, 1).
     #[must_use]
     pub fn uniform(&self, position: u64, token: u64, stream: Stream) -> f64 {
-        const STEP: f64 = 1.0 / (1u64 << 52) as f64;
-        let bits = philox([position, token, stream as u64, 0], self.key)[0] >> 12;
-        (bits as f64 + 0.5) * STEP
+        (self.bits(position, token, stream) as f64 + 0.5) * STEP
     }
 
     /// A standard Gumbel number.
@@ -54,10 +57,6 @@ impl Chance {
     }
 
     /// The winner of `argmax(ln w + G)`, lowest id on ties; `None` if no weight is positive.
-    ///
-    /// Computed as a race of exponentials, `argmin(E / w)` with `E = -ln1p(-u)`: as `E >= u`, a token with `u > w * m`
-    /// cannot beat the best time `m` so far, and nearly all logarithms of a large vocabulary are saved. The weights
-    /// need not sum to one.
     #[must_use]
     pub fn race(
         &self,
@@ -65,19 +64,73 @@ impl Chance {
         stream: Stream,
         weights: impl Iterator<Item = (TokenId, f64)>,
     ) -> Option<TokenId> {
-        let mut winner: Option<TokenId> = None;
-        let mut best = f64::INFINITY;
-        weights.filter(|&(_, weight)| weight > 0.0).for_each(|(token, weight)| {
-            let u = self.uniform(position, u64::from(token), stream);
-            if u <= weight * best {
-                let time = -libm::log1p(-u) / weight;
-                if time < best || (time == best && winner.is_none_or(|other| token < other)) {
-                    winner = Some(token);
-                    best = time;
-                }
+        let mut race = self.begin(position, stream);
+        weights.for_each(|(token, weight)| race.enter(token, weight));
+        race.winner
+    }
+
+    /// A race that nobody has entered yet.
+    #[must_use]
+    pub fn begin(&self, position: u64, stream: Stream) -> Race {
+        Race { chance: *self, position, stream, winner: None, best: f64::INFINITY }
+    }
+
+    /// 52 bits; the uniform number is the middle of their interval.
+    #[inline]
+    fn bits(&self, position: u64, token: u64, stream: Stream) -> u64 {
+        philox([position, token, stream as u64, 0], self.key)[0] >> 12
+    }
+}
+
+/// `argmax(ln w + G)` over tokens that come one after the other; their order does not matter.
+///
+/// Computed as a race of exponentials, `argmin(E / w)` with `E = -ln1p(-u)`: as `E >= u`, a token with `u > w * m` cannot
+/// beat the best time `m` so far, and nearly all logarithms of a large vocabulary are saved. The weights need not sum to
+/// one.
+#[derive(Clone, Copy, Debug)]
+pub struct Race {
+    chance: Chance,
+    position: u64,
+    stream: Stream,
+    winner: Option<TokenId>,
+    best: f64,
+}
+
+impl Race {
+    /// Enters a token; without a positive weight it cannot win.
+    #[inline]
+    pub fn enter(&mut self, token: TokenId, weight: f64) {
+        if weight > 0.0 {
+            let u = self.chance.uniform(self.position, u64::from(token), self.stream);
+            if u <= weight * self.best {
+                self.timed(token, -libm::log1p(-u) / weight);
             }
-        });
-        winner
+        }
+    }
+
+    /// Enters all of `tokens`, none of which weighs more than `most`, and weighs only those that might win.
+    #[inline]
+    pub fn enter_all(&mut self, tokens: Range<TokenId>, most: f64, weight: impl Fn(TokenId) -> f64) {
+        // The cast saturates, and what it cuts off is less than the half that a uniform number is above its bits.
+        let bits = (most * self.best / STEP) as u64;
+        for token in tokens {
+            if self.chance.bits(self.position, u64::from(token), self.stream) <= bits {
+                self.enter(token, weight(token));
+            }
+        }
+    }
+
+    /// The winner of those who entered.
+    #[must_use]
+    pub fn winner(&self) -> Option<TokenId> {
+        self.winner
+    }
+
+    fn timed(&mut self, token: TokenId, time: f64) {
+        if time < self.best || (time == self.best && self.winner.is_none_or(|other| token < other)) {
+            self.winner = Some(token);
+            self.best = time;
+        }
     }
 }
 

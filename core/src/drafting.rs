@@ -129,5 +129,5 @@ pub(crate) fn pick(decoding: &Decoding, position: usize, row: &Shaped<'_>) -> To
         return row.argmax();
     }
     let chance = Chance::new(decoding.seed, decoding.choice);
-    row.row().draw(&chance, position as u64, Stream::Draft)
+    row.draw(&chance, position as u64, Stream::Draft)
 }

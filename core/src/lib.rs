@@ -17,6 +17,7 @@ pub mod door;
 pub mod draft_length;
 pub mod drafting;
 pub mod engine;
+mod exponential;
 pub mod history;
 pub mod ids;
 pub mod kv_memory;

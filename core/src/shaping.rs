@@ -5,15 +5,19 @@
 //! entropies and token thresholds read it, never the tempered one (`algorithms.md` pitfall 1).
 //!
 //! Everything is lazy and nothing copies the vocabulary: bias, bans and penalties touch few ids, which live in a
-//! short overlay, and a greedy position without them costs one pass of comparisons.
+//! short overlay. A greedy position costs one pass of comparisons, a tested one a sum of exponentials besides, and a
+//! drawn one the chance of every token but the exponentials of few.
 //!
 //! Logits that are not numbers count as -inf, and +inf as the largest `f32`. Where nothing is left (every id banned,
 //! a broken model) the row is the point mass at id 0: a defined answer that no rule chokes on.
 
 use std::cell::OnceCell;
+use std::f64::consts::LOG2_E;
 
+use crate::chance::{Chance, Race, Stream};
 use crate::decoding::Sampling;
 use crate::distribution::{Distribution, largest};
+use crate::exponential::{self, exp2};
 use crate::ids::TokenId;
 use crate::rule::RawRow;
 
@@ -28,6 +32,8 @@ pub struct Shaped<'a> {
     peak: OnceCell<(TokenId, f64)>,
     /// `sum exp(logit - peak)`.
     partition: OnceCell<f64>,
+    /// The same at the temperature of the request.
+    tempered: OnceCell<f64>,
 }
 
 enum Change {
@@ -60,7 +66,8 @@ impl<'a> Shaped<'a> {
                 Some((token, changed(finite(f64::from(logit)), group, sampling)))
             })
             .collect();
-        Self { logits, sampling, overlay, peak: OnceCell::new(), partition: OnceCell::new() }
+        let unknown = OnceCell::new;
+        Self { logits, sampling, overlay, peak: OnceCell::new(), partition: unknown(), tempered: unknown() }
     }
 
     /// The row that logprobs report: after bias and bans, before penalties and truncation.
@@ -111,15 +118,62 @@ impl<'a> Shaped<'a> {
         row.without(barred).rounded_to_f32()
     }
 
+    /// [`Self::row`] at `tokens` (ascending) and nowhere else, which is all that a test reads of a row.
+    #[must_use]
+    pub fn row_at(&self, tokens: impl Iterator<Item = TokenId>) -> Distribution {
+        if self.is_truncated() {
+            return self.row();
+        }
+        let (top, scale, total) = (self.peak().1, self.scale(), self.tempered());
+        let weight = |token| (token, exp2((self.logit(token) - top) * scale) / total);
+        Distribution::sparse(tokens.map(weight).filter(|entry| entry.1 > 0.0).collect())
+    }
+
+    /// The token that chance picks from [`Self::row`].
+    #[must_use]
+    pub fn draw(&self, chance: &Chance, position: u64, stream: Stream) -> TokenId {
+        if self.is_truncated() {
+            return self.row().draw(chance, position, stream);
+        }
+        let (peak, top) = self.peak();
+        let scale = self.scale();
+        let mut race = chance.begin(position, stream);
+        // The likeliest first: its time spares nearly all others their weight.
+        race.enter(peak, 1.0);
+        for &(token, logit) in &self.overlay {
+            race.enter(token, exp2((logit - top) * scale));
+        }
+        for (first, logits) in self.untouched() {
+            enter(&mut race, first, logits, &|logit| exp2((logit - top) * scale));
+        }
+        race.winner().unwrap_or(peak)
+    }
+
+    /// Whether the row to sample from is not simply the tempered one.
+    fn is_truncated(&self) -> bool {
+        let Sampling { top_k, top_p, min_p, .. } = *self.sampling;
+        let cut = top_k != 0 && top_k < self.logits.len();
+        cut || top_p < 1.0 || min_p > 0.0 || is_greedy(self.sampling) || self.peak().1 == f64::NEG_INFINITY
+    }
+
     fn truncated(&self, top_k: usize) -> Distribution {
-        let Sampling { temperature, top_p, min_p, .. } = *self.sampling;
+        let Sampling { top_p, min_p, .. } = *self.sampling;
         let (peak, top) = self.peak();
         if is_greedy(self.sampling) || top == f64::NEG_INFINITY {
             return Distribution::point_mass(peak);
         }
-        let weight = |logit: f64| libm::exp((logit - top) / temperature);
+        let scale = self.scale();
+        let weight = |logit: f64| exp2((logit - top) * scale);
         let mut row = if top_k == 0 || top_k >= self.logits.len() {
-            Distribution::dense(self.iter().map(|entry| weight(entry.1)).collect())
+            let mut weights: Vec<f64> = self.logits.iter().map(|&logit| weight(finite(f64::from(logit)))).collect();
+            self.overlay.iter().for_each(|&(token, logit)| weights[token as usize] = weight(logit));
+            if !self.is_truncated() {
+                // As `row_at` has it, to the bit.
+                let total = self.tempered();
+                weights.iter_mut().for_each(|weight| *weight /= total);
+                return Distribution::dense(weights);
+            }
+            Distribution::dense(weights)
         } else {
             let mut best = largest(self.iter(), top_k);
             best.sort_unstable_by_key(|entry| entry.0);
@@ -132,6 +186,23 @@ impl<'a> Shaped<'a> {
             row = row.at_least(min_p);
         }
         row.normalised()
+    }
+
+    /// What a difference of logits is multiplied with to become the exponent of a two.
+    fn scale(&self) -> f64 {
+        // The smallest temperatures have no finite inverse, and nothing times infinity is not a number.
+        (LOG2_E / self.sampling.temperature).min(f64::MAX)
+    }
+
+    /// The logits that nothing changes, in runs, each with the id of its first.
+    fn untouched(&self) -> impl Iterator<Item = (TokenId, &[f32])> + '_ {
+        let ends = self.overlay.iter().map(|entry| entry.0 as usize).chain([self.logits.len()]);
+        let mut begin = 0;
+        ends.map(move |end| {
+            let run = (begin as TokenId, &self.logits[begin..end]);
+            begin = (end + 1).min(self.logits.len());
+            run
+        })
     }
 
     fn logit(&self, token: TokenId) -> f64 {
@@ -153,24 +224,35 @@ impl<'a> Shaped<'a> {
 
     fn peak(&self) -> (TokenId, f64) {
         *self.peak.get_or_init(|| {
-            if self.overlay.is_empty() {
-                return plain_peak(self.logits);
-            }
-            let mut best = (0, f64::NEG_INFINITY);
-            self.iter().for_each(|entry| {
-                if entry.1 > best.1 {
-                    best = entry;
-                }
+            let plain = self.untouched().map(|(first, logits)| {
+                let (id, logit) = plain_peak(logits);
+                (first + id, logit)
             });
-            best
+            let better = |best: (TokenId, f64), entry: (TokenId, f64)| {
+                let wins = entry.1 > best.1 || (entry.1 == best.1 && entry.0 < best.0);
+                if wins { entry } else { best }
+            };
+            let best = plain.chain(self.overlay.iter().copied()).fold((TokenId::MAX, f64::NEG_INFINITY), better);
+            if best.1 == f64::NEG_INFINITY { (0, best.1) } else { best }
         })
     }
 
     fn partition(&self) -> f64 {
-        *self.partition.get_or_init(|| {
-            let top = self.peak().1;
-            self.iter().fold(0.0, |sum, entry| sum + libm::exp(entry.1 - top))
-        })
+        *self.partition.get_or_init(|| self.total(LOG2_E))
+    }
+
+    fn tempered(&self) -> f64 {
+        if self.sampling.temperature == 1.0 {
+            return self.partition();
+        }
+        *self.tempered.get_or_init(|| self.total(self.scale()))
+    }
+
+    /// `sum 2^((logit - peak) scale)`.
+    fn total(&self, scale: f64) -> f64 {
+        let top = self.peak().1;
+        let changed = self.overlay.iter().fold(0.0, |sum, entry| sum + exp2((entry.1 - top) * scale));
+        self.untouched().fold(changed, |sum, run| sum + exponential::sum(run.1, top, scale))
     }
 }
 
@@ -188,11 +270,10 @@ impl RawRow for Shaped<'_> {
         if top == f64::NEG_INFINITY {
             return 0.0;
         }
-        let weighted = self.iter().fold(0.0, |sum, (_, logit)| {
-            let below = logit - top;
-            // exp(-inf) * -inf is not a number.
-            if below == f64::NEG_INFINITY { sum } else { sum + libm::exp(below) * below }
-        });
+        let entries = self.overlay.iter().filter(|entry| entry.1 > f64::NEG_INFINITY).map(|entry| entry.1 - top);
+        let changed = entries.fold(0.0, |sum, below| sum + exp2(below * LOG2_E) * below);
+        let runs = self.untouched().map(|run| exponential::weighted_sum(run.1, top, LOG2_E));
+        let weighted = runs.fold(changed, |sum, run| sum + run);
         (libm::log(self.partition()) - weighted / self.partition()).max(0.0)
     }
 
@@ -201,7 +282,7 @@ impl RawRow for Shaped<'_> {
         if top == f64::NEG_INFINITY {
             return if token == peak { 1.0 } else { 0.0 };
         }
-        libm::exp(self.logit(token) - top) / self.partition()
+        exp2((self.logit(token) - top) * LOG2_E) / self.partition()
     }
 
     fn share_of_max(&self, token: TokenId) -> f64 {
@@ -209,7 +290,17 @@ impl RawRow for Shaped<'_> {
         if top == f64::NEG_INFINITY {
             return if token == peak { 1.0 } else { 0.0 };
         }
-        libm::exp(self.logit(token) - top)
+        exp2((self.logit(token) - top) * LOG2_E)
+    }
+}
+
+/// Enters neighbouring tokens, chunk after chunk: none weighs more than the largest of its chunk.
+fn enter(race: &mut Race, first: TokenId, logits: &[f32], weight: &impl Fn(f64) -> f64) {
+    const CHUNK: usize = 64;
+    for (chunk, first) in logits.chunks(CHUNK).zip((first..).step_by(CHUNK)) {
+        let most = weight(finite(f64::from(maximum(chunk))));
+        let tokens = first..first + chunk.len() as TokenId;
+        race.enter_all(tokens, most, |token| weight(finite(f64::from(chunk[(token - first) as usize]))));
     }
 }
 
@@ -218,26 +309,31 @@ impl RawRow for Shaped<'_> {
 /// All of a greedy position's cost, so it runs over lanes that the compiler turns into vector maxima; an id is looked
 /// for only in a chunk that beats all before it.
 fn plain_peak(logits: &[f32]) -> (TokenId, f64) {
-    const LANES: usize = 16;
-    const CHUNK: usize = 32 * LANES;
-    // False for NaN, which therefore never wins.
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    const CHUNK: usize = 512;
     let (mut peak, mut top) = (0, f32::NEG_INFINITY);
     for (number, chunk) in logits.chunks(CHUNK).enumerate() {
-        let (rows, rest) = chunk.as_chunks::<LANES>();
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        for row in rows {
-            for (lane, logit) in lanes.iter_mut().zip(row) {
-                *lane = larger(*lane, *logit);
-            }
-        }
-        let most = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, logit| larger(most, *logit));
+        let most = maximum(chunk);
         if most > top {
             top = most;
             peak = number * CHUNK + chunk.iter().position(|logit| *logit == most).unwrap_or(0);
         }
     }
     (peak as TokenId, finite(f64::from(top)))
+}
+
+/// The largest logit; -inf where there is none.
+fn maximum(logits: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    // False for NaN, which therefore never wins.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (rows, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for row in rows {
+        for (lane, logit) in lanes.iter_mut().zip(row) {
+            *lane = larger(*lane, *logit);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |most, logit| larger(most, *logit))
 }
 
 /// Whether rows are point masses. What is no positive number is no temperature.
@@ -381,6 +477,27 @@ mod tests {
                 }
             }
             prop_assert_eq!(plain_peak(&values), (best.0, finite(f64::from(best.1))));
+        }
+
+        #[test]
+        fn a_token_weighs_the_same_wherever_it_is_read(
+            logits in proptest::collection::vec(prop_oneof![9 => -20.0..20.0f32, 1 => Just(f32::NAN)], 1..200),
+            temperature in prop_oneof![Just(1.0), 0.01..5.0f64],
+            bias in proptest::collection::vec((0..50u32, -9.0..9.0f32), 0..4),
+            banned in proptest::collection::vec(0..50u32, 0..4),
+            (top_k, top_p) in (prop_oneof![Just(0), 1..300usize], prop_oneof![Just(1.0), 0.1..1.0f64]),
+            (seed, position) in (any::<u64>(), 0..1000u64),
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, logit_bias: bias, banned, ..Sampling::default() };
+            let shaped = Shaped::new(&logits, &sampling, &[], 0);
+            let row = shaped.row();
+            let read = shaped.row_at((0..logits.len() as TokenId).step_by(3));
+            for token in (0..logits.len() as TokenId).step_by(3) {
+                prop_assert_eq!(read.prob(token), row.prob(token));
+            }
+            let chance = Chance::new(seed, 0);
+            let drawn = shaped.draw(&chance, position, Stream::Draft);
+            prop_assert_eq!(drawn, row.draw(&chance, position, Stream::Draft));
         }
 
         #[test]

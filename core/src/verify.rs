@@ -80,10 +80,10 @@ fn test(decoding: &Decoding, position: usize, row: &Shaped<'_>, draft: &Draft) -
     }
     let chance = Chance::new(decoding.seed, decoding.choice);
     let coin = chance.uniform(position as u64, 0, Stream::Accept);
-    let p = row.row();
     let rule = match decider {
         Decider::Lossy(rule) if rule.reads().decided_by_drafter => {
             if draft.kept {
+                let p = row.row_at([draft.token].into_iter());
                 return (draft.token, coin >= p.prob(draft.token) / f64::from(draft.q));
             }
             // The drafter deferred.
@@ -93,23 +93,30 @@ fn test(decoding: &Decoding, position: usize, row: &Shaped<'_>, draft: &Draft) -
         Decider::Exact | Decider::SharedNoise => None,
     };
     let q = drafted_row(draft, greedy);
-    let pair = Pair {
+    let pair = |p| Pair {
         q: &q,
-        p: &p,
+        p,
         max_q: f64::from(draft.max_q),
         entropy_q: f64::from(draft.entropy_q),
         raw_p: row,
         temperature: decoding.sampling.temperature,
     };
-    let target = rule.map_or_else(|| Target::exact(&pair), |rule| rule.target(&pair, &decoding.stop_ids));
-    let drafted = q.prob(draft.token);
-    if coin < target.prob(draft.token) / drafted || target.rejection(&q) <= EMPTY {
+    let target = |p| rule.map_or_else(|| Target::exact(&pair(p)), |rule| rule.target(&pair(p), &decoding.stop_ids));
+    // A test reads p where q and the stops are; only a rejection reads the rest.
+    let mut read: Vec<_> = q.iter().map(|entry| entry.0).chain(decoding.stop_ids.iter().copied()).collect();
+    read.sort_unstable();
+    read.dedup();
+    let p = row.row_at(read.into_iter());
+    let (law, drafted) = (target(&p), q.prob(draft.token));
+    if coin < law.prob(draft.token) / drafted || law.rejection(&q) <= EMPTY {
         let relaxed = rule.is_some() && coin >= p.prob(draft.token) / drafted;
         return (draft.token, relaxed);
     }
-    let residual = chance.race(position as u64, Stream::Residual, target.residual(&q));
+    let p = row.row();
+    let law = target(&p);
+    let residual = chance.race(position as u64, Stream::Residual, law.residual(&q));
     // Only rounding can reject and leave nothing: then any draw from pi is right.
-    let token = residual.or_else(|| chance.race(position as u64, Stream::Residual, target.iter()));
+    let token = residual.or_else(|| chance.race(position as u64, Stream::Residual, law.iter()));
     (token.unwrap_or_else(|| row.argmax()), false)
 }
 
