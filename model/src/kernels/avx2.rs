@@ -198,7 +198,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
 }
 

@@ -173,7 +173,7 @@ impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(from.cast());
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
 }
 

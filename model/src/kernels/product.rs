@@ -127,14 +127,17 @@ unsafe fn q8_tiles<L: Lanes, const T: usize, const M: usize>(
     tile: usize,
     row: usize,
 ) -> [[L::F; M]; T] {
-    /// How far ahead of its use a block is asked for: the hardware's own prefetch stops at page ends.
-    const AHEAD: usize = 16 * BLOCK * TILE;
+    /// How many blocks ahead of its use one is asked for, far enough that memory works while a block is multiplied with
+    /// eight rows.
+    const AHEAD: usize = 64;
     let blocks = p.matrix.blocks;
     let mut sums = [[L::splat(0.0); M]; T];
     let x = p.x.bytes.add(row * blocks * BLOCK);
     let x_scales = p.x.scales.add(row * blocks);
     let offsets = p.x.offsets.add(row * blocks);
     for block in 0..blocks {
+        // Past the end of these tiles come the next ones, where this pass over the matrix goes on.
+        let ahead = if block + AHEAD < blocks { AHEAD } else { AHEAD + (T - 1) * blocks } * BLOCK * TILE;
         let mut dots = [[L::int_splat(0); M]; T];
         for r in 0..M {
             let offset = L::int_splat(*offsets.add(r * blocks + block));
@@ -147,7 +150,7 @@ unsafe fn q8_tiles<L: Lanes, const T: usize, const M: usize>(
             for (t, weights) in weights.iter_mut().enumerate() {
                 let at = bytes.add((((tile + t) * blocks + block) * BLOCK + group * 4) * TILE);
                 *weights = L::weights(at);
-                L::prefetch(at.wrapping_add(AHEAD));
+                L::prefetch(at.wrapping_add(ahead));
             }
             for r in 0..M {
                 let x = L::bytes(x.add((r * blocks + block) * BLOCK + group * 4));
