@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use cascadia::Failure;
 use serde_json::{Value, json};
 
+use crate::sessions::DRAFTS;
+
 /// How long a server may take to load its models.
 const LOADING: Duration = Duration::from_secs(120);
 
@@ -101,7 +103,8 @@ impl LlamaCpp {
         command.args(["-t", &self.threads, "-tb", &self.threads, "-np", &slots.to_string()]);
         command.args(["-c", &(1024 * slots).to_string(), "-ngl", "0", "--no-webui", "--cache-ram", "0"]);
         if let Some(drafter) = drafter {
-            command.arg("-md").arg(drafter).args(["--spec-type", "draft-simple", "--spec-draft-n-max", "8"]);
+            command.arg("-md").arg(drafter).args(["--spec-type", "draft-simple"]);
+            command.args(["--spec-draft-n-max", &DRAFTS.to_string()]);
             command.args(["-td", &self.threads, "-tbd", &self.threads]);
         }
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
