@@ -25,21 +25,25 @@ pub struct Outlook {
     known: Mutex<BTreeSet<String>>,
     /// Models without a drafter or without an expert that takes sessions, and since when.
     missing: Mutex<BTreeMap<(Role, String), Instant>>,
+    /// How long experts without drafters are not believed to be all there is.
+    settling: Duration,
 }
 
-impl Default for Outlook {
-    fn default() -> Self {
+impl Outlook {
+    /// Nobody has been seen yet. A membership that lost what it held shows some nodes before others, for `settling` at
+    /// most: a router that began with the experts alone would write other texts than those with their drafters.
+    #[must_use]
+    pub fn new(settling: Duration) -> Self {
         Self {
             well: watch::Sender::new(BTreeSet::new()),
             changes: watch::Sender::new(()),
             servable: watch::Sender::new(false),
             known: Mutex::default(),
             missing: Mutex::default(),
+            settling,
         }
     }
-}
 
-impl Outlook {
     /// The cluster as it looks now.
     pub fn observe(&self, snapshot: &Snapshot, loads: &Loads) {
         let well = loads.iter().filter(|(_, load)| !load.quarantined);
@@ -66,8 +70,10 @@ impl Outlook {
                 }
             }
         }
+        let waits = |since: &Instant| now.duration_since(*since) < self.settling;
+        let settled = !missing.iter().any(|((role, _), since)| *role == Role::Drafter && waits(since));
         drop(missing);
-        if is_servable(snapshot) {
+        if settled && has_expert(snapshot) {
             self.servable.send_if_modified(|servable| !std::mem::replace(servable, true));
         }
         self.changes.send_replace(());
@@ -100,6 +106,16 @@ impl Outlook {
         *self.servable.borrow()
     }
 
+    /// What has to come before a model can be served for the first time, and the cure.
+    #[must_use]
+    pub fn awaited(&self) -> &'static str {
+        if self.known_models().is_empty() {
+            "no expert has been ready yet: start one, with the same membership"
+        } else {
+            "experts are there and no drafter yet: for the life of a lease one may only be late to register again"
+        }
+    }
+
     /// Returns when a model can be served for the first time.
     pub async fn servable(&self) {
         // Fails only when every sender is gone, and one is here.
@@ -120,7 +136,7 @@ impl Outlook {
 }
 
 /// Whether some expert takes sessions: it answers alone where there is no drafter.
-fn is_servable(snapshot: &Snapshot) -> bool {
+fn has_expert(snapshot: &Snapshot) -> bool {
     let mut experts = snapshot.nodes.values().filter(|node| node.role == Role::Expert);
     experts.any(|expert| expert.state == NodeState::Ready && !expert.models.is_empty())
 }
@@ -131,32 +147,56 @@ mod tests {
 
     use super::*;
 
+    fn node(id: &str, role: Role) -> NodeRecord {
+        let model = ServedModel {
+            name: "m".into(),
+            fingerprint: "f".into(),
+            tokenizer_fingerprint: "t".into(),
+            row_exact: true,
+        };
+        NodeRecord {
+            id: NodeId(id.into()),
+            instance: 1,
+            role,
+            address: String::new(),
+            admin_address: String::new(),
+            models: vec![model],
+            capacity: 1,
+            protocol: (1, 1),
+            state: NodeState::Ready,
+        }
+    }
+
+    fn observe(outlook: &Outlook, nodes: &[NodeRecord]) {
+        let nodes = nodes.iter().map(|node| (node.id.clone(), node.clone())).collect();
+        outlook.observe(&Snapshot { revision: 1, nodes }, &Loads::new());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn experts_without_drafters_are_believed_when_the_drafters_have_had_their_time() {
+        let settling = Duration::from_secs(8);
+        let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
+        let outlook = Outlook::new(settling);
+        observe(&outlook, std::slice::from_ref(&expert));
+        assert!(!outlook.was_servable());
+        observe(&outlook, &[expert.clone(), drafter]);
+        assert!(outlook.was_servable());
+        observe(&outlook, std::slice::from_ref(&expert));
+        assert!(outlook.was_servable(), "later they are lost, which is another matter");
+
+        let outlook = Outlook::new(settling);
+        tokio::time::sleep(settling).await;
+        observe(&outlook, std::slice::from_ref(&expert));
+        assert!(!outlook.was_servable(), "the time begins with the expert");
+        tokio::time::sleep(settling).await;
+        observe(&outlook, &[expert]);
+        assert!(outlook.was_servable());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_has_just_gone_may_come_back_and_what_was_never_there_may_not() {
-        let outlook = Outlook::default();
-        let node = |id: &str, role| {
-            let model = ServedModel {
-                name: "m".into(),
-                fingerprint: "f".into(),
-                tokenizer_fingerprint: "t".into(),
-                row_exact: true,
-            };
-            NodeRecord {
-                id: NodeId(id.into()),
-                instance: 1,
-                role,
-                address: String::new(),
-                admin_address: String::new(),
-                models: vec![model],
-                capacity: 1,
-                protocol: (1, 1),
-                state: NodeState::Ready,
-            }
-        };
-        let observe = |nodes: &[NodeRecord]| {
-            let nodes = nodes.iter().map(|node| (node.id.clone(), node.clone())).collect();
-            outlook.observe(&Snapshot { revision: 1, nodes }, &Loads::new());
-        };
+        let outlook = Outlook::new(Duration::ZERO);
+        let observe = |nodes: &[NodeRecord]| observe(&outlook, nodes);
         let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
         observe(std::slice::from_ref(&expert));
         assert!(outlook.may_come_back("m"), "the first look sees whom it can");
@@ -172,7 +212,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_is_hung_when_it_is_unwell_and_silent() {
-        let outlook = Outlook::default();
+        let outlook = Outlook::new(Duration::ZERO);
         let owner = NodeId("d".into());
         let observe = |quarantined| {
             let load = Load { quarantined, ..Load::default() };

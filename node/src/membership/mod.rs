@@ -10,6 +10,7 @@ mod roster;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cascadia_core::placement::{NodeRecord, Snapshot};
 use tokio::sync::watch;
@@ -88,6 +89,15 @@ impl Membership {
             Source::Embedded(registry) => registry.snapshots(),
             Source::Fixed(list) => list.snapshots(),
             Source::Etcd(etcd) => etcd.snapshots(),
+        }
+    }
+
+    /// Within what time a registry that lost all it held knows every living node again.
+    #[must_use]
+    pub fn recovers_within(&self) -> Duration {
+        match &self.0 {
+            Source::Embedded(_) | Source::Fixed(_) => Duration::ZERO,
+            Source::Etcd(etcd) => etcd.recovers_within(),
         }
     }
 

@@ -144,6 +144,11 @@ pub(super) struct Etcd {
 }
 
 impl Etcd {
+    /// A node renews its lease, or learns that there is none, before the lease would have ended.
+    pub(super) fn recovers_within(&self) -> Duration {
+        self.config.lease_ttl
+    }
+
     pub(super) fn start(config: EtcdConfig) -> Result<Self, MembershipError> {
         let config = Arc::new(config.resolved()?);
         let (sender, snapshots) = watch::channel(Arc::default());
