@@ -1,7 +1,10 @@
 """The chart, judged by what helm renders of it: valid for Kubernetes, one with itself, and refusing what cannot be meant."""
 
+import copy
+import json
 import unittest
 
+import jsonschema
 import kubernetes_validate
 import yaml
 
@@ -127,6 +130,36 @@ class Agreement(unittest.TestCase):
                         self.assertEqual(security["capabilities"], {"drop": ["ALL"]})
                         self.assertIn("memory", container["resources"]["limits"])
 
+    def test_labels_are_labels(self):
+        for case, things in cases():
+            for thing in things:
+                with self.subTest(case, object=named(thing)):
+                    for value in thing["metadata"]["labels"].values():
+                        self.assertRegex(value, r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?$")
+
+    def test_the_test_asks_for_a_model_that_has_pods(self):
+        things = render("--values", CHART / "ci/numbers.yaml")
+        self.assertIn("--model=demo: large #1", main_container(of_kind(things, "Pod")[0])["args"])
+
+    def test_an_account_that_is_not_made_is_the_namespaces_own(self):
+        accounts = {pod(thing)["serviceAccountName"] for thing in workloads(render("--set", "serviceAccount.create=false"))}
+        self.assertEqual(accounts, {"default"})
+
+    def test_routers_have_no_model(self):
+        for values in ('download={"repository": "a/b"}', 'modelVolume={"claim": "a"}', 'synthetic="step=1ms"'):
+            with self.subTest(values):
+                words = [f"--set-json=nodeDefaults.{values}", "--set=drafterDefaults.model=/volume/a,expertDefaults.model=/volume/a"]
+                routers = [thing for thing in workloads(render(*words)) if named(thing) == "Deployment demo-cascadia-router"]
+                self.assertEqual([pod(thing) for thing in routers], [pod(workloads(render())[0])])
+
+    def test_secrets_in_values_restart_who_reads_them(self):
+        def changed(*values):
+            before, after = (workloads(render("--set", value)) for value in values)
+            return [named(new) for old, new in zip(before, after) if old["spec"]["template"] != new["spec"]["template"]]
+
+        self.assertEqual(changed("apiKeys.keys={a}", "apiKeys.keys={b}"), ["Deployment demo-cascadia-router"])
+        self.assertEqual(len(changed("admin.token=a", "admin.token=b")), 3)
+
     def test_a_change_of_what_reloads_changes_no_pod(self):
         before, after = render(), render("--set", "reload.router.max_sessions=7")
         self.assertIn("max_sessions = 7", of_kind(after, "ConfigMap")[0]["data"]["cascadia.toml"])
@@ -162,6 +195,28 @@ class Footprint(unittest.TestCase):
 class Refusals(unittest.TestCase):
     """Bad values are named, with what would be right, before anything is installed."""
 
+    def test_no_default_can_be_taken_away(self):
+        """A null in an operator's values takes a default away: the schema says that it is missing, before a template does."""
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        schema = jsonschema.Draft7Validator(json.loads((CHART / "values.schema.json").read_text()))
+        self.assertTrue(schema.is_valid(values))
+
+        def defaults(part, *path):
+            for key, value in part.items():
+                if key == "targets":
+                    continue
+                yield (*path, key)
+                if isinstance(value, dict) and key not in ("resources", "labels"):
+                    yield from defaults(value, *path, key)
+
+        for *path, last in defaults(values):
+            without = part = copy.deepcopy(values)
+            for key in path:
+                part = part[key]
+            del part[last]
+            with self.subTest(".".join((*path, last))):
+                self.assertFalse(schema.is_valid(without))
+
     CASES = {
         'experts=[{"replicas": "two"}]': ["/experts/0/replicas", "want integer"],
         'experts=[{"replicas": -1}]': ["/experts/0/replicas", "minimum"],
@@ -172,6 +227,19 @@ class Refusals(unittest.TestCase):
         'experts=[{"gpu": {"count": "some"}}]': ["/experts/0/gpu/count", "want integer"],
         'experts=[{"served": []}]': ["/experts/0/served", "minItems"],
         "experts=[]": ["/experts", "minItems"],
+        "experts=null": ["missing", "experts"],
+        "etcd.external=null": ["/etcd", "missing", "external"],
+        'nodeDefaults.resources={"limits": {"cpu": 2}}': ["/nodeDefaults", "resources", "not allowed"],
+        'fullnameOverride="Big_One"': ["/fullnameOverride", "Big_One", "pattern"],
+        'fullnameOverride="1st"': ["/fullnameOverride", "1st", "pattern"],
+        'admin.token="two words"': ["/admin/token", "two words", "pattern"],
+        'reload.router.max_sessions="many"': ["/reload/router/max_sessions", "want integer"],
+        'experts=[{"settings": {"kv_memory": true}}]': ["/experts/0/settings/kv_memory", "want string"],
+        "service.grpcPort=8080": ["service.httpPort and service.grpcPort are both 8080"],
+        'drafters=[{"modelVolume": {"claim": "a"}}]': ["drafters[main].model", "/demo/pair/drafter", "under /volume"],
+        "monitoring.podMonitor.enabled=true": ["networkPolicy.monitoring is empty", "namespaceSelector"],
+        "router.autoscaling.enabled=true": ["networkPolicy.monitoring is empty", "router.autoscaling"],
+        'router.autoscaling={"enabled": true, "targets": {"streams": null}}': ["router.autoscaling.targets is empty"],
         "requestSeconds=0": ["/requestSeconds", "minimum"],
         'etcd.external.endpoints=["etcd:2379"]': ["/etcd/external/endpoints/0", "etcd:2379"],
         'etcd={"enabled": false, "external": {"endpoints": ["https://etcd:2379"]}}': ["etcd.external.tls.secret is empty", "ca.crt"],
@@ -194,11 +262,24 @@ class Refusals(unittest.TestCase):
 
     def test_each_says_what_and_what_would_be_right(self):
         for words, says in self.CASES.items():
+            self.check(["--set-json", words], says)
+
+    def test_names_that_objects_cannot_have(self):
+        for release in ("1st", "my.demo"):
+            with self.subTest(release):
+                said = helm("template", release, CHART, "--kube-version", "1.34").stderr
+                self.assertIn(release, said)
+                self.assertIn("set fullnameOverride", said)
+        long = '{"name": "a-pool-of-20-letters", "autoscaling": {"enabled": true}}'
+        words = [f"--set-json=drafters=[{long}]", "--set=networkPolicy.enabled=false,fullnameOverride=a-name-of-eighteen"]
+        self.check(words, ["drafters[a-pool-of-20-letters].autoscaling", "shorten", "by 1\n"])
+
+    def check(self, words, says):
+        with self.subTest(words), self.assertRaises(ValueError) as refused:
+            render(*words)
+        for part in says:
             with self.subTest(words):
-                with self.assertRaises(ValueError) as refused:
-                    render("--set-json", words)
-                for part in says:
-                    self.assertIn(part, str(refused.exception))
+                self.assertIn(part, str(refused.exception))
 
 
 if __name__ == "__main__":

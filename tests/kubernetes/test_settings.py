@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import tempfile
+import tomllib
 import unittest
 from pathlib import Path
 
@@ -22,7 +23,7 @@ OWN = {
 
 
 def keys():
-    """Section -> key -> whether a running node takes it up; as `cascadia config --print-defaults` says."""
+    """Section -> key -> whether a running node takes it up, and its type; as `cascadia config --print-defaults` says."""
     printed = subprocess.run([CASCADIA, "config", "--print-defaults"], capture_output=True, text=True, check=True).stdout
     found, section, reloads = {}, None, None
     for line in printed.splitlines():
@@ -30,8 +31,9 @@ def keys():
             section = found.setdefault(match[1], {})
         elif match := re.fullmatch(r"# CASCADIA_\w+; (reloads|needs a restart)\.", line):
             reloads = match[1] == "reloads"
-        elif reloads is not None and (match := re.match(r"(?:# )?(\w+) = ", line)):
-            section[match[1]], reloads = reloads, None
+        elif reloads is not None and (match := re.match(r"(?:# )?(\w+) = .*", line)):
+            value = tomllib.loads(match[0].removeprefix("# "))[match[1]]
+            section[match[1]], reloads = (reloads, type(value)), None
     return found
 
 
@@ -45,10 +47,19 @@ class Keys(unittest.TestCase):
             both = common | known[role]
             for name, reloads in ((f"{role}Settings", False), (f"{role}Reload", True)):
                 with self.subTest(name):
-                    there_are = sorted(key for key, value in both.items() if value == reloads and key not in OWN)
-                    self.assertEqual(sorted(definitions[name]["properties"]), there_are)
-        there_are = sorted(key for key, reloads in common.items() if not reloads and key not in OWN)
-        self.assertEqual(sorted(definitions["nodeSettings"]["properties"]), there_are)
+                    there_are = {key: kind for key, (when, kind) in both.items() if when == reloads and key not in OWN}
+                    self.check(definitions, name, there_are)
+        there_are = {key: kind for key, (reloads, kind) in common.items() if not reloads and key not in OWN}
+        self.check(definitions, "nodeSettings", there_are)
+
+    def check(self, definitions, name, there_are):
+        properties = definitions[name]["properties"]
+        self.assertEqual(sorted(properties), sorted(there_are))
+        for key, kind in there_are.items():
+            said = definitions[properties[key]["$ref"].rsplit("/", 1)[-1]]["type"]
+            # A whole default says nothing of what else there may be.
+            wanted = {bool: ["boolean"], str: ["string"], list: ["array"], float: ["number"], int: ["integer", "number"]}[kind]
+            self.assertIn(said, wanted, f"{name}.{key}")
 
 
 class Taken(unittest.TestCase):

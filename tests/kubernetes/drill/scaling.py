@@ -75,6 +75,7 @@ def values(synthetic):
     return merged(image(), {
         "drafters": [pool("main", synthetic, "pace")], "experts": [pool("main", synthetic, "pace")],
         "drafterDefaults": scaled["drafter"], "expertDefaults": scaled["expert"],
+        "networkPolicy": {"monitoring": [{"podSelector": {}}]},
         "autoscaling": {"prometheus": PROMETHEUS or f"http://{OURS}", "pollingSeconds": 5, "upSeconds": 5, "downSeconds": 20},
     })
 

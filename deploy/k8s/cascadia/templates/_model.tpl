@@ -1,18 +1,18 @@
 {{/* Where a pool's model comes from: the image, a volume, or a download into a cache. All of: a node. */}}
 
 {{- define "cascadia.modelMounts" -}}
-{{- if (.download | default dict).repository -}}
+{{- if .download.repository -}}
 - {name: cache, mountPath: /cache, readOnly: true}
-{{- else if (.modelVolume | default dict).claim -}}
-- {name: model, mountPath: {{ .modelVolume.mountPath }}, readOnly: true}
+{{- else if .modelVolume.claim -}}
+- {name: model, mountPath: {{ .modelVolume.mountPath | quote }}, readOnly: true}
 {{- end }}
 {{- end }}
 
 {{- define "cascadia.modelVolumes" -}}
-{{- if (.download | default dict).repository -}}
+{{- if .download.repository -}}
 - name: cache
   {{- if .cache.claim }}
-  persistentVolumeClaim: {claimName: {{ .cache.claim }}}
+  persistentVolumeClaim: {claimName: {{ .cache.claim | quote }}}
   {{- else if .cache.persistent }}
   persistentVolumeClaim: {claimName: {{ .fullname }}-cache}
   {{- else }}
@@ -20,15 +20,15 @@
   {{- end }}
 - name: scripts
   configMap: {name: {{ .scripts }}}
-{{- else if (.modelVolume | default dict).claim -}}
+{{- else if .modelVolume.claim -}}
 - name: model
-  persistentVolumeClaim: {claimName: {{ .modelVolume.claim }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ .modelVolume.claim | quote }}, readOnly: true}
 {{- end }}
 {{- end }}
 
 {{/* The init step that downloads a model; of: {root, node}. */}}
 {{- define "cascadia.download" -}}
-image: {{ .root.Values.downloader.image }}
+image: {{ .root.Values.downloader.image | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 command: [sh, /scripts/download.sh]
 env:
@@ -38,7 +38,7 @@ env:
   - {name: FOLDER, value: {{ include "cascadia.model" .node | quote }}}
   {{- with .root.Values.downloader.tokenSecret }}
   - name: TOKEN
-    valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}
+    valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: token}}
   {{- end }}
 resources: {{- toYaml .root.Values.downloader.resources | nindent 2 }}
 securityContext: {{- include "cascadia.containerSecurity" .root | nindent 2 }}

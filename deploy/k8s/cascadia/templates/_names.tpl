@@ -8,19 +8,19 @@
 {{/* Labels that select the pods of one node kind and pool; of: {root, component, pool}. */}}
 {{- define "cascadia.selector" -}}
 app.kubernetes.io/name: {{ .root.Values.nameOverride | default .root.Chart.Name | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .component }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- with .pool }}
-cascadia/pool: {{ . }}
+cascadia/pool: {{ . | quote }}
 {{- end }}
 {{- end }}
 
 {{/* All labels of an object; of: {root, component, pool}. */}}
 {{- define "cascadia.labels" -}}
 {{ include "cascadia.selector" . }}
-app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | regexFind "[A-Za-z0-9._-]+" | trunc 63 | trimAll "._-" | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end }}
@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 
 {{- define "cascadia.serviceAccount" -}}
-{{ .Values.serviceAccount.name | default (include "cascadia.fullname" .) }}
+{{ .Values.serviceAccount.name | default (ternary (include "cascadia.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
 {{- define "cascadia.adminSecret" -}}
@@ -75,7 +75,7 @@ capabilities: {drop: [ALL]}
 {{- with .Values.image.pullSecrets -}}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}

@@ -4,7 +4,8 @@ A pool is its role's defaults with what its own entry says on top.
 */}}
 {{- define "cascadia.nodes" -}}
 {{- $full := include "cascadia.fullname" . -}}
-{{- $router := list .Values.nodeDefaults .Values.router | include "cascadia.merged" | fromYaml -}}
+{{- $none := dict "download" (dict "repository" "") "modelVolume" (dict "claim" "") "synthetic" "" -}}
+{{- $router := list .Values.nodeDefaults .Values.router $none | include "cascadia.merged" | fromYaml -}}
 {{- $nodes := list (merge (dict "role" "router" "pool" "" "fullname" (printf "%s-router" $full)) $router) -}}
 {{- range $role := list "drafter" "expert" -}}
 {{- $defaults := list $.Values.nodeDefaults (get $.Values (printf "%sDefaults" $role)) -}}
@@ -32,9 +33,11 @@ A pool is its role's defaults with what its own entry says on top.
 
 {{/* A name that clients can ask for. */}}
 {{- define "cascadia.served" -}}
+{{- $names := list -}}
 {{- range include "cascadia.nodes" . | fromYamlArray -}}
-{{- with and (eq .role "expert") .served }}{{ first . }} {{ end -}}
+{{- if and (eq .role "expert") (include "cascadia.least" . | int) }}{{ $names = concat $names .served }}{{ end -}}
 {{- end -}}
+{{- first $names -}}
 {{- end }}
 
 {{/* The fewest pods a node kind will have. */}}
@@ -84,7 +87,7 @@ A pool is its role's defaults with what its own entry says on top.
 - {{ .node.role }}
 - --id=$(POD_NAME)
 - --admin=$(POD_IP):9090
-- --etcd={{ include "cascadia.etcdEndpoints" .root }}
+- {{ printf "--etcd=%s" (include "cascadia.etcdEndpoints" .root) | quote }}
 {{- with $values.etcd.external.tls }}
 {{- if .secret }}
 - --etcd-ca-file=/etc/cascadia-etcd/ca.crt
@@ -94,7 +97,7 @@ A pool is its role's defaults with what its own entry says on top.
 - --etcd-key-file=/etc/cascadia-etcd/tls.key
 {{- end }}
 {{- end }}
-- --etcd-prefix={{ $values.etcd.prefix | default (printf "/cascadia/%s/%s/" .root.Release.Namespace .root.Release.Name) }}
+- {{ printf "--etcd-prefix=%s" ($values.etcd.prefix | default (printf "/cascadia/%s/%s/" .root.Release.Namespace .root.Release.Name)) | quote }}
 - --config=/etc/cascadia/cascadia.toml
 {{- if eq .node.role "router" }}
 - --listen={{ $values.router.bind }}:50051
@@ -108,17 +111,17 @@ A pool is its role's defaults with what its own entry says on top.
 {{- else }}
 - --listen=$(POD_IP):50051
 {{- with .node.synthetic }}
-- --synthetic={{ . }}
+- {{ printf "--synthetic=%s" . | quote }}
 {{- else }}
-- --model={{ include "cascadia.model" $.node }}
+- {{ printf "--model=%s" (include "cascadia.model" $.node) | quote }}
 {{- end }}
 {{- with .node.served }}
-- --served-model={{ join "," . }}
+- {{ printf "--served-model=%s" (join "," .) | quote }}
 {{- end }}
 - --grace-seconds={{ add $request 15 }}
 {{- end }}
 {{- with $values.tracing.endpoint }}
-- --otlp-endpoint={{ . }}
+- {{ printf "--otlp-endpoint=%s" . | quote }}
 - --trace-ratio={{ toJson $values.tracing.ratio }}
 {{- end }}
 {{- range $key, $value := .node.settings }}

@@ -2,7 +2,7 @@
 {{- define "cascadia.pod" -}}
 {{- $full := include "cascadia.fullname" .root -}}
 {{- $node := .node -}}
-serviceAccountName: {{ include "cascadia.serviceAccount" .root }}
+serviceAccountName: {{ include "cascadia.serviceAccount" .root | quote }}
 automountServiceAccountToken: false
 # Kubernetes' variables for Services would be read as settings: CASCADIA_... are ours.
 enableServiceLinks: false
@@ -15,7 +15,7 @@ initContainers:
 {{- end }}
 containers:
   - name: {{ $node.role }}
-    image: {{ include "cascadia.image" .root }}
+    image: {{ include "cascadia.image" .root | quote }}
     imagePullPolicy: {{ .root.Values.image.pullPolicy }}
     args: {{- include "cascadia.args" (dict "root" .root "node" $node) | nindent 6 }}
     # `kubectl describe` shows why a node could not start.
@@ -30,12 +30,12 @@ containers:
       - name: CASCADIA_LOG_JSON
         value: {{ .root.Values.log.json | quote }}
       - name: CASCADIA_ADMIN_TOKEN
-        valueFrom: {secretKeyRef: {name: {{ include "cascadia.adminSecret" .root }}, key: token}}
+        valueFrom: {secretKeyRef: {name: {{ include "cascadia.adminSecret" .root | quote }}, key: token}}
       {{- with .root.Values.etcd.external.auth.secret }}
       - name: CASCADIA_ETCD_USER
-        valueFrom: {secretKeyRef: {name: {{ . }}, key: username}}
+        valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: username}}
       - name: CASCADIA_ETCD_PASSWORD
-        valueFrom: {secretKeyRef: {name: {{ . }}, key: password}}
+        valueFrom: {secretKeyRef: {name: {{ . | quote }}, key: password}}
       {{- end }}
       {{- with $node.env }}{{ toYaml . | nindent 6 }}{{ end }}
     ports:
@@ -84,11 +84,11 @@ volumes:
     emptyDir: {sizeLimit: 64Mi}
   {{- if and (eq $node.role "router") (include "cascadia.apiKeysSecret" .root) }}
   - name: api-keys
-    secret: {secretName: {{ include "cascadia.apiKeysSecret" .root }}}
+    secret: {secretName: {{ include "cascadia.apiKeysSecret" .root | quote }}}
   {{- end }}
   {{- with .root.Values.etcd.external.tls.secret }}
   - name: etcd
-    secret: {secretName: {{ . }}}
+    secret: {secretName: {{ . | quote }}}
   {{- end }}
   {{- with include "cascadia.modelVolumes" $node }}{{ . | nindent 2 }}{{ end }}
 {{- with $node.nodeSelector }}
@@ -101,20 +101,27 @@ tolerations: {{- toYaml . | nindent 2 }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $node.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with $node.runtimeClassName }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 topologySpreadConstraints:
   {{- range $key := $node.spread }}
-  - topologyKey: {{ $key }}
+  - topologyKey: {{ $key | quote }}
     maxSkew: 1
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels: {{- include "cascadia.selector" $.who | nindent 8 }}
     matchLabelKeys: [pod-template-hash]
   {{- end }}
+{{- end }}
+
+{{/* A pod's annotations, with what changes when secrets of the values do: nodes read them when they start. */}}
+{{- define "cascadia.annotations" -}}
+{{- $secrets := list .root.Values.admin.token (ternary .root.Values.apiKeys.keys list (eq .node.role "router")) -}}
+{{- $none := eq (toJson $secrets) (toJson (list "" list)) -}}
+{{- toYaml (merge (ternary dict (dict "cascadia/secrets" (toJson $secrets | sha256sum)) $none) .node.podAnnotations) -}}
 {{- end }}
 
 {{- define "cascadia.resources" -}}
