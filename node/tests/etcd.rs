@@ -264,6 +264,7 @@ async fn a_node_that_starts_while_etcd_is_away_waits() {
     let mut etcd = Etcd::prepared();
     let refused = probe(&etcd.config(), Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(refused, MembershipError::Unreachable { .. }), "{refused}");
+    assert!(refused.to_string().contains("refused"), "{refused}");
     let membership = etcd.membership().await;
     let mut snapshots = membership.snapshots();
     let registering = {
@@ -335,7 +336,8 @@ async fn an_etcd_that_asks_for_certificates_and_passwords_is_shown_them() {
     };
     let stranger = certified(&etcd.folder.join("strangers"));
     refused(EtcdAccess { etcd_cert_file: None, etcd_key_file: None, ..etcd.access.clone() }).await;
-    refused(EtcdAccess { etcd_ca_file: stranger.etcd_ca_file.clone(), ..etcd.access.clone() }).await;
+    let unknown = refused(EtcdAccess { etcd_ca_file: stranger.etcd_ca_file.clone(), ..etcd.access.clone() }).await;
+    assert!(unknown.contains("certificate"), "{unknown}");
     refused(EtcdAccess {
         etcd_cert_file: stranger.etcd_cert_file,
         etcd_key_file: stranger.etcd_key_file,

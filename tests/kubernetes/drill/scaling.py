@@ -1,4 +1,5 @@
-"""Autoscaling on real signals: Prometheus scrapes the pods, KEDA asks it, and only the pool that is short grows."""
+"""Autoscaling on real signals, and only the pool that is short grows: Prometheus scrapes the pods and KEDA asks it, or the
+autoscaler asks an adapter for the pods' own metrics."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from cluster import (
@@ -69,14 +71,14 @@ class Prometheus:
             self.temporary.cleanup()
 
 
-def values(synthetic):
+def values(synthetic, kind):
     """Two pools that scale, of a set capacity; windows as short as a drill wants them."""
     scaled = {role: {"autoscaling": {"enabled": True, "min": FEW, "max": MANY, "targets": TARGETS[role]}} for role in TARGETS}
     return merged(image(), {
         "drafters": [pool("main", synthetic, "pace")], "experts": [pool("main", synthetic, "pace")],
         "drafterDefaults": scaled["drafter"], "expertDefaults": scaled["expert"],
         "networkPolicy": {"monitoring": [{"podSelector": {}}]},
-        "autoscaling": {"prometheus": PROMETHEUS or f"http://{OURS}", "pollingSeconds": 5, "upSeconds": 5, "downSeconds": 20},
+        "autoscaling": {"kind": kind, "prometheus": PROMETHEUS or f"http://{OURS}", "pollingSeconds": 5, "upSeconds": 5, "downSeconds": 20},
     })
 
 
@@ -93,16 +95,25 @@ def streams(count):
     )
 
 
-def short(component, other, synthetic, count):
+def needs(kind):
+    """Says what is missing for a kind of autoscaling."""
+    if kind == "hpa":
+        if "custom.metrics.k8s.io/" not in command([KUBECTL, "api-versions"]):
+            raise Broken("the cluster serves no custom metrics; install an adapter, or leave this out with --no-scaling")
+        return
+    if not PROMETHEUS and command(["sh", "-c", "command -v prometheus"], check=False).returncode:
+        raise Broken("no prometheus on the PATH; `tools/test` brings one, or PROMETHEUS names one that scrapes the pods")
+    if "scaledobjects" not in command([KUBECTL, "api-resources", "--api-group=keda.sh", "-o", "name"]):
+        raise Broken("the cluster has no KEDA; install KEDA 2.21, or leave this out with --no-scaling")
+
+
+def short(component, other, synthetic, count, kind="keda"):
     """Load that one pool is too small for: it grows, the other does not, and quiet takes it back."""
 
     def step():
-        if not PROMETHEUS and command(["sh", "-c", "command -v prometheus"], check=False).returncode:
-            raise Broken("no prometheus on the PATH; `tools/test` brings one, or PROMETHEUS names one that scrapes the pods")
-        if "scaledobjects" not in command([KUBECTL, "api-resources", "--api-group=keda.sh", "-o", "name"]):
-            raise Broken("the cluster has no KEDA; install KEDA 2.21, or leave this out with --no-scaling")
-        with Prometheus():
-            install(values(synthetic))
+        needs(kind)
+        with Prometheus() if kind == "keda" else nullcontext():
+            install(values(synthetic, kind))
             until(lambda: f"{FEW} pods of each", lambda: {replicas(component), replicas(other)} == {FEW}, 120, 1)
             settled()
             load = streams(count)
@@ -140,4 +151,5 @@ def watch(component, other, want, seconds):
 STEPS = [
     ("autoscaling: drafters are short", short("drafter", "expert", SHORT_DRAFTERS, 20)),
     ("autoscaling: experts are short", short("expert", "drafter", SHORT_EXPERTS, 12)),
+    ("autoscaling by pod metrics: drafters are short", short("drafter", "expert", SHORT_DRAFTERS, 20, "hpa")),
 ]

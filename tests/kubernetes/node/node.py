@@ -60,6 +60,8 @@ class Node:
         self.kubelet()
         self.names()
         self.start("policies", sys.executable, HERE / "policies.py", self.admin)
+        self.start("metrics", sys.executable, HERE / "metrics.py", self.admin, 4445, self.pki / "server.crt", self.pki / "server.key")
+        self.serves("custom.metrics.k8s.io", "v1beta2", 4445)
         if (self.bin / "keda-operator").exists():
             self.keda()
         self.wait("the node is ready", *self.kubectl("wait", "--for=condition=Ready", "node/node1", "--timeout=1s"))
@@ -212,13 +214,18 @@ conf_dir = "{state}/cni"
         self.program("keda-adapter", "--secure-port=4444", "--port=18082", certificates, f"--lister-kubeconfig={self.admin}",
                      f"--authentication-kubeconfig={self.admin}", f"--authorization-kubeconfig={self.admin}",
                      "--metrics-service-address=localhost:9666", env=environment)
-        service = {"name": "adapter", "namespace": "keda"}
+        self.serves("external.metrics.k8s.io", "v1beta1", 4444)
+
+    def serves(self, group, version, port):
+        """A group of the API that a program on this machine answers for."""
+        service = {"name": group.split(".")[0], "namespace": "kube-system"}
+        labels = {"kubernetes.io/service-name": service["name"]}
         self.apply(
-            {"apiVersion": "v1", "kind": "Service", "metadata": service, "spec": {"ports": [{"port": 443, "targetPort": 4444}]}},
-            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{"port": 4444}],
-             "metadata": {**service, "labels": {"kubernetes.io/service-name": "adapter"}}, "endpoints": [{"addresses": [HOST]}]},
-            {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1beta1.external.metrics.k8s.io"},
-             "spec": {"group": "external.metrics.k8s.io", "version": "v1beta1", "service": service, "insecureSkipTLSVerify": True,
+            {"apiVersion": "v1", "kind": "Service", "metadata": service, "spec": {"ports": [{"port": 443, "targetPort": port}]}},
+            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "ports": [{"port": port}],
+             "metadata": {**service, "labels": labels}, "endpoints": [{"addresses": [HOST]}]},
+            {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": f"{version}.{group}"},
+             "spec": {"group": group, "version": version, "service": service, "insecureSkipTLSVerify": True,
                       "groupPriorityMinimum": 100, "versionPriority": 100}},
         )
 

@@ -111,9 +111,18 @@ impl EtcdConfig {
 async fn timed<T>(limit: Duration, call: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, String> {
     match tokio::time::timeout(limit, call).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(etcd_client::Error::GRpcStatus(status))) => Err(status.message().to_owned()),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Err(etcd_client::Error::GRpcStatus(status))) => Err(with_cause(status.message(), &status)),
+        Ok(Err(error)) => Err(with_cause(&error.to_string(), &error)),
         Err(_) => Err(format!("no answer within {:.1} s", limit.as_secs_f64())),
+    }
+}
+
+/// What an error says and what lies at its bottom: "transport error" alone names no refused connection or certificate.
+fn with_cause(said: &str, error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    match causes.last().map(ToString::to_string) {
+        Some(cause) if !said.contains(&cause) => format!("{said}: {cause}"),
+        _ => said.to_owned(),
     }
 }
 
