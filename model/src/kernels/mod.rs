@@ -1,4 +1,4 @@
-//! Product, norm and attention kernels: one source, four instruction sets, the same bits.
+//! Product, norm and attention kernels: one source, several instruction sets, the same bits.
 
 #![allow(unsafe_code)] // SIMD intrinsics and strided stores from several threads; every caller states what it upholds.
 #![allow(unsafe_op_in_unsafe_fn)] // In kernels nearly every line is an intrinsic or a raw access: blocks would only hide it.
@@ -9,6 +9,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod peak;
 mod portable;
@@ -34,11 +36,13 @@ pub enum SimdPath {
     Avx2,
     /// AVX-512 F, BW, VL and DQ; VNNI is used where the CPU has it.
     Avx512,
+    /// NEON; the dot product extension is used where the CPU has it.
+    Neon,
 }
 
 impl SimdPath {
-    /// All of them, slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    /// All of them; of those that one CPU has, the slowest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
 
     /// The fastest that this CPU has.
     #[must_use]
@@ -61,7 +65,8 @@ impl std::str::FromStr for SimdPath {
             "portable" => Ok(Self::Portable),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
-            _ => Err(format!("'{name}' is no SIMD path; use portable, avx2 or avx512")),
+            "neon" => Ok(Self::Neon),
+            _ => Err(format!("'{name}' is no SIMD path; use portable, avx2, avx512 or neon")),
         }
     }
 }
@@ -76,6 +81,10 @@ pub(crate) enum Isa {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -94,11 +103,24 @@ impl Isa {
             SimdPath::Avx2 => avx2.then_some(Self::Avx2),
             SimdPath::Avx512 if avx512 && is_x86_feature_detected!("avx512vnni") => Some(Self::Avx512Vnni),
             SimdPath::Avx512 => avx512.then_some(Self::Avx512),
+            SimdPath::Neon => None,
         }
     }
 
     /// The instructions of a path, if this CPU has them.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn of(path: SimdPath) -> Option<Self> {
+        match path {
+            SimdPath::Portable => Some(Self::Portable),
+            // Every CPU of this target has NEON.
+            SimdPath::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Some(Self::NeonDot),
+            SimdPath::Neon => Some(Self::Neon),
+            SimdPath::Avx2 | SimdPath::Avx512 => None,
+        }
+    }
+
+    /// The instructions of a path, if this CPU has them.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(crate) fn of(path: SimdPath) -> Option<Self> {
         (path == SimdPath::Portable).then_some(Self::Portable)
     }
@@ -167,7 +189,24 @@ macro_rules! kernels {
                             Self::Avx512Vnni => avx512_vnni(args),
                         }
                     }
-                    #[cfg(not(target_arch = "x86_64"))]
+                    #[cfg(target_arch = "aarch64")]
+                    {
+                        #[target_feature(enable = "neon,dotprod")]
+                        unsafe fn neon_dot(args: &$args) {
+                            $module::$name::<neon::Neon<true>>(args);
+                        }
+                        #[target_feature(enable = "neon")]
+                        unsafe fn neon(args: &$args) {
+                            $module::$name::<neon::Neon<false>>(args);
+                        }
+                        // SAFETY: as above.
+                        match self {
+                            Self::Portable => $module::$name::<portable::Portable>(args),
+                            Self::Neon => neon(args),
+                            Self::NeonDot => neon_dot(args),
+                        }
+                    }
+                    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
                     $module::$name::<portable::Portable>(args);
                 }
             )*

@@ -12,11 +12,15 @@ use crate::quant::{BLOCK, quantise_block};
 
 /// All that this CPU has, the ones that no option chooses among them.
 fn isas() -> Vec<Isa> {
-    #[allow(unused_mut, reason = "one more is pushed on x86-64 only")]
+    #[allow(unused_mut, reason = "nothing is pushed on other targets")]
     let mut isas: Vec<Isa> = SimdPath::ALL.into_iter().filter_map(Isa::of).collect();
     #[cfg(target_arch = "x86_64")]
     if isas.contains(&Isa::Avx512Vnni) {
         isas.push(Isa::Avx512);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isas.contains(&Isa::NeonDot) {
+        isas.push(Isa::Neon);
     }
     isas
 }
