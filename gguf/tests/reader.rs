@@ -127,8 +127,14 @@ fn what_is_wrong_is_named() {
     assert!(with(&twice).to_string().contains("same.weight"));
 }
 
+/// `PROPTEST_CASES` sets another number, for a longer search.
+fn cases(usual: u32) -> ProptestConfig {
+    let given = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { given } else { ProptestConfig { cases: usual, ..given } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn a_damaged_file_is_answered(changes in prop::collection::vec((0..1000_usize, any::<u8>()), 1..6), cut in 0..1000_usize) {

@@ -57,8 +57,8 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
-    /// A folder of GGUF files, each of which is a model.
-    #[error("{path} holds no config.json but GGUF files; name one of them: {files}")]
+    /// A folder without config.json or weights, but of GGUF files, each of which is a model.
+    #[error("{path} is no whole Hugging Face folder but holds GGUF files; name one of them: {files}")]
     FolderOfFiles {
         /// The folder.
         path: PathBuf,
@@ -94,6 +94,16 @@ pub enum LoadError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
+    },
+    /// A tensor of which nobody knows which one is meant.
+    #[error("{path} holds the tensor `{tensor}`, and so does {other}; which one is meant? Download the folder again")]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it is too.
+        other: PathBuf,
     },
     /// A tensor that would change the result, and that this crate does not know.
     #[error(

@@ -54,8 +54,14 @@ fn values() -> impl Strategy<Value = Value> {
     ]
 }
 
+/// `PROPTEST_CASES` sets another number, for a longer search.
+fn cases(usual: u32) -> ProptestConfig {
+    let given = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { given } else { ProptestConfig { cases: usual, ..given } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     #[test]
     fn a_damaged_configuration(
@@ -90,6 +96,19 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_index(which in any::<prop::sample::Index>(), value in values(), cut in 0..4000_usize) {
+        let folder = copy_of("llama3_sharded", "damaged-index");
+        let path = folder.join("model.safetensors.index.json");
+        let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let keys: Vec<String> = index["weight_map"].as_object().unwrap().keys().cloned().collect();
+        index["weight_map"][which.get(&keys)] = value;
+        let mut text = index.to_string();
+        text.truncate(text.len() - cut.saturating_sub(3000));
+        std::fs::write(&path, text).unwrap();
+        answers(&folder);
+    }
+
+    #[test]
     fn a_damaged_safetensors_file(
         changes in prop::collection::vec((0..2000_usize, any::<u8>()), 1..4),
         cut in 0..40_000_usize,
@@ -114,6 +133,46 @@ fn a_path_that_is_not_quite_the_model_is_told_apart() {
     let (folder, _) = file("folder-of-files", &std::fs::read(fixture("gguf/qwen3.gguf")).unwrap());
     let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err();
     assert!(matches!(&error, LoadError::FolderOfFiles { files, .. } if files == "model.gguf"), "{error}");
+    // As many repositories of GGUF files are: with the configuration of the model they were made from.
+    std::fs::copy(fixture("qwen3").join("config.json"), folder.join("config.json")).unwrap();
+    let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err();
+    assert!(matches!(&error, LoadError::FolderOfFiles { files, .. } if files == "model.gguf"), "{error}");
+    let folder = copy_of("qwen3", "not-downloaded");
+    std::fs::write(folder.join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\nsize 5\n").unwrap();
+    let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors") && error.contains("git lfs pull"), "{error}");
+}
+
+/// Which of the two would be taken would depend on the order of files.
+#[test]
+fn a_tensor_in_two_shards_is_refused() {
+    let folder = copy_of("llama3_sharded", "twice");
+    std::fs::copy(folder.join("model-00002-of-00005.safetensors"), folder.join("stale.safetensors")).unwrap();
+    let path = folder.join("model.safetensors.index.json");
+    let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    index["weight_map"]["stale"] = json!("stale.safetensors");
+    std::fs::write(path, index.to_string()).unwrap();
+    let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, LoadError::Twice { .. }), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("stale.safetensors") && error.contains("model-00002-of-00005.safetensors"), "{error}");
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_refused_in_the_file_that_has_them() {
+    let folder = copy_of("qwen3", "ids");
+    for file in ["config.json", "generation_config.json"] {
+        let path = folder.join(file);
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["eos_token_id"] = json!([2, 80]);
+        std::fs::write(&path, json.to_string()).unwrap();
+        if file == "config.json" {
+            std::fs::remove_file(folder.join("generation_config.json")).unwrap();
+        }
+        let error = Weights::load(&folder, Dtype::Q8_0, &mut |_| {}).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("80"), "{error}");
+        std::fs::copy(fixture("qwen3").join("generation_config.json"), folder.join("generation_config.json")).unwrap();
+    }
 }
 
 #[test]

@@ -11,6 +11,9 @@ use crate::files::ModelFiles;
 use crate::pieces::{Kind, Pieces};
 use crate::template::{ChatTemplate, SpecialTokens};
 
+/// Beyond any vocabulary; each id below the highest takes memory.
+const MOST_TOKENS: TokenId = 1 << 24;
+
 /// A loaded tokenizer. Immutable; share it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -37,6 +40,10 @@ impl Tokenizer {
         let mut inner = tokenizers::Tokenizer::from_bytes(&files.tokenizer).map_err(broken)?;
         // Training leaves these in some files, and then prompts are cut or filled without a word.
         inner.with_padding(None).with_truncation(None).map_err(broken)?;
+        if let Some((token, id)) = inner.get_vocab(true).into_iter().find(|(_, id)| *id >= MOST_TOKENS) {
+            let reason = format!("the token {token:?} has the id {id}, beyond any vocabulary");
+            return Err(LoadError::Broken { file, reason });
+        }
         let pieces = Pieces::of(&inner).map_err(|decoder| LoadError::Decoder { file: file.clone(), decoder })?;
 
         let mut special = SpecialTokens::of(&files.tokenizer_config);

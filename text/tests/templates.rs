@@ -94,6 +94,23 @@ fn tojson_is_pythons() {
     );
 }
 
+/// Found with the template of Qwen3-Coder; jinja2 says the same of each.
+#[test]
+fn what_is_iterable_is_pythons() {
+    let values = ["none", "nothing", "'ab'", "[1]", "{'a': 1}", "1", "true", "range(2)", "messages[0]", "tools"];
+    for (test, wanted) in [
+        ("iterable", [false, true, true, true, true, false, false, true, true, false]),
+        ("sequence", [false, true, true, true, true, false, false, true, true, false]),
+        ("mapping", [false, false, false, false, true, false, false, false, true, false]),
+    ] {
+        for (value, wanted) in values.into_iter().zip(wanted) {
+            let wanted = if wanted { "True" } else { "False" };
+            assert_eq!(render(&format!("{{{{ {value} is {test} }}}}")), wanted, "{value} is {test}");
+        }
+    }
+    assert_eq!(render("{% if tools is iterable and tools | length > 0 %}tools{% else %}none{% endif %}"), "none");
+}
+
 #[test]
 fn failures_say_what_and_where() {
     let error = ChatTemplate::new("a\n{% if %}", special()).unwrap_err();

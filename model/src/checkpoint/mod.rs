@@ -9,6 +9,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -17,10 +18,13 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use crate::config::{Config, Family, read_json};
+use crate::config::{Config, Family, gguf_files, read_json};
 use crate::error::LoadError;
 pub(crate) use names::{Names, Part, Style, parts, shape};
 pub(crate) use tensor::{Stored, Tensor};
+
+/// What stands in the place of a large file that was not downloaded.
+const LFS: &[u8; 23] = b"version https://git-lfs";
 
 /// The files of a checkpoint and where in them each tensor is.
 pub(crate) struct Checkpoint {
@@ -59,7 +63,10 @@ impl Checkpoint {
                 this.add_safetensors(path.join(shard), Some(&tensors))?;
             }
         } else if path.is_dir() {
-            return Err(LoadError::NoWeights { path: path.into() });
+            return Err(match gguf_files(path) {
+                files if files.is_empty() => LoadError::NoWeights { path: path.into() },
+                files => LoadError::FolderOfFiles { path: path.into(), files: files.join(", ") },
+            });
         } else {
             return Err(LoadError::Read { path: path.into(), source: std::io::ErrorKind::NotFound.into() });
         }
@@ -78,7 +85,12 @@ impl Checkpoint {
 
     fn map(path: &Path) -> Result<Mmap, LoadError> {
         let read = |source| LoadError::Read { path: path.into(), source };
-        let file = File::open(path).map_err(read)?;
+        let mut file = File::open(path).map_err(read)?;
+        let mut first = [0; LFS.len()];
+        if file.read_exact(&mut first).is_ok() && first == *LFS {
+            let problem = "it is a Git LFS pointer; run `git lfs pull`".into();
+            return Err(LoadError::Damaged { path: path.into(), problem });
+        }
         // SAFETY: the file must not change while it is mapped. That is how weights are read everywhere, and a model
         // that changes under a running server is beyond what any reader could answer for.
         unsafe { Mmap::map(&file) }.map_err(read)
@@ -86,10 +98,6 @@ impl Checkpoint {
 
     fn add_gguf(&mut self, path: PathBuf) -> Result<(), LoadError> {
         let map = Self::map(&path)?;
-        if map.starts_with(b"version https://git-lfs") {
-            let problem = "it is a Git LFS pointer; run `git lfs pull`".into();
-            return Err(LoadError::Damaged { path, problem });
-        }
         let mut gguf = Gguf::read(&map).map_err(|e| LoadError::Gguf { path: path.clone(), problem: e.to_string() })?;
         if gguf.get("split.count").and_then(cascadia_gguf::Value::as_u64).is_some_and(|n| n > 1) {
             let problem = "says that the file is one of several; merge them with `gguf-split --merge`".into();
@@ -119,7 +127,10 @@ impl Checkpoint {
             }
             let stored = Stored::of_safetensors(info.dtype);
             let entry = Entry { file: self.files.len(), stored, shape: info.shape.clone(), bytes };
-            self.tensors.insert(text_part(&name), entry);
+            if let Some(other) = self.tensors.insert(text_part(&name), entry) {
+                let other = self.files.get(other.file).map_or(&path, |(path, _)| path).clone();
+                return Err(LoadError::Twice { path, tensor: name, other });
+            }
         }
         let absent = |name: &&String| {
             let name = text_part(name);

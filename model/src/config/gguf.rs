@@ -219,6 +219,9 @@ impl Metadata<'_> {
             return Ok(vec![global]);
         }
         let theta = self.number("rope.freq_base_swa", 10_000.0)?;
+        if theta <= 0.0 {
+            return Err(self.wrong("rope.freq_base_swa", format!("is {theta}; it must be above zero")));
+        }
         Ok(vec![global, RopeConfig { theta, dims, scaling: RopeScaling::None, attention_factor: 1.0 }])
     }
 

@@ -77,12 +77,10 @@ pub(super) fn read(folder: &Path) -> Result<Config, LoadError> {
     let mut config = json.config(family)?;
     let path = folder.join("generation_config.json");
     let generation = if path.exists() { Some(Json::read(path)?) } else { None };
-    let eos = match generation {
-        Some(g) if g.get("eos_token_id").is_some() => g.ids("eos_token_id")?,
-        _ => json.ids("eos_token_id")?,
-    };
+    let says = generation.filter(|generation| generation.get("eos_token_id").is_some()).unwrap_or(json);
+    let eos = says.ids("eos_token_id")?;
     if let Some(id) = eos.iter().find(|&&id| id as usize >= config.vocabulary) {
-        return Err(json.wrong("eos_token_id", format!("is {id}, outside the vocabulary of {}", config.vocabulary)));
+        return Err(says.wrong("eos_token_id", format!("is {id}, outside the vocabulary of {}", config.vocabulary)));
     }
     config.eos = eos;
     Ok(config)

@@ -156,7 +156,7 @@ impl Config {
 }
 
 /// The names of the GGUF files in a folder.
-fn gguf_files(folder: &Path) -> Vec<String> {
+pub(crate) fn gguf_files(folder: &Path) -> Vec<String> {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
     names.retain(|name| name.ends_with(".gguf"));
