@@ -49,7 +49,7 @@ impl Tally {
 /// When they do not come up.
 pub async fn cluster(pair: &Pair, threads: usize) -> Result<LocalCluster, Failure> {
     let mut config = ClusterConfig { drafters: 1, experts: 1, ..ClusterConfig::default() };
-    (config.drafter.threads, config.expert.threads) = (threads, threads);
+    (config.drafter.engine.threads, config.expert.engine.threads) = (threads, threads);
     let models = pair.models(&config.drafter, &config.expert, config.drafters + config.experts);
     Ok(LocalCluster::start(config, models).await?)
 }

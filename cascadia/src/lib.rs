@@ -24,6 +24,7 @@ pub mod load;
 pub mod locate;
 pub mod machine;
 pub mod memory;
+pub mod model_id;
 pub mod nodes;
 pub mod pad;
 pub mod signals;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cascadia_core::engine::Engine;
-use cascadia_core::kv_memory::{KvMemory, Need};
+use cascadia_core::kv_memory::Need;
 use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, KvDtype, LoadOptions, Progress, Weights};
+use cascadia_node::engine_config::EngineConfig;
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -47,12 +48,17 @@ impl Model {
         Self::load_up_to(model, dtype, 0, &mut |_, _, _| {})
     }
 
-    /// As [`Model::load`], to be served with at most `context` positions; 0 means as many as the model was made for.
-    /// `report` hears each stage with its bytes. A model of the hub is fetched first.
+    /// The model that a node is configured to have. `report` hears each stage with its bytes. A model of the hub is
+    /// fetched first.
     ///
     /// # Errors
-    /// As there.
-    pub fn load_up_to(model: &Path, dtype: &str, context: usize, report: &mut Report<'_>) -> Result<Self, Failure> {
+    /// As [`Model::load`].
+    pub fn configured(config: &EngineConfig, report: &mut Report<'_>) -> Result<Self, Failure> {
+        Self::load_up_to(&config.model, &config.dtype, config.context, report)
+    }
+
+    /// With at most `context` positions; 0 means as many as the model was made for.
+    fn load_up_to(model: &Path, dtype: &str, context: usize, report: &mut Report<'_>) -> Result<Self, Failure> {
         let dtype: Dtype = dtype.parse()?;
         let mut stages = Stages::default();
         let mut say = |stage: &str, done: u64, total: u64| {
@@ -76,6 +82,9 @@ impl Model {
         })?;
         bar.finish_and_clear();
         let config = weights.config();
+        if config.context < context {
+            tracing::warn!(asked = context, context = config.context, "the model was made for a shorter context");
+        }
         let (seconds, millions) = (begun.elapsed().as_secs_f32(), weights.parameters() / 1_000_000);
         tracing::info!(%path, family = ?config.family, millions, %dtype, context = config.context, seconds, "weights loaded");
         Ok(Self { folder: model.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
@@ -87,14 +96,14 @@ impl Model {
         self.weights.parameters()
     }
 
-    /// An engine with KV pages of its own; 0 threads means as many as the machine has.
+    /// An engine with KV pages of its own, one of `engines` in this process.
     ///
     /// # Errors
     /// When the cache that is asked for means nothing, or the system has no room for it.
-    pub fn engine(&self, cache: &Cache<'_>, threads: usize) -> Result<Box<dyn Engine>, Failure> {
-        let kv_dtype: KvDtype = cache.dtype.parse()?;
-        let pages = self.pages(cache, kv_dtype)?;
-        let threads = match threads {
+    pub fn engine(&self, config: &EngineConfig, engines: usize) -> Result<Box<dyn Engine>, Failure> {
+        let kv_dtype: KvDtype = config.kv_dtype.parse()?;
+        let pages = self.pages(config, engines, kv_dtype)?;
+        let threads = match config.threads {
             // The engine itself uses one for passes that are too small to gain from more.
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -108,17 +117,21 @@ impl Model {
     }
 
     /// How many KV pages an engine gets.
-    fn pages(&self, cache: &Cache<'_>, dtype: KvDtype) -> Result<usize, Failure> {
+    fn pages(&self, config: &EngineConfig, engines: usize, dtype: KvDtype) -> Result<usize, Failure> {
         let (page_bytes, context) = (self.weights.page_bytes(dtype), self.weights.config().context);
-        let pages = match cache.pages {
+        let free = memory::free();
+        let pages = match config.kv_pages {
             0 => {
-                let need = Need { page_bytes, context, max_sessions: cache.max_sessions };
-                cache.memory.pages(memory::free(), cache.engines, need)?
+                let need = Need { page_bytes, context, max_sessions: config.max_sessions };
+                config.kv_memory.pages(free, engines, need)?
             }
             pages => pages,
         };
         let (tokens, bytes) = (pages.saturating_mul(PAGE_TOKENS), pages.saturating_mul(page_bytes));
         tracing::info!(pages, tokens, bytes, %dtype, "KV cache");
+        if let Some(free) = free.filter(|&free| bytes as u64 > free) {
+            tracing::warn!(bytes, free, "the KV cache may grow beyond what memory is free; lower --kv-memory");
+        }
         if tokens < context {
             tracing::warn!(
                 tokens,
@@ -135,40 +148,19 @@ impl Model {
     /// As [`Model::engine`].
     pub fn drafter_parts(
         &self,
-        config: &DrafterConfig,
+        config: &EngineConfig,
         engines: usize,
     ) -> Result<cascadia_drafter_node::Parts, Failure> {
-        let DrafterConfig { kv_pages: pages, kv_memory: memory, max_sessions, .. } = *config;
-        let cache = Cache { pages, memory, dtype: &config.kv_dtype, max_sessions, engines };
-        let engine = self.engine(&cache, config.threads)?;
-        Ok(cascadia_drafter_node::Parts { engine, text: self.tokenizer.clone() })
+        Ok(cascadia_drafter_node::Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
     }
 
     /// The parts of an expert node, one of `engines` in this process.
     ///
     /// # Errors
     /// As [`Model::engine`].
-    pub fn expert_parts(&self, config: &ExpertConfig, engines: usize) -> Result<cascadia_expert_node::Parts, Failure> {
-        let ExpertConfig { kv_pages: pages, kv_memory: memory, max_sessions, .. } = *config;
-        let cache = Cache { pages, memory, dtype: &config.kv_dtype, max_sessions, engines };
-        let engine = self.engine(&cache, config.threads)?;
-        Ok(cascadia_expert_node::Parts { engine, text: self.tokenizer.clone() })
+    pub fn expert_parts(&self, config: &EngineConfig, engines: usize) -> Result<cascadia_expert_node::Parts, Failure> {
+        Ok(cascadia_expert_node::Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
     }
-}
-
-/// The KV cache that a node is configured to have.
-#[derive(Clone, Copy, Debug)]
-pub struct Cache<'a> {
-    /// So many pages; 0 lets `memory` decide.
-    pub pages: usize,
-    /// Memory for them.
-    pub memory: KvMemory,
-    /// What keys and values are held in: f32 or f16.
-    pub dtype: &'a str,
-    /// Sessions that are open at once at most.
-    pub max_sessions: usize,
-    /// Engines of this process, which share what is free.
-    pub engines: usize,
 }
 
 /// A drafter and an expert that can work together.
@@ -194,7 +186,7 @@ impl Pair {
     #[must_use]
     pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig, engines: usize) -> Models {
         let (d, e) = (self.clone(), self.clone());
-        let (drafter, expert) = (drafter.clone(), expert.clone());
+        let (drafter, expert) = (drafter.engine.clone(), expert.engine.clone());
         Models {
             drafter: Arc::new(move || d.drafter.drafter_parts(&drafter, engines)),
             expert: Arc::new(move || e.expert.expert_parts(&expert, engines)),
@@ -227,10 +219,10 @@ pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) 
 ///
 /// # Errors
 /// When a file is missing or says what this binary does not know: one sentence with the cure.
-pub fn check(model: &Path, (dtype, kv_dtype): (&str, &str)) -> Result<Option<Tokenizer>, Failure> {
-    dtype.parse::<Dtype>()?;
-    kv_dtype.parse::<KvDtype>()?;
-    locate::on_disk(model).map(|folder| read(&folder)).transpose()
+pub fn check(config: &EngineConfig) -> Result<Option<Tokenizer>, Failure> {
+    config.dtype.parse::<Dtype>()?;
+    config.kv_dtype.parse::<KvDtype>()?;
+    locate::on_disk(&config.model)?.map(|folder| read(&folder)).transpose()
 }
 
 /// Configuration and tokenizer of a model on this machine.
@@ -318,6 +310,8 @@ pub fn shipped_pair() -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use cascadia_core::kv_memory::KvMemory;
+
     use super::*;
 
     #[test]
@@ -336,18 +330,27 @@ mod tests {
     #[test]
     fn one_file_is_a_model() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures/gguf/qwen3.gguf");
-        check(&file, ("q4_k", "f16")).expect("configuration and tokenizer are inside");
-        let model = Model::load_up_to(&file, "q4_k", 64, &mut |_, _, _| {}).expect("so are the weights");
+        let config = EngineConfig {
+            model: file.clone(),
+            dtype: "q4_k".into(),
+            context: 64,
+            kv_dtype: "f16".into(),
+            kv_memory: "1MiB".parse().expect("an amount"),
+            max_sessions: 1000,
+            threads: 1,
+            ..EngineConfig::default()
+        };
+        check(&config).expect("configuration and tokenizer are inside");
+        let model = Model::configured(&config, &mut |_, _, _| {}).expect("so are the weights");
         assert_eq!((folder_name(&file).as_str(), model.weights.config().context), ("qwen3", 64));
         assert!(model.tokenizer.chat_template().is_ok() && model.tokenizer.eos_ids() == [2]);
         let ids = model.tokenizer.encode("a tooth", false).expect("it is text");
         assert_eq!(model.tokenizer.decode(&ids), "a tooth");
-        let memory = "1MiB".parse().expect("an amount");
-        let cache = Cache { pages: 0, memory, dtype: "f16", max_sessions: 1000, engines: 4 };
-        let facts = model.engine(&cache, 1).expect("there is room").facts().clone();
+        let facts = model.engine(&config, 4).expect("there is room").facts().clone();
         assert_eq!((facts.vocabulary, facts.pages), (80, (1 << 20) / facts.page_bytes));
         assert!(facts.fingerprint != model.weights.fingerprint());
-        let error = model.engine(&Cache { memory: KvMemory::Bytes(9), ..cache }, 1).err().expect("not one page");
+        let error =
+            model.engine(&EngineConfig { kv_memory: KvMemory::Bytes(9), ..config }, 4).err().expect("not one page");
         assert!(error.to_string().contains(&facts.page_bytes.to_string()), "{error}");
     }
 
@@ -364,7 +367,9 @@ mod tests {
             tokenizer["model"]["vocab"][format!("more {token}")] = serde_json::json!(rows + token);
         }
         std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("room");
-        let error = check(&folder, ("q8_0", "f32")).expect_err("there are too many tokens").to_string();
+        let error = check(&EngineConfig { model: folder.clone(), ..EngineConfig::default() })
+            .expect_err("there are too many tokens")
+            .to_string();
         assert!(error.contains(&format!("rows for {rows} tokens")) && error.contains("cascadia-load"), "{error}");
         std::fs::remove_dir_all(&folder).expect("it goes");
     }

@@ -188,13 +188,15 @@ pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
+    // Before the weights, which take minutes.
+    config.check()?;
     let load = {
         let (config, synthetic) = (config.clone(), args.synthetic.clone());
         move |loading: &Loading| match &synthetic {
             Some(synthetic) => Ok(synthetic.drafter_parts(&config)),
             None => {
                 let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-                Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.drafter_parts(&config, 1)
+                Model::configured(&config.engine, &mut report)?.drafter_parts(&config.engine, 1)
             }
         }
     };
@@ -224,13 +226,15 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
 /// When it cannot listen, load its model, or register.
 pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
+    // Before the weights, which take minutes.
+    config.check()?;
     let load = {
         let (config, synthetic) = (config.clone(), args.synthetic.clone());
         move |loading: &Loading| match &synthetic {
             Some(synthetic) => Ok(synthetic.expert_parts(&config)),
             None => {
                 let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-                Model::load_up_to(&config.model, &config.dtype, config.context, &mut report)?.expert_parts(&config, 1)
+                Model::configured(&config.engine, &mut report)?.expert_parts(&config.engine, 1)
             }
         }
     };
@@ -310,7 +314,7 @@ impl ExpertArgs {
             synthetic.configure_expert(&mut config);
         }
         if config.served_model.is_empty() {
-            config.served_model = vec![crate::load::folder_name(&config.model)];
+            config.served_model = vec![crate::load::folder_name(&config.engine.model)];
         }
         config
     }

@@ -16,6 +16,7 @@ use cascadia_core::placement::Role;
 use cascadia_core::synthetic::{Pace, SyntheticEngine, SyntheticModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
+use cascadia_node::engine_config::EngineConfig;
 use cascadia_text::Tokenizer;
 
 use crate::cluster::Models;
@@ -73,6 +74,13 @@ impl Side {
     fn new(step: Duration) -> Self {
         let pace = Pace { step, token: Duration::ZERO, prefill: 20_000.0 };
         Self { pace, context: 4096, pages: None, sessions: None, batch: None }
+    }
+
+    /// Sets what was typed.
+    fn configure(&self, config: &mut EngineConfig) {
+        config.kv_pages = self.pages.unwrap_or(if config.kv_pages == 0 { PAGES } else { config.kv_pages });
+        config.max_sessions = self.sessions.unwrap_or(config.max_sessions);
+        config.batch_tokens = self.batch.unwrap_or(config.batch_tokens);
     }
 
     /// Whether the key is one of a node's.
@@ -193,18 +201,12 @@ impl Synthetic {
 
     /// Sets of a drafter's configuration what was typed here.
     pub fn configure_drafter(&self, config: &mut DrafterConfig) {
-        let Side { pages, sessions, batch, .. } = self.drafter;
-        config.kv_pages = pages.unwrap_or(if config.kv_pages == 0 { PAGES } else { config.kv_pages });
-        config.max_sessions = sessions.unwrap_or(config.max_sessions);
-        config.batch_tokens = batch.unwrap_or(config.batch_tokens);
+        self.drafter.configure(&mut config.engine);
     }
 
     /// Sets of an expert's configuration what was typed here, and its served model's name where it has none.
     pub fn configure_expert(&self, config: &mut ExpertConfig) {
-        let Side { pages, sessions, batch, .. } = self.expert;
-        config.kv_pages = pages.unwrap_or(if config.kv_pages == 0 { PAGES } else { config.kv_pages });
-        config.max_sessions = sessions.unwrap_or(config.max_sessions);
-        config.batch_tokens = batch.unwrap_or(config.batch_tokens);
+        self.expert.configure(&mut config.engine);
         if config.served_model.is_empty() {
             config.served_model = vec![SERVED.to_owned()];
         }
@@ -213,14 +215,14 @@ impl Synthetic {
     /// The parts of a drafter node.
     #[must_use]
     pub fn drafter_parts(&self, config: &DrafterConfig) -> cascadia_drafter_node::Parts {
-        let (engine, text) = self.parts(Role::Drafter, config.kv_pages);
+        let (engine, text) = self.parts(Role::Drafter, config.engine.kv_pages);
         cascadia_drafter_node::Parts { engine, text }
     }
 
     /// The parts of an expert node.
     #[must_use]
     pub fn expert_parts(&self, config: &ExpertConfig) -> cascadia_expert_node::Parts {
-        let (engine, text) = self.parts(Role::Expert, config.kv_pages);
+        let (engine, text) = self.parts(Role::Expert, config.engine.kv_pages);
         cascadia_expert_node::Parts { engine, text }
     }
 

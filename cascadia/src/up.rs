@@ -95,8 +95,8 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
     }
     let (drafter, expert) = (&config.drafter, &config.expert);
     let pair = Pair::new(
-        Model::load_up_to(&drafter.model, &drafter.dtype, drafter.context, &mut |_, _, _| {})?,
-        Model::load_up_to(&expert.model, &expert.dtype, expert.context, &mut |_, _, _| {})?,
+        Model::configured(&drafter.engine, &mut |_, _, _| {})?,
+        Model::configured(&expert.engine, &mut |_, _, _| {})?,
     )?;
     Ok((served(&pair), pair.models(drafter, expert, config.drafters + config.experts)))
 }
@@ -116,7 +116,7 @@ pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, F
         }
         None => {
             let (drafter_model, expert_model, name) = pair(args, settings)?;
-            (drafter.model, expert.model) = (drafter_model, expert_model);
+            (drafter.engine.model, expert.engine.model) = (drafter_model, expert_model);
             for served in [&mut drafter.served_model, &mut expert.served_model] {
                 if served.is_empty() {
                     *served = vec![name.clone()];

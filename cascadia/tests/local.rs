@@ -6,7 +6,7 @@ use cascadia::demo::contest::{ALL, CASCADE, request};
 use cascadia::demo::problems::{Problem, held_out};
 use cascadia::load::{Model, Pair, shipped_pair};
 use cascadia_core::kv_memory::KvMemory;
-use cascadia_drafter_node::DrafterConfig;
+use cascadia_node::engine_config::EngineConfig;
 
 fn pair() -> Pair {
     let folder = shipped_pair().expect("a clone of the repository");
@@ -79,12 +79,14 @@ async fn a_cache_of_a_few_sessions_gives_the_texts_of_a_large_one() {
         // Pages of the longest session, with some to spare; and the default.
         for pages in [30, 0] {
             let memory = |model: &Model| match pages {
-                0 => DrafterConfig::default().kv_memory,
+                0 => EngineConfig::default().kv_memory,
                 pages => KvMemory::Bytes((pages * model.weights.page_bytes(dtype.parse().expect("a type"))) as u64),
             };
             let mut config = ClusterConfig { drafters: 1, experts: 1, ..ClusterConfig::default() };
-            (config.drafter.kv_memory, config.drafter.kv_dtype) = (memory(&models.drafter), dtype.into());
-            (config.expert.kv_memory, config.expert.kv_dtype) = (memory(&models.expert), dtype.into());
+            let engine = &mut config.drafter.engine;
+            (engine.kv_memory, engine.kv_dtype) = (memory(&models.drafter), dtype.into());
+            let engine = &mut config.expert.engine;
+            (engine.kv_memory, engine.kv_dtype) = (memory(&models.expert), dtype.into());
             let parts = models.models(&config.drafter, &config.expert, 2);
             let cluster = LocalCluster::start(config, parts).await.expect("it starts");
             let client = cluster.client().await.expect("the router is there");

@@ -70,14 +70,15 @@ pub async fn run(
     let stepper = Stepper::new(
         &facts,
         StepperConfig {
-            batch_tokens: config.batch_tokens,
-            max_sessions: config.max_sessions,
+            batch_tokens: config.engine.batch_tokens,
+            max_sessions: config.engine.max_sessions,
             ..StepperConfig::default()
         },
     );
     let observer = Box::new(metrics.clone());
-    let drafter = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens);
-    let capacity = config.max_sessions * COMMANDS_PER_SESSION;
+    let drafter =
+        SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.engine.batch_tokens);
+    let capacity = config.engine.max_sessions * COMMANDS_PER_SESSION;
     let engine = EngineHandle::new(drive::spawn(drafter, "drafter-engine", drive, capacity));
 
     // No name: it drafts for every model of its tokenizer.
@@ -92,10 +93,10 @@ pub async fn run(
     let identity = Identity {
         role: Role::Drafter,
         models: served.collect(),
-        capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
+        capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
             let live = live.clone();
-            move || live.now().grace()
+            move || live.now().engine.grace()
         }),
     };
     let edge = process.edge();

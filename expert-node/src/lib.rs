@@ -63,16 +63,16 @@ pub async fn run(
     let stepper = Stepper::new(
         &facts,
         StepperConfig {
-            batch_tokens: config.batch_tokens,
-            max_sessions: config.max_sessions,
+            batch_tokens: config.engine.batch_tokens,
+            max_sessions: config.engine.max_sessions,
             ..StepperConfig::default()
         },
     );
     let observer = Box::new(metrics.clone());
-    let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.batch_tokens)
+    let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.engine.batch_tokens)
         .with_tracer(process.tracer().clone());
     // A session has its opening, its close and its granted blocks in the mailbox at most.
-    let capacity = config.max_sessions * (config.slots as usize + 2);
+    let capacity = config.engine.max_sessions * (config.slots as usize + 2);
     let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
 
     let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
@@ -85,10 +85,10 @@ pub async fn run(
     let identity = Identity {
         role: Role::Expert,
         models: served.collect(),
-        capacity: u32::try_from(config.max_sessions).unwrap_or(u32::MAX),
+        capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
             let live = live.clone();
-            move || live.now().grace()
+            move || live.now().engine.grace()
         }),
     };
     let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
@@ -107,5 +107,5 @@ pub async fn run(
 }
 
 fn folder_name(config: &ExpertConfig) -> String {
-    config.model.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+    config.engine.model.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -3,7 +3,8 @@
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
 //! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
-//! metrics share · [`config`] the configuration in force · [`drive`], [`sessions`], [`owner`], [`session_service`],
+//! metrics share · [`config`] the configuration in force ·
+//! [`engine_config`] what an operator sets of any engine · [`drive`], [`sessions`], [`owner`], [`session_service`],
 //! [`process`] what drafters and experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
@@ -13,6 +14,7 @@
 pub mod admin;
 pub mod config;
 pub mod drive;
+pub mod engine_config;
 mod jitter;
 pub mod lanes;
 pub mod leaving;

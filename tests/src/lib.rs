@@ -14,6 +14,7 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::drive::Drive;
+use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener};
@@ -35,6 +36,10 @@ const CONTEXT: usize = 2048;
 
 /// KV pages of a toy engine.
 const PAGES: usize = 1024;
+
+fn engine() -> EngineConfig {
+    EngineConfig { kv_pages: PAGES, ..EngineConfig::default() }
+}
 
 /// An expert whose texts have some tens of tokens.
 #[must_use]
@@ -140,8 +145,8 @@ impl Default for Plan {
             expert_step: Duration::ZERO,
             drafter_step: Duration::ZERO,
             router: RouterConfig::default(),
-            drafter: DrafterConfig { kv_pages: PAGES, ..DrafterConfig::default() },
-            expert: ExpertConfig { served_model: vec![MODEL.into()], kv_pages: PAGES, ..ExpertConfig::default() },
+            drafter: DrafterConfig { engine: engine(), ..DrafterConfig::default() },
+            expert: ExpertConfig { served_model: vec![MODEL.into()], engine: engine(), ..ExpertConfig::default() },
         }
     }
 }
@@ -262,8 +267,13 @@ impl ToyCluster {
         let id = format!("expert-{}", self.experts.len() + 1);
         let plan = self.plan.clone();
         let node = Running::start(&id, &self.membership, move |edge, hang| async move {
-            let engine =
-                SlowEngine::new(plan.expert_model, plan.expert_context, plan.expert.kv_pages, plan.expert_step, hang);
+            let engine = SlowEngine::new(
+                plan.expert_model,
+                plan.expert_context,
+                plan.expert.engine.kv_pages,
+                plan.expert_step,
+                hang,
+            );
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_expert_node::Parts { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
@@ -276,7 +286,8 @@ impl ToyCluster {
         let id = format!("drafter-{}", self.drafters.len() + 1);
         let plan = self.plan.clone();
         let node = Running::start(&id, &self.membership, move |edge, hang| async move {
-            let engine = SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.kv_pages, plan.drafter_step, hang);
+            let engine =
+                SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_drafter_node::Parts { engine: Box::new(engine), text };
             cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await.expect("the drafter runs");

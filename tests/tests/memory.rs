@@ -65,8 +65,8 @@ async fn a_tiny_cache_gives_the_texts_of_a_large_one() {
     let wanted = answers(&roomy).await;
     let mut plan = steps(Plan::default());
     // The longest session alone needs 18 of them.
-    (plan.drafter.kv_pages, plan.expert.kv_pages) = (20, 20);
-    plan.expert.max_sessions = 8;
+    (plan.drafter.engine.kv_pages, plan.expert.engine.kv_pages) = (20, 20);
+    plan.expert.engine.max_sessions = 8;
     let tiny = ToyCluster::start(plan).await;
     let (got, waited) = tokio::join!(answers(&tiny), async {
         let mut most = 0;

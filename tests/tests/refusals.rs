@@ -76,7 +76,7 @@ async fn scores_under_way_when_an_expert_dies_come_from_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_wait_for_a_full_expert_and_leave_those_inside_alone() {
     let mut plan = plan(1, 1, 4);
-    plan.expert.max_sessions = 2;
+    plan.expert.engine.max_sessions = 2;
     let cluster = ToyCluster::start(plan).await;
     let asking = |seed| asked(parameters("speculative", 0.8, seed), 36);
     let mut alone = Vec::new();
@@ -99,7 +99,7 @@ async fn sessions_wait_for_a_full_expert_and_leave_those_inside_alone() {
 async fn a_session_that_outgrows_its_expert_ends_there_and_disturbs_nobody() {
     let small_context = Plan { expert_context: 128, ..plan(1, 2, 2) };
     let mut few_pages = plan(1, 2, 2);
-    few_pages.expert.kv_pages = 12;
+    few_pages.expert.engine.kv_pages = 12;
     for (plan, room) in [(small_context, 128), (few_pages, 12 * 16)] {
         let cluster = ToyCluster::start(plan).await;
         let client = cluster.client().await;

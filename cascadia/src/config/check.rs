@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use cascadia_core::placement::Role;
-use cascadia_drafter_node::DrafterConfig;
-use cascadia_expert_node::ExpertConfig;
+use cascadia_node::engine_config::EngineConfig;
 
 use super::layers::Origin;
 use super::settings::Settings;
@@ -15,17 +14,17 @@ use crate::{Failure, load, locate, up};
 /// Checks a command's configuration, prints one line, or one a problem, and says how the process ends.
 #[must_use]
 pub fn run(cli: &Cli, settings: &Settings) -> ExitCode {
-    let problems = problems(cli, settings);
+    let (problems, models) = examine(cli, settings);
     if problems.is_empty() {
         // Whoever closed standard output has the exit code.
-        let _ = crate::print_line(&fine(cli, settings));
+        let _ = crate::print_line(&fine(cli, settings, &models));
         return ExitCode::SUCCESS;
     }
     problems.iter().for_each(|problem| eprintln!("error: {problem}"));
     ExitCode::from(2)
 }
 
-fn fine(cli: &Cli, settings: &Settings) -> String {
+fn fine(cli: &Cli, settings: &Settings, models: &[PathBuf]) -> String {
     let count = |what: &str, from: &dyn Fn(&Origin) -> bool| match settings.count(from) {
         0 => None,
         number => Some(format!("{number} {what}")),
@@ -43,27 +42,23 @@ fn fine(cli: &Cli, settings: &Settings) -> String {
         Command::Up(_) => "ports, weights",
         _ => "ports, etcd, weights",
     };
-    let hub = if models(cli, settings).iter().all(|model| locate::on_disk(model).is_some()) { "" } else { ", the hub" };
+    let away = |model: &PathBuf| matches!(locate::on_disk(model), Ok(None));
+    let away: Vec<String> = models.iter().filter(|model| away(model)).map(|model| locate::taken_for(model)).collect();
+    let untried = std::iter::once(untried.to_owned()).chain(away).collect::<Vec<_>>().join(", ");
     let name = settings.section().name();
-    format!("ok: {name}: {} settings ({given}); not tried: {untried}{hub}", settings.values().len())
-}
-
-/// The models that a command would load.
-fn models(cli: &Cli, settings: &Settings) -> Vec<PathBuf> {
-    match &cli.command {
-        Command::Drafter(args) if args.synthetic.is_none() => vec![args.resolved().model],
-        Command::Expert(args) if args.synthetic.is_none() => vec![args.resolved().model],
-        Command::Up(args) if args.synthetic.is_none() => {
-            up::configured(args, settings).map_or_else(|_| Vec::new(), |c| vec![c.drafter.model, c.expert.model])
-        }
-        _ => Vec::new(),
-    }
+    format!("ok: {name}: {} settings ({given}); not tried: {untried}", settings.values().len())
 }
 
 /// All that is wrong, one sentence each.
 #[must_use]
 pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
+    examine(cli, settings).0
+}
+
+/// All that is wrong, and the models that the command would load.
+fn examine(cli: &Cli, settings: &Settings) -> (Vec<String>, Vec<PathBuf>) {
     let mut found = vec![cascadia_node::telemetry::check_filter(cli.filter()).map_err(sentence)];
+    let mut models = Vec::new();
     match &cli.command {
         Command::Router(args) => {
             found.extend(args.node.checked(Role::Router));
@@ -75,7 +70,8 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             found.extend(args.node.checked(Role::Drafter));
             found.push(config.check());
             if args.synthetic.is_none() {
-                found.push(load::check(&config.model, (&config.dtype, &config.kv_dtype)).map(drop).map_err(sentence));
+                found.push(load::check(&config.engine).map(drop).map_err(sentence));
+                models.push(config.engine.model);
             }
         }
         Command::Expert(args) => {
@@ -83,7 +79,8 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
             found.extend(args.node.checked(Role::Expert));
             found.push(config.check());
             if args.synthetic.is_none() {
-                found.push(load::check(&config.model, (&config.dtype, &config.kv_dtype)).map(drop).map_err(sentence));
+                found.push(load::check(&config.engine).map(drop).map_err(sentence));
+                models.push(config.engine.model);
             }
         }
         Command::Up(args) => match up::configured(args, settings) {
@@ -92,19 +89,18 @@ pub fn problems(cli: &Cli, settings: &Settings) -> Vec<String> {
                 found.push(cascadia_node::net::check_address(&args.listen).map_err(sentence));
                 found.extend([args.http.check().map_err(sentence), args.telemetry.check()]);
                 if args.synthetic.is_none() {
-                    found.push(pair(&config.drafter, &config.expert).map_err(sentence));
+                    found.push(pair(&config.drafter.engine, &config.expert.engine).map_err(sentence));
+                    models.extend([config.drafter.engine.model, config.expert.engine.model]);
                 }
             }
         },
         _ => {}
     }
-    found.into_iter().filter_map(Result::err).collect()
+    (found.into_iter().filter_map(Result::err).collect(), models)
 }
 
-fn pair(drafter: &DrafterConfig, expert: &ExpertConfig) -> Result<(), Failure> {
-    let one = load::check(&drafter.model, (&drafter.dtype, &drafter.kv_dtype))?;
-    let other = load::check(&expert.model, (&expert.dtype, &expert.kv_dtype))?;
-    match (one, other) {
+fn pair(drafter: &EngineConfig, expert: &EngineConfig) -> Result<(), Failure> {
+    match (load::check(drafter)?, load::check(expert)?) {
         (Some(one), Some(other)) => load::one_tokenizer((&drafter.model, &one), (&expert.model, &other)),
         // One of them is on the hub: that they fit is found when they are there.
         _ => Ok(()),

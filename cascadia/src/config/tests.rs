@@ -101,7 +101,7 @@ fn what_is_required_may_stand_in_the_file() {
     let text = "[node]\netcd = \"a:1\"\n[drafter]\nmodel = \"some/where\"\n";
     let (cli, _) = resolved("required", "drafter", text).expect("model and membership are given");
     let Command::Drafter(args) = cli.command else { panic!("another command") };
-    assert_eq!(args.config.model, PathBuf::from("some/where"));
+    assert_eq!(args.config.engine.model, PathBuf::from("some/where"));
     assert!(matches!(resolved("missing", "expert", text), Err(Refusal::Usage(..))));
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::client::HubError;
-use super::name::ModelId;
+use crate::model_id::ModelId;
 
 /// One repository's folder.
 pub(super) struct Cache {

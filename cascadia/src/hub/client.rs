@@ -15,8 +15,9 @@ use hyper_util::rt::TokioExecutor;
 
 use super::Hub;
 use super::cache::Cache;
-use super::name::ModelId;
+use super::digest;
 use crate::load::Report;
+use crate::model_id::ModelId;
 
 /// Most redirects in a row.
 const REDIRECTS: usize = 6;
@@ -49,6 +50,11 @@ pub(super) enum HubError {
     /// An answer that makes no sense.
     #[error("{endpoint} answers nonsense for {model}: {what}; is HF_ENDPOINT a hub?")]
     Nonsense { model: String, endpoint: String, what: String },
+    /// Other bytes than the hub has.
+    #[error(
+        "{file} of {model} came twice from {endpoint} with another content than it announces; something between changes it"
+    )]
+    Content { model: String, endpoint: String, file: String },
     /// A repository without what is needed.
     #[error("{model} {what}")]
     Files { model: String, what: String },
@@ -126,27 +132,50 @@ impl<'a> Client<'a> {
         let (blob, incomplete) = cache.blob(&meta.etag)?;
         let _lock = cache.lock(&meta.etag)?;
         if !blob.is_file() {
-            let (mut tries, mut before) = (0, None);
+            let mut wrong = 0;
             loop {
-                let failed =
-                    match self.go_on(&address, &incomplete, meta.size, &mut |done| report(file, done, meta.size)).await
-                    {
-                        Ok(()) => break,
-                        Err(error @ HubError::Unreachable { .. }) => error,
-                        Err(error) => return Err(error),
-                    };
-                let held = std::fs::metadata(&incomplete).map_or(0, |meta| meta.len());
-                tries = if before == Some(held) { tries + 1 } else { 1 };
-                before = Some(held);
-                if tries >= TRIES {
-                    return Err(failed);
+                self.bring(&address, &incomplete, meta.size, &mut |done| report(file, done, meta.size)).await?;
+                let disk = |error: std::io::Error| HubError::disk(&incomplete, &error);
+                if digest::holds(&meta.etag, &incomplete).map_err(disk)? {
+                    break;
                 }
-                tracing::warn!(file, bytes = held, error = %failed, "the download broke off and goes on");
-                tokio::time::sleep(Duration::from_millis(200) * tries as u32).await;
+                // What was left of an earlier attempt may have been the fault, so once more from the start.
+                std::fs::remove_file(&incomplete).map_err(disk)?;
+                wrong += 1;
+                if wrong == 2 {
+                    let (model, endpoint) = (self.id.to_string(), self.hub.endpoint.clone());
+                    return Err(HubError::Content { model, endpoint, file: file.to_owned() });
+                }
+                tracing::warn!(file, "what came is not what the hub has; it is fetched again");
             }
             std::fs::rename(&incomplete, &blob).map_err(|error| HubError::disk(&blob, &error))?;
         }
         cache.link(commit, file, &meta.etag)
+    }
+
+    /// Fetches what is missing of a file, as often as the connection breaks while bytes come.
+    async fn bring(
+        &self,
+        address: &str,
+        to: &Path,
+        size: u64,
+        done: &mut (dyn FnMut(u64) + Send),
+    ) -> Result<(), HubError> {
+        let (mut tries, mut before) = (0, None);
+        loop {
+            let failed = match self.go_on(address, to, size, done).await {
+                Err(error @ HubError::Unreachable { .. }) => error,
+                ended => return ended,
+            };
+            let held = std::fs::metadata(to).map_or(0, |meta| meta.len());
+            tries = if before == Some(held) { tries + 1 } else { 1 };
+            before = Some(held);
+            if tries >= TRIES {
+                return Err(failed);
+            }
+            tracing::warn!(address, bytes = held, error = %failed, "the download broke off and goes on");
+            tokio::time::sleep(Duration::from_millis(200) * tries as u32).await;
+        }
     }
 
     /// Fetches what is missing of a file. An [`HubError::Unreachable`] leaves what has come.

@@ -1,11 +1,12 @@
 //! Models of the Hugging Face hub: named `owner/name`, fetched once, kept where Hugging Face's own tools keep them.
 //!
-//! [`name`] what an operator may write · [`cache`] the folder of that layout · [`client`] HTTP with redirects, ranges and
-//! tokens · here: which files a model is, and what to do without a network.
+//! [`choose`] which files a model is · [`cache`] the folder of that layout · [`client`] HTTP with redirects, ranges and
+//! tokens · [`digest`] whether what came is what the hub has · here: what to do without a network.
 
 mod cache;
+mod choose;
 mod client;
-mod name;
+mod digest;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +14,10 @@ use std::path::{Path, PathBuf};
 
 use cache::Cache;
 use client::{Client, HubError};
-pub use name::ModelId;
 
 use crate::Failure;
 use crate::load::Report;
+use crate::model_id::ModelId;
 
 /// Where the hub is, where its files are kept, and who asks.
 #[derive(Clone, Debug)]
@@ -66,19 +67,29 @@ impl Hub {
         Cache::of(&self.cache, id).whole(id)
     }
 
+    /// As [`Hub::cached`]; `None` where it may still be fetched.
+    ///
+    /// # Errors
+    /// When it is not here and nobody may be asked.
+    pub fn cached_or_to_fetch(&self, id: &ModelId) -> Result<Option<PathBuf>, Failure> {
+        match self.cached(id) {
+            None if self.offline => Err(format!(
+                "there is no {id} on this machine: no such path, and {} does not hold all of it; HF_HUB_OFFLINE is set, so \
+                 unset it, or fetch the model first",
+                self.cache.display()
+            )
+            .into()),
+            cached => Ok(cached),
+        }
+    }
+
     /// The folder or GGUF file of a model; what is not on this machine yet is fetched. Blocks.
     ///
     /// # Errors
     /// One sentence: the hub has no such model, wants a token, cannot be reached, or the disk is full.
     pub fn fetch(&self, id: &ModelId, report: &mut Report<'_>) -> Result<PathBuf, Failure> {
-        if self.offline {
-            return self.cached(id).ok_or_else(|| {
-                let cache = self.cache.display();
-                format!(
-                    "HF_HUB_OFFLINE is set and {cache} does not hold all of {id}; unset it, or fetch the model first"
-                )
-                .into()
-            });
+        if let (Some(cached), true) = (self.cached_or_to_fetch(id)?, self.offline) {
+            return Ok(cached);
         }
         // On a thread of its own: within a runtime another can be neither blocked on nor dropped.
         let download = || -> Result<_, Failure> {

@@ -6,8 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::{Hub, ModelId};
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+
+use super::Hub;
 use crate::load::{Model, shipped_pair};
+use crate::model_id::ModelId;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -24,6 +27,8 @@ struct State {
     token: Option<String>,
     /// Connections that break after so many bytes of a large file.
     breaks: Vec<usize>,
+    /// Large files that come with a byte changed.
+    changed: usize,
     /// The server behind ignores ranges.
     no_ranges: bool,
     /// Method, path and range of each request.
@@ -105,7 +110,11 @@ fn serve(stream: TcpStream, state: &Mutex<State>, port: u16) {
         return answer("401 Unauthorized", "", b"", 0);
     }
     if let Some(name) = behind {
-        let file = &state.files[&name].clone();
+        let mut file = state.files[&name].clone();
+        if range.is_empty() && state.changed > 0 {
+            state.changed -= 1;
+            file[5] ^= 1;
+        }
         let start: usize = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap_or(0);
         let start = if state.no_ranges { 0 } else { start };
         let (body, status) = (&file[start..], if start > 0 { "206 Partial Content" } else { "200 OK" });
@@ -121,8 +130,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>, port: u16) {
     let Some((name, file)) = name.and_then(|name| Some((name.clone(), state.files.get(&name)?))) else {
         return answer("404 Not Found", "", b"", 0);
     };
-    let etag: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-    if file.len() > 100_000 {
+    let large = file.len() > 100_000;
+    let (algorithm, head) =
+        if large { (&SHA256, String::new()) } else { (&SHA1_FOR_LEGACY_USE_ONLY, format!("blob {}\0", file.len())) };
+    let digest = ring::digest::digest(algorithm, &[head.as_bytes(), file].concat());
+    let etag: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    if large {
         // A large file: what it is says the hub, where it is another host.
         let headers = format!(
             "Location: http://localhost:{port}/behind/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n",
@@ -209,6 +222,34 @@ fn a_server_without_ranges_sends_all_again_and_one_that_always_breaks_is_given_u
     assert!(!server.log().iter().any(|line| line.contains("tokenizer.json")));
 }
 
+/// What is left of another file, or of a broken disk, is no part of the model.
+#[test]
+fn contents_are_what_the_hub_announces() {
+    let (server, cache) = (Server::start(files()), Folder::new("contents"));
+    let hub = server.hub(&cache.0);
+    let folder = hub.fetch(&id("owner/name"), &mut |_, _, _| {}).expect("it comes");
+    let right = files()["model.safetensors"].clone();
+    let blob = std::fs::canonicalize(folder.join("model.safetensors")).expect("a link to a blob");
+    let incomplete = blob.with_extension("incomplete");
+    for wrong in [vec![7; 1000], vec![7; right.len()], vec![7; right.len() + 1]] {
+        std::fs::remove_dir_all(&folder).expect("it goes");
+        std::fs::remove_file(&blob).expect("it goes");
+        std::fs::write(&incomplete, wrong).expect("room");
+        hub.fetch(&id("owner/name"), &mut |_, _, _| {}).expect("it comes once more");
+        assert!(std::fs::read(folder.join("model.safetensors")).expect("a file") == right && !incomplete.exists());
+    }
+    // Once is an accident, twice is no download.
+    let cache = Folder::new("changed");
+    server.set(|state| state.changed = 1);
+    let folder = server.hub(&cache.0).fetch(&id("owner/name"), &mut |_, _, _| {}).expect("the second is right");
+    assert!(std::fs::read(folder.join("model.safetensors")).expect("a file") == right);
+    let cache = Folder::new("changed-twice");
+    server.set(|state| state.changed = 2);
+    let error = server.hub(&cache.0).fetch(&id("owner/name"), &mut |_, _, _| {}).expect_err("wrong").to_string();
+    assert!(error.contains("model.safetensors of owner/name") && error.contains("another content"), "{error}");
+    assert_eq!(server.hub(&cache.0).cached(&id("owner/name")), None, "half a model is none");
+}
+
 /// Within a runtime, as a node fetches.
 #[tokio::test]
 async fn refusals_name_the_cure() {
@@ -224,6 +265,10 @@ async fn refusals_name_the_cure() {
     let cache = Folder::new("offline");
     let error = refused(&Hub { offline: true, ..server.hub(&cache.0) }, "owner/name");
     assert!(error.contains("HF_HUB_OFFLINE") && error.contains("cascadia-hub-offline"), "{error}");
+    // So does a check, which asks nobody; what may be fetched later is no fault.
+    let checked = Hub { offline: true, ..server.hub(&cache.0) }.cached_or_to_fetch(&id("owner/name"));
+    assert!(checked.is_err_and(|error| error.to_string().contains("HF_HUB_OFFLINE")));
+    assert_eq!(server.hub(&cache.0).cached_or_to_fetch(&id("owner/name")).expect("no fault"), None);
     let error = refused(&Hub { endpoint: "http://127.0.0.1:1".into(), ..server.hub(&cache.0) }, "owner/name");
     assert!(error.contains("cannot fetch owner/name from http://127.0.0.1:1"), "{error}");
 }
