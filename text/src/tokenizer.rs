@@ -36,7 +36,12 @@ impl Tokenizer {
     /// Builds the tokenizer from files that have been read.
     pub fn new(files: &ModelFiles) -> Result<Self, LoadError> {
         let file = if files.folder.is_file() { files.folder.clone() } else { files.folder.join("tokenizer.json") };
-        let broken = |reason: tokenizers::Error| LoadError::Broken { file: file.clone(), reason: reason.to_string() };
+        // The reason may quote a token, and a token may end a line.
+        let visible = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        let broken = |reason: tokenizers::Error| LoadError::Broken {
+            file: file.clone(),
+            reason: reason.to_string().chars().map(visible).collect(),
+        };
         let mut inner = tokenizers::Tokenizer::from_bytes(&files.tokenizer).map_err(broken)?;
         // Training leaves these in some files, and then prompts are cut or filled without a word.
         inner.with_padding(None).with_truncation(None).map_err(broken)?;

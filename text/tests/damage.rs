@@ -142,3 +142,13 @@ fn an_id_beyond_any_vocabulary_is_refused() {
         assert!(error.contains("tokenizer.json") && error.contains(&id.to_string()), "{error}");
     }
 }
+
+#[test]
+fn a_token_that_ends_a_line_ends_no_sentence() {
+    let mut files = toy::byte_level_files();
+    let mut tokenizer: Value = serde_json::from_slice(&files.tokenizer).unwrap();
+    tokenizer["model"]["merges"] = json!([["a\n", "b"]]);
+    files.tokenizer = tokenizer.to_string().into_bytes();
+    let error = Tokenizer::new(&files).unwrap_err().to_string();
+    assert!(error.contains("`a\\n` out of vocabulary") && !error.contains('\n'), "{error}");
+}
