@@ -8,6 +8,13 @@ use common::{FIXTURES, GGUFS, bits, cache, engine, engine_over, fixture, load, p
 
 const LENGTH: usize = 75;
 
+/// One by one, all at once, page by page, across pages, blocks of a verification, ragged.
+const ALONE: [&[usize]; 6] = [&[1], &[LENGTH], &[16], &[17, 15], &[6], &[2, 3, 4, 5, 7, 8, 9, 1]];
+
+/// The same numbers of rows, from the first position on and past windows and pages, in a sixth of the passes: where there
+/// are fewer cores than threads, each pass takes milliseconds of meetings.
+const TOGETHER: [&[usize]; 3] = [&[LENGTH], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 14], &[61, 1, 1, 1, 2, 3, 6]];
+
 /// Every family in every dtype, and GGUF files as they are: among them all packed types; and every family over a cache
 /// of either type.
 fn models() -> Vec<(&'static str, Dtype, KvDtype)> {
@@ -25,10 +32,9 @@ fn chunking_threads_and_paths_change_no_bit() {
         let rows = rows_in_chunks(&mut plain, &ids, &[1], 0);
         let cached = cache(&plain, LENGTH, 0);
         for path in paths() {
-            for threads in [1, 3] {
+            for (threads, ways) in [(1, &ALONE[..]), (3, &TOGETHER)] {
                 let mut engine = engine_over(&weights, kv, threads, Some(path));
-                // One by one, all at once, page by page, across pages, blocks of a verification, ragged.
-                for cuts in [&[1][..], &[LENGTH], &[16], &[17, 15], &[6], &[2, 3, 4, 5, 7, 8, 9, 1]] {
+                for cuts in ways {
                     let what = format!("{name} {dtype}, {kv} cache, {path:?}, {threads} threads, chunks of {cuts:?}");
                     assert!(rows == rows_in_chunks(&mut engine, &ids, cuts, 1), "{what}: logits");
                     assert!(cached == cache(&engine, LENGTH, 1), "{what}: keys and values");
