@@ -117,8 +117,12 @@ impl Hub {
                 client.fetch(&revision.commit, file, &cache, report).await?;
             }
         }
-        cache.point(&id.revision, &revision.commit, &files)?;
         let folder = cache.snapshot(&revision.commit);
-        Ok(if id.file.is_some() { folder.join(&files[0]) } else { folder })
+        let model = if id.file.is_some() { folder.join(&files[0]) } else { folder };
+        // A cache that holds it all already may be one that cannot be written.
+        if cache.whole(id).as_ref() != Some(&model) {
+            cache.point(&id.revision, &revision.commit, &files)?;
+        }
+        Ok(model)
     }
 }

@@ -197,6 +197,12 @@ fn a_model_is_fetched_once_gone_on_with_and_loaded() {
     // From now on nobody is asked for bytes, and offline nobody at all.
     hub.fetch(&id("owner/name"), &mut |_, _, _| {}).expect("it is here");
     assert_eq!(server.log(), ["GET /api/models/owner/name/revision/main"]);
+    // Nor is anything written where all is there, as in a cache that others filled and that is mounted to be read.
+    let list = folder.join(".cascadia-whole");
+    std::fs::remove_file(&list).expect("it was written");
+    hub.fetch(&id("owner/name"), &mut |_, _, _| {}).expect("it is here");
+    assert!(!list.exists());
+    server.log();
     let offline = Hub { offline: true, ..hub.clone() };
     assert_eq!(offline.fetch(&id("owner/name"), &mut |_, _, _| {}).expect("it is here"), folder);
     let unreachable = Hub { endpoint: "http://127.0.0.1:1".into(), ..hub };
