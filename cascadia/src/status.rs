@@ -39,6 +39,11 @@ pub fn to_text(status: &v1::ClusterStatusResponse) -> String {
     ];
     let members: Vec<Vec<String>> = status.members.iter().map(member).collect();
     let mut text = layout(&titles, &members);
+    if status.members.iter().any(is_silent) {
+        text.push_str(
+            "silent: listed and not heard of yet; it loads its model (its admin listener says how far, at /status) or is away\n",
+        );
+    }
     text.push('\n');
     if status.pairs.is_empty() {
         text.push_str("no pair: nothing can be served until a drafter and an expert of one tokenizer are ready\n");
@@ -68,8 +73,16 @@ pub fn to_text(status: &v1::ClusterStatusResponse) -> String {
     text
 }
 
+/// Where a static list says ready and the node has said nothing itself.
+const SILENT: &str = "silent";
+
+fn is_silent(member: &v1::Member) -> bool {
+    member.load.is_none() && member.role != "router" && member.state == "ready"
+}
+
 fn member(member: &v1::Member) -> Vec<String> {
-    let mut row = vec![member.id.clone(), member.role.clone(), member.state.clone(), member.address.clone()];
+    let state = if is_silent(member) { SILENT } else { &member.state };
+    let mut row = vec![member.id.clone(), member.role.clone(), state.to_owned(), member.address.clone()];
     match &member.load {
         Some(load) => row.extend([
             load.sessions.to_string(),
@@ -165,6 +178,18 @@ mod tests {
         assert!(lines[1].contains("75%") && lines[1].ends_with("50%  demo"), "{text}");
         assert!(lines[2].contains('-'), "{text}");
         assert_eq!(lines.last().unwrap().split_whitespace().collect::<Vec<_>>(), ["demo", "1", "d", "0", "e"]);
+    }
+
+    #[test]
+    fn a_node_that_says_nothing_is_not_called_ready() {
+        let mut status = status();
+        assert!(!to_text(&status).contains("silent"), "a router says nothing of itself");
+        status.members[0].load = None;
+        let text = to_text(&status);
+        assert!(
+            text.lines().nth(1).is_some_and(|line| line.contains("silent")) && text.contains("admin listener"),
+            "{text}"
+        );
     }
 
     #[test]
