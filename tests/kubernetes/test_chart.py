@@ -108,11 +108,13 @@ class Agreement(unittest.TestCase):
             request = values.get("requestSeconds", 600)
             for thing in of_kind(things, "Deployment"):
                 with self.subTest(case, object=named(thing)):
-                    self.assertGreaterEqual(pod(thing)["terminationGracePeriodSeconds"], request + 15)
                     limits = {a.split("=")[0]: a.split("=")[1] for a in main_container(thing)["args"] if "=" in a}
+                    before = main_container(thing).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+                    left = pod(thing)["terminationGracePeriodSeconds"] - before - int(limits.get("--lame-duck-ms", 0)) / 1000
+                    self.assertGreaterEqual(left, request + 15)
                     if "--grace-seconds" in limits:
                         own = int(limits["--grace-seconds"])
-                        self.assertTrue(request <= own < pod(thing)["terminationGracePeriodSeconds"])
+                        self.assertTrue(request <= own < left)
 
     def test_pods_are_restricted(self):
         for case, things in cases():
