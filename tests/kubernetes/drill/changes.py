@@ -130,7 +130,8 @@ def uid(pod):
 
 def registered_again():
     """An etcd that began with nothing knows every node again, as a router that begins with nothing sees."""
-    # A router that starts before all have told it again knows some of them, and does without the others meanwhile.
+    # A router that starts before all have told it again waits for the drafters of the models it knows; of models whose
+    # experts it has not seen it knows nothing, and refuses them.
     time.sleep(LEASE_SECONDS)
     target = deployment("router")
     kubectl("rollout", "restart", f"deployment/{target}")
