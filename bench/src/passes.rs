@@ -7,7 +7,7 @@ use cascadia::load::Model;
 use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_core::ids::PageId;
 use cascadia_core::pages::pages_for;
-use cascadia_model::{CpuEngine, EngineOptions};
+use cascadia_node::engine_config::EngineConfig;
 
 /// Tokens of a measurement of plain decoding.
 pub const DECODED: usize = 64;
@@ -18,7 +18,7 @@ pub const PROMPT: usize = 512;
 
 /// An engine that is measured; llama-bench's counterpart.
 pub struct Passes {
-    engine: CpuEngine,
+    engine: Box<dyn Engine>,
     pages: Vec<PageId>,
     tokens: Vec<u32>,
     rows: Rows,
@@ -31,8 +31,7 @@ impl Passes {
     /// When the system has no room for it.
     pub fn new(model: &Model, threads: usize) -> Result<Self, Failure> {
         let pages = pages_for(PROMPT);
-        let options = EngineOptions { pages, threads, ..EngineOptions::default() };
-        let engine = CpuEngine::new(model.weights.clone(), options)?;
+        let engine = model.weights.engine(pages, &EngineConfig { threads, ..EngineConfig::default() })?;
         let vocabulary = engine.facts().vocabulary as u32;
         Ok(Self {
             engine,

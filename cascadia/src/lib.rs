@@ -15,6 +15,7 @@ pub mod columns;
 pub mod config;
 pub mod contender;
 pub mod demo;
+pub mod device;
 pub mod drain;
 pub mod durations;
 pub mod generate;

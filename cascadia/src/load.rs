@@ -9,13 +9,14 @@ use cascadia_core::kv_memory::Need;
 use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_model::{Config as ModelConfig, CpuEngine, Dtype, EngineOptions, KvDtype, LoadOptions, Progress, Weights};
+use cascadia_model::{Config as ModelConfig, Progress};
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cluster::Models;
-use crate::{Failure, locate, memory};
+use crate::device::{self, Loaded};
+use crate::{Failure, locate};
 
 /// What hears how far a load has come: the stage, bytes done, bytes in all.
 pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
@@ -25,8 +26,8 @@ pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
 pub struct Model {
     /// Where it was loaded from.
     pub folder: PathBuf,
-    /// Its weights.
-    pub weights: Arc<Weights>,
+    /// Its weights, where they compute.
+    pub weights: Loaded,
     /// Its tokenizer and chat template.
     pub tokenizer: Arc<Tokenizer>,
 }
@@ -45,7 +46,8 @@ impl Model {
     /// When a file is missing, truncated, or of a model that this binary does not know, or the tokenizer has ids that the
     /// weights do not: one sentence with the cure.
     pub fn load(model: &Path, dtype: &str) -> Result<Self, Failure> {
-        Self::load_up_to(model, dtype, 0, &mut |_, _, _| {})
+        let (model, dtype) = (model.to_owned(), dtype.to_owned());
+        Self::configured(&EngineConfig { model, dtype, ..EngineConfig::default() }, &mut |_, _, _| {})
     }
 
     /// The model that a node is configured to have. `report` hears each stage with its bytes. A model of the hub is
@@ -54,19 +56,14 @@ impl Model {
     /// # Errors
     /// As [`Model::load`].
     pub fn configured(config: &EngineConfig, report: &mut Report<'_>) -> Result<Self, Failure> {
-        Self::load_up_to(&config.model, &config.dtype, config.context, report)
-    }
-
-    /// With at most `context` positions; 0 means as many as the model was made for.
-    fn load_up_to(model: &Path, dtype: &str, context: usize, report: &mut Report<'_>) -> Result<Self, Failure> {
-        let dtype: Dtype = dtype.parse()?;
+        device::check(config)?;
+        let EngineConfig { model, device, context: asked, .. } = config;
         let mut stages = Stages::default();
         let mut say = |stage: &str, done: u64, total: u64| {
             report(stage, done, total);
             stages.log(stage, done, total);
         };
         let folder = &locate::locate(model, &mut say)?;
-        let options = LoadOptions { dtype, context: (context > 0).then_some(context) };
         // What is cheap to check first: weights take minutes.
         let tokenizer = read(folder)?;
         if let Err(error) = tokenizer.chat_template() {
@@ -76,24 +73,25 @@ impl Model {
         tracing::info!(%path, tokens = tokenizer.vocabulary(), "tokenizer read, loading weights");
         let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
         bar.set_message(format!("loading {}", folder_name(model)));
-        let weights = Weights::load(folder, options, &mut |progress| {
+        let weights = Loaded::load(folder, config, &mut |progress| {
             follow(&bar, progress);
             say(progress.stage, progress.done, progress.total);
         })?;
         bar.finish_and_clear();
-        let config = weights.config();
-        if config.context < context {
-            tracing::warn!(asked = context, context = config.context, "the model was made for a shorter context");
+        let (numbers, dtype) = (weights.config(), weights.dtype());
+        let (family, context) = (numbers.family, numbers.context);
+        if context < *asked {
+            tracing::warn!(asked, context, "the model was made for a shorter context");
         }
-        let (seconds, millions) = (begun.elapsed().as_secs_f32(), weights.parameters() / 1_000_000);
-        tracing::info!(%path, family = ?config.family, millions, %dtype, context = config.context, seconds, "weights loaded");
+        let (seconds, millions) = (begun.elapsed().as_secs_f32(), numbers.parameters() / 1_000_000);
+        tracing::info!(%path, ?family, millions, device, dtype, context, seconds, "weights loaded");
         Ok(Self { folder: model.to_owned(), weights, tokenizer: Arc::new(tokenizer) })
     }
 
     /// Its parameters, tied weights once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        self.weights.parameters()
+        self.weights.config().parameters()
     }
 
     /// An engine with KV pages of its own, one of `engines` in this process.
@@ -101,25 +99,13 @@ impl Model {
     /// # Errors
     /// When the cache that is asked for means nothing, or the system has no room for it.
     pub fn engine(&self, config: &EngineConfig, engines: usize) -> Result<Box<dyn Engine>, Failure> {
-        let kv_dtype: KvDtype = config.kv_dtype.parse()?;
-        let pages = self.pages(config, engines, kv_dtype)?;
-        let threads = match config.threads {
-            // The engine itself uses one for passes that are too small to gain from more.
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let options = EngineOptions { pages, kv_dtype, threads, ..EngineOptions::default() };
-        let engine = CpuEngine::new(self.weights.clone(), options)?;
-        if engine.portable() {
-            tracing::warn!("this CPU has no SIMD path of ours (AVX2 with FMA, AVX-512 or NEON); passes will be slow");
-        }
-        Ok(Box::new(engine))
+        self.weights.engine(self.pages(config, engines)?, config)
     }
 
     /// How many KV pages an engine gets.
-    fn pages(&self, config: &EngineConfig, engines: usize, dtype: KvDtype) -> Result<usize, Failure> {
-        let (page_bytes, context) = (self.weights.page_bytes(dtype), self.weights.config().context);
-        let free = memory::free();
+    fn pages(&self, config: &EngineConfig, engines: usize) -> Result<usize, Failure> {
+        let (page_bytes, context) = (self.weights.page_bytes(&config.kv_dtype)?, self.weights.config().context);
+        let free = self.weights.free_memory();
         let pages = match config.kv_pages {
             0 => {
                 let need = Need { page_bytes, context, max_sessions: config.max_sessions };
@@ -128,7 +114,7 @@ impl Model {
             pages => pages,
         };
         let (tokens, bytes) = (pages.saturating_mul(PAGE_TOKENS), pages.saturating_mul(page_bytes));
-        tracing::info!(pages, tokens, bytes, %dtype, "KV cache");
+        tracing::info!(pages, tokens, bytes, dtype = config.kv_dtype, "KV cache");
         if let Some(free) = free.filter(|&free| bytes as u64 > free) {
             tracing::warn!(bytes, free, "the KV cache may grow beyond what memory is free; lower --kv-memory");
         }
@@ -220,8 +206,7 @@ pub fn one_tokenizer(drafter: (&Path, &Tokenizer), expert: (&Path, &Tokenizer)) 
 /// # Errors
 /// When a file is missing or says what this binary does not know: one sentence with the cure.
 pub fn check(config: &EngineConfig) -> Result<Option<Tokenizer>, Failure> {
-    config.dtype.parse::<Dtype>()?;
-    config.kv_dtype.parse::<KvDtype>()?;
+    device::check(config)?;
     locate::on_disk(&config.model)?.map(|folder| read(&folder)).transpose()
 }
 
@@ -315,12 +300,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn types_of_weights() {
-        assert!(["Q8_0", "q4_k", "f32"].iter().all(|name| name.parse::<Dtype>().is_ok()));
-        assert!("q4".parse::<Dtype>().is_err_and(|error| error.contains("choose q8_0, q4_k or f32")));
-    }
-
-    #[test]
     fn the_shipped_pair_is_found() {
         let folder = shipped_pair().expect("this is a clone of the repository");
         assert!(folder.join("expert/config.json").is_file() && folder.join("drafter/config.json").is_file());
@@ -348,7 +327,8 @@ mod tests {
         assert_eq!(model.tokenizer.decode(&ids), "a tooth");
         let facts = model.engine(&config, 4).expect("there is room").facts().clone();
         assert_eq!((facts.vocabulary, facts.pages), (80, (1 << 20) / facts.page_bytes));
-        assert!(facts.fingerprint != model.weights.fingerprint());
+        let whole = EngineConfig { kv_dtype: "auto".into(), ..config.clone() };
+        assert_ne!(facts.fingerprint, model.engine(&whole, 4).expect("there is room").facts().fingerprint);
         let error =
             model.engine(&EngineConfig { kv_memory: KvMemory::Bytes(9), ..config }, 4).err().expect("not one page");
         assert!(error.to_string().contains(&facts.page_bytes.to_string()), "{error}");

@@ -80,7 +80,7 @@ async fn a_cache_of_a_few_sessions_gives_the_texts_of_a_large_one() {
         for pages in [30, 0] {
             let memory = |model: &Model| match pages {
                 0 => EngineConfig::default().kv_memory,
-                pages => KvMemory::Bytes((pages * model.weights.page_bytes(dtype.parse().expect("a type"))) as u64),
+                pages => KvMemory::Bytes((pages * model.weights.page_bytes(dtype).expect("a type")) as u64),
             };
             let mut config = ClusterConfig { drafters: 1, experts: 1, ..ClusterConfig::default() };
             let engine = &mut config.drafter.engine;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crate::ids::{PageId, TokenId};
+use crate::pages::pages_for;
 
 /// Contiguous tokens of one session in a batch.
 ///
@@ -69,6 +70,36 @@ pub struct ModelFacts {
     pub fingerprint: String,
     /// Whether a row's bits are independent of batch, chunking and threads (DESIGN section 5).
     pub row_exact: bool,
+}
+
+impl ModelFacts {
+    /// A batch that breaks the contract is refused before anything is written.
+    ///
+    /// # Errors
+    /// What is wrong with which chunk.
+    pub fn check(&self, batch: &[Chunk<'_>]) -> Result<(), EngineError> {
+        for (i, chunk) in batch.iter().enumerate() {
+            let end = chunk.start.saturating_add(chunk.tokens.len());
+            let needed = pages_for(end);
+            let problem = if chunk.tokens.is_empty() {
+                "has no tokens".to_owned()
+            } else if chunk.rows > chunk.tokens.len() {
+                format!("wants {} rows of {} tokens", chunk.rows, chunk.tokens.len())
+            } else if end > self.context {
+                format!("ends at {end}, beyond the model's {} positions", self.context)
+            } else if chunk.pages.len() < needed {
+                format!("has {} pages and needs {needed}", chunk.pages.len())
+            } else if let Some(token) = chunk.tokens.iter().find(|&&t| t as usize >= self.vocabulary) {
+                format!("holds token {token}, outside the vocabulary of {}", self.vocabulary)
+            } else if let Some(page) = chunk.pages[..needed].iter().find(|p| p.index() >= self.pages) {
+                format!("names page {}, and there are {}", page.index(), self.pages)
+            } else {
+                continue;
+            };
+            return Err(EngineError(format!("chunk {i} of the batch {problem}")));
+        }
+        Ok(())
+    }
 }
 
 /// A forward pass that failed. The engine stays usable; the batch's sessions do not.

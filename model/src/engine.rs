@@ -123,32 +123,6 @@ impl CpuEngine {
     pub fn keys_and_values(&self, pages: &[cascadia_core::ids::PageId], position: usize) -> Vec<f32> {
         self.kv.slot(pages[position / PAGE].index(), position % PAGE)
     }
-
-    /// A batch that breaks the contract is refused before anything is written.
-    fn check(&self, batch: &[Chunk<'_>]) -> Result<(), EngineError> {
-        let facts = &self.facts;
-        for (i, chunk) in batch.iter().enumerate() {
-            let end = chunk.start.saturating_add(chunk.tokens.len());
-            let needed = end.div_ceil(PAGE);
-            let problem = if chunk.tokens.is_empty() {
-                "has no tokens".to_owned()
-            } else if chunk.rows > chunk.tokens.len() {
-                format!("wants {} rows of {} tokens", chunk.rows, chunk.tokens.len())
-            } else if end > facts.context {
-                format!("ends at {end}, beyond the model's {} positions", facts.context)
-            } else if chunk.pages.len() < needed {
-                format!("has {} pages and needs {needed}", chunk.pages.len())
-            } else if let Some(token) = chunk.tokens.iter().find(|&&t| t as usize >= facts.vocabulary) {
-                format!("holds token {token}, outside the vocabulary of {}", facts.vocabulary)
-            } else if let Some(page) = chunk.pages[..needed].iter().find(|p| p.index() >= facts.pages) {
-                format!("names page {}, and there are {}", page.index(), facts.pages)
-            } else {
-                continue;
-            };
-            return Err(EngineError(format!("chunk {i} of the batch {problem}")));
-        }
-        Ok(())
-    }
 }
 
 /// Hash of weights and arithmetic, to which rounding the cache belongs.
@@ -172,7 +146,7 @@ impl Engine for CpuEngine {
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
-        self.check(batch)?;
+        self.facts.check(batch)?;
         let config = self.weights.config();
         let wanted: usize = batch.iter().map(|c| c.rows).sum();
         rows.vocabulary = config.vocabulary;

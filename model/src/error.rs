@@ -159,6 +159,9 @@ pub enum LoadError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What holds the weights did not take them.
+    #[error("the weights cannot be placed: {0}; use a smaller model, or a device with more memory")]
+    Place(String),
     /// A model that cannot be padded as asked.
     #[error("cannot pad: {0}")]
     Pad(String),

@@ -11,6 +11,8 @@
 //! * `exp` is an own polynomial, sine and cosine are `libm`'s, the rest is IEEE;
 //! * threads split outputs, heads and rows, never a sum.
 //!
+//! An engine elsewhere (`gpu/`) reads the same checkpoints as [`PlainWeights`], and its numbers as [`Config`].
+//!
 //! Absent on purpose: a tensor library (every operation has to be ours anyway, see ARCHITECTURE.md), environment
 //! variables, clocks, randomness other than the seeded noise of [`pad()`].
 
@@ -40,4 +42,4 @@ pub use kernels::{SimdPath, busy};
 pub use kv::KvDtype;
 pub use pad::{PadReport, pad, write_gguf};
 pub use quant::Dtype;
-pub use weights::{LoadOptions, Progress, Weights};
+pub use weights::{LoadOptions, PlainLayer, PlainWeights, Progress, Weights};

@@ -4,9 +4,8 @@ mod common;
 
 use std::path::Path;
 
-use cascadia_core::engine::{Chunk, Engine, Rows};
 use cascadia_model::{Dtype, LoadOptions, Weights};
-use common::{FIXTURES, GGUFS, copy_of, engine, expected, fixture, load, pages, paths, rows_in_chunks, set};
+use common::{FIXTURES, GGUFS, copy_of, engine, expected, fixture, load, paths, ragged_parity, rows_in_chunks, set};
 use serde_json::{Value, json};
 
 /// The largest difference between the rows of a folder's model and what transformers gave for `name`.
@@ -55,45 +54,10 @@ fn quantised_logits_stay_near() {
     }
 }
 
-/// Sessions at different positions in one batch, chunks across page ends, and histories that were cut back.
 #[test]
 fn ragged_batches_and_truncation_keep_parity() {
     for name in FIXTURES {
-        let weights = load(&fixture(name), Dtype::F32);
-        let vocabulary = weights.config().vocabulary;
-        let (ids, logits) = expected(name, "logits");
-        let mut engine = engine(&weights, 2, None);
-        let tables: Vec<_> = (0..3).map(pages).collect();
-        let wrong: Vec<u32> = ids.iter().map(|id| (id + 1) % vocabulary as u32).collect();
-        // Where each session is; their chunks differ, and every third one is first written with other tokens.
-        let (mut at, mut turn) = ([0; 3], 0);
-        while at.iter().any(|&at| at < ids.len()) {
-            let mut batch = Vec::new();
-            for s in 0..3 {
-                let n = (1 + (turn * 7 + s * 5) % 21).min(ids.len() - at[s]);
-                if n > 0 {
-                    let tokens = if (turn + s) % 3 == 0 { &wrong } else { &ids };
-                    let tokens = &tokens[at[s]..at[s] + n];
-                    batch.push((s, Chunk { start: at[s], tokens, pages: &tables[s], rows: n }));
-                }
-            }
-            let chunks: Vec<_> = batch.iter().map(|(_, chunk)| *chunk).collect();
-            let mut rows = Rows::default();
-            engine.forward(&chunks, &mut rows).unwrap();
-            let mut row = 0;
-            for (s, chunk) in batch {
-                // Written with other tokens: the session is cut back to where it was, by going on from there.
-                let kept = chunk.tokens == &ids[chunk.start..chunk.start + chunk.tokens.len()];
-                for position in chunk.start..chunk.start + chunk.tokens.len() {
-                    let wanted = &logits[position * vocabulary..(position + 1) * vocabulary];
-                    let worst = rows.row(row).iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    assert!(!kept || worst < 1e-4, "{name}, session {s}, position {position}: off by {worst}");
-                    row += 1;
-                }
-                at[s] += if kept { chunk.tokens.len() } else { 0 };
-            }
-            turn += 1;
-        }
+        ragged_parity(name, &mut engine(&load(&fixture(name), Dtype::F32), 2, None));
     }
 }
 

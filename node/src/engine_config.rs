@@ -20,8 +20,12 @@ pub struct EngineConfig {
     /// hub (owner/name, owner/name@revision, owner/name:file.gguf)
     #[arg(long, env = "CASCADIA_MODEL")]
     pub model: PathBuf,
-    /// Weights in memory, unless they are quantised already: q8_0, q4_k or f32
-    #[arg(long, env = "CASCADIA_DTYPE", default_value = "q8_0")]
+    /// What computes: cpu, or an NVIDIA card as cuda or cuda:N, by a binary that was built with the feature cuda
+    #[arg(long, env = "CASCADIA_DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Weights in memory: q8_0, q4_k or f32, unless they are quantised already; on a card bf16, f16 or f32, quantised ones
+    /// widened. auto takes q8_0, and bf16 on a card
+    #[arg(long, env = "CASCADIA_DTYPE", default_value = "auto")]
     pub dtype: String,
     /// Most positions a session may have; 0 takes what the model was made for
     #[arg(long, env = "CASCADIA_CONTEXT", default_value_t = 0)]
@@ -35,9 +39,13 @@ pub struct EngineConfig {
     /// KV pages of 16 tokens, whatever memory they take; 0 lets kv_memory decide
     #[arg(long, env = "CASCADIA_KV_PAGES", default_value_t = 0)]
     pub kv_pages: usize,
-    /// What keys and values are held in: f32, or f16 in half the memory, which is another model to routers
-    #[arg(long, env = "CASCADIA_KV_DTYPE", default_value = "f32")]
+    /// What keys and values are held in: f32, or f16 in half the memory, which is another model to routers; on a card also
+    /// bf16. auto takes f32, and on a card the weights' type
+    #[arg(long, env = "CASCADIA_KV_DTYPE", default_value = "auto")]
     pub kv_dtype: String,
+    /// How a card's queries meet keys and values: plain, or paged, an own kernel, compared with plain at the start
+    #[arg(long, env = "CASCADIA_ATTENTION", default_value = "plain")]
+    pub attention: String,
     /// Tokens of one batch at most
     #[arg(long, env = "CASCADIA_BATCH_TOKENS", default_value_t = limits::BATCH_TOKENS)]
     pub batch_tokens: usize,

@@ -12,6 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cascadia-gguf", &[]),
     ("cascadia-text", &["cascadia-core", "cascadia-gguf"]),
     ("cascadia-model", &["cascadia-core", "cascadia-gguf"]),
+    ("cascadia-gpu", &["cascadia-core", "cascadia-model"]),
     ("cascadia-node", &["cascadia-core", "cascadia-proto"]),
     ("cascadia-router", &["cascadia-core", "cascadia-proto", "cascadia-node"]),
     ("cascadia-drafter-node", &["cascadia-core", "cascadia-proto", "cascadia-node", "cascadia-text", "cascadia-model"]),
@@ -25,7 +26,9 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("minijinja", &["cascadia-text"]),
     ("safetensors", &["cascadia-model"]),
     ("memmap2", &["cascadia-model"]),
-    ("half", &["cascadia-model"]),
+    ("half", &["cascadia-model", "cascadia-gpu"]),
+    ("candle-core", &["cascadia-gpu"]),
+    ("candle-nn", &["cascadia-gpu"]),
 ];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {

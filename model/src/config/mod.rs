@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
+use crate::rope::Rope;
 pub(crate) use json::read_json;
 pub use positions::{RopeConfig, RopeScaling};
 
@@ -137,6 +138,15 @@ impl Config {
         let block = 2 * (queries + keys) * hidden + 3 * hidden * inner + norms + biases;
         let heads = if self.tied { 1 } else { 2 };
         self.blocks.len() as u64 * block + heads * self.vocabulary as u64 * hidden + hidden
+    }
+
+    /// For each position below `positions`, the cosines and then the sines that one of the ropes turns with; as many of
+    /// each as half of its `dims`.
+    #[must_use]
+    pub fn angles(&self, rope: usize, positions: usize) -> Vec<f32> {
+        let mut table = Vec::new();
+        Rope::new(&self.ropes[rope], self.context).extend(&mut table, positions);
+        table
     }
 
     /// All that a result depends on, for the fingerprint.

@@ -2,6 +2,8 @@
 
 mod formats;
 mod loader;
+mod plain;
+mod source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +12,14 @@ use crate::arena::{Arena, Slab};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::LoadError;
-use crate::fingerprint::Fingerprint;
 use crate::kv::{KvDtype, page_bytes};
 use crate::matrix::Matrix;
 use crate::quant::Dtype;
 use crate::rope::Rope;
 use formats::Formats;
 use loader::Loader;
+pub use plain::{PlainLayer, PlainWeights};
+use source::Source;
 
 /// Changes whenever the bits of a result do, for any input.
 const ARITHMETIC: &str = "cascadia-cpu-1";
@@ -105,6 +108,17 @@ pub(crate) struct PostNorms {
     pub(crate) mlp: Slab<f32>,
 }
 
+/// A checkpoint and its configuration, checked against each other.
+fn open(path: &Path, context: Option<usize>) -> Result<(Checkpoint, Config), LoadError> {
+    let read = if path.is_file() { None } else { Some(Config::read(path)?) };
+    let checkpoint = Checkpoint::open(path)?;
+    let mut config = read.map_or_else(|| Config::of(&checkpoint), Ok)?;
+    config.limit_context(context);
+    // Before any memory is asked for: sizes in a configuration are believed only if the tensors bear them out.
+    checkpoint.check(&config)?;
+    Ok((checkpoint, config))
+}
+
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Weights").field("config", &self.config).field("dtype", &self.dtype).finish_non_exhaustive()
@@ -123,20 +137,12 @@ impl Weights {
     ) -> Result<Arc<Self>, LoadError> {
         let options: LoadOptions = options.into();
         let dtype = options.dtype;
-        let read = if path.is_file() { None } else { Some(Config::read(path)?) };
-        let checkpoint = Checkpoint::open(path)?;
-        let mut config = read.map_or_else(|| Config::of(&checkpoint), Ok)?;
-        config.limit_context(options.context);
-        // Before any memory is asked for: sizes in a configuration are believed only if the tensors bear them out.
-        checkpoint.check(&config)?;
-        let mut hash = Fingerprint::new();
-        for part in [ARITHMETIC, dtype.name(), &config.canonical()] {
-            hash.add(part.as_bytes());
-        }
+        let (checkpoint, config) = open(path, options.context)?;
+        let source = Source::new(&checkpoint, &config, &[ARITHMETIC, dtype.name()], progress);
         let formats = Formats::new(&checkpoint, &config, dtype);
         let bytes = formats.bytes();
         let arena = Arena::new(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
-        let mut loader = Loader::new(&checkpoint, &config, &formats, (arena, hash), progress);
+        let mut loader = Loader::new(source, &formats, arena);
 
         let names = checkpoint.names(&config);
         let tokens = |loader: &mut Loader<'_>, name: &str| {

@@ -25,7 +25,7 @@ pub const GGUFS: [&str; 7] = [
 
 /// A fixture's folder or file.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/fixtures")).join(name)
 }
 
 pub fn load(folder: &Path, dtype: Dtype) -> Arc<Weights> {
@@ -69,7 +69,7 @@ pub fn tokens(n: usize, vocabulary: usize, seed: u64) -> Vec<u32> {
 }
 
 /// All rows of `tokens`, fed in chunks of the lengths of `cuts` by turns.
-pub fn rows_in_chunks(engine: &mut CpuEngine, tokens: &[u32], cuts: &[usize], session: u32) -> Vec<Vec<u32>> {
+pub fn rows_in_chunks(engine: &mut impl Engine, tokens: &[u32], cuts: &[usize], session: u32) -> Vec<Vec<u32>> {
     let table = pages(session);
     let (mut start, mut all, mut rows) = (0, Vec::new(), Rows::default());
     for &cut in cuts.iter().cycle() {
@@ -96,6 +96,52 @@ pub fn expected(name: &str, logits: &str) -> (Vec<u32>, Vec<f32>) {
         data.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
     };
     (words("ids"), words(logits).into_iter().map(f32::from_bits).collect())
+}
+
+/// The largest difference between two lists of numbers; they must be of one length.
+pub fn worst(ours: impl IntoIterator<Item = f32>, theirs: &[f32]) -> f32 {
+    let ours: Vec<f32> = ours.into_iter().collect();
+    assert_eq!(ours.len(), theirs.len());
+    assert!(ours.iter().all(|x| x.is_finite()));
+    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Sessions at different positions in one batch, chunks across page ends, and histories that were cut back: every row is
+/// within 1e-4 of what transformers gave for the fixture.
+pub fn ragged_parity(name: &str, engine: &mut impl Engine) {
+    let vocabulary = engine.facts().vocabulary;
+    let (ids, logits) = expected(name, "logits");
+    let tables: Vec<_> = (0..3).map(pages).collect();
+    let wrong: Vec<u32> = ids.iter().map(|id| (id + 1) % vocabulary as u32).collect();
+    // Where each session is; their chunks differ, and every third one is first written with other tokens.
+    let (mut at, mut turn) = ([0; 3], 0);
+    while at.iter().any(|&at| at < ids.len()) {
+        let mut batch = Vec::new();
+        for s in 0..3 {
+            let n = (1 + (turn * 7 + s * 5) % 21).min(ids.len() - at[s]);
+            if n > 0 {
+                let tokens = if (turn + s) % 3 == 0 { &wrong } else { &ids };
+                let tokens = &tokens[at[s]..at[s] + n];
+                batch.push((s, Chunk { start: at[s], tokens, pages: &tables[s], rows: n }));
+            }
+        }
+        let chunks: Vec<_> = batch.iter().map(|(_, chunk)| *chunk).collect();
+        let mut rows = Rows::default();
+        engine.forward(&chunks, &mut rows).unwrap();
+        let mut row = 0;
+        for (s, chunk) in batch {
+            // Written with other tokens: the session is cut back to where it was, by going on from there.
+            let kept = chunk.tokens == &ids[chunk.start..chunk.start + chunk.tokens.len()];
+            for position in chunk.start..chunk.start + chunk.tokens.len() {
+                let wanted = &logits[position * vocabulary..(position + 1) * vocabulary];
+                let off = worst(rows.row(row).iter().copied(), wanted);
+                assert!(!kept || off < 1e-4, "{name}, session {s}, position {position}: off by {off}");
+                row += 1;
+            }
+            at[s] += if kept { chunk.tokens.len() } else { 0 };
+        }
+        turn += 1;
+    }
 }
 
 /// Sets a key of a folder's config.json.
