@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use cascadia_core::limits;
 use real::{Process, cascadia, etcd, free_address, node, pair, ready, wait_for};
 use serde_json::Value;
 
@@ -62,6 +63,26 @@ fn processes_meet_in_etcd_and_survive_each_other() {
     assert_eq!(answer(&server, &lossy)["token_ids"], before["token_ids"]);
     wait_for(&server, |status| ready(status, "expert") == 1 && ready(status, "drafter") == 1);
     assert_eq!(answer(&server, &lossy)["token_ids"], before["token_ids"]);
+}
+
+#[test]
+fn a_router_that_sees_an_expert_first_waits_for_its_drafter() {
+    let etcd = etcd();
+    let server = free_address();
+    let _router = node("router", "router-1", &server, &etcd);
+    let _expert = node("expert", "expert-1", &free_address(), &etcd);
+    wait_for(&server, |status| ready(status, "expert") == 1);
+    let lossy = ["--strategy", "speculative_cascade", "--rule", "token_v3", "--alpha", "0.7", "--temperature", "0"];
+    let early = {
+        let server = server.clone();
+        std::thread::spawn(move || answer(&server, &lossy))
+    };
+    // Longer than one that has been there is waited for.
+    std::thread::sleep(limits::MAY_COME_BACK * 3 / 2);
+    let _drafter = node("drafter", "drafter-1", &free_address(), &etcd);
+    let early = early.join().expect("answered");
+    assert!(early["speculation"]["accepted"].as_u64().expect("a count") > 0);
+    assert_eq!(early["token_ids"], answer(&server, &lossy)["token_ids"]);
 }
 
 fn refusal(command: &mut Command) -> String {

@@ -95,6 +95,14 @@ mod tests {
         }
 
         #[test]
+        fn a_larger_exponent_gives_no_smaller_power(n in 0..1019i32, fraction in 0.0..1.0f64, ulps in 1..1000u64) {
+            // Races take the power of the largest logit for a bound of the others'.
+            for y in [-f64::from(n) - fraction, -f64::from(n) - 0.5] {
+                prop_assert!(exp2(f64::from_bits(y.to_bits() + ulps)) <= exp2(y));
+            }
+        }
+
+        #[test]
         fn sums_are_the_sums_of_their_terms(logits in proptest::collection::vec(-30.0..30.0f32, 1..40)) {
             let top = logits.iter().fold(f64::NEG_INFINITY, |top, &x| top.max(f64::from(x)));
             let terms: Vec<_> = logits.iter().map(|&x| (libm::exp2(f64::from(x) - top), f64::from(x) - top)).collect();

@@ -30,7 +30,6 @@ pub mod tally;
 pub mod transcript;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cascadia_core::limits;
 use cascadia_core::placement::{NodeRecord, NodeState, Role};
@@ -209,9 +208,6 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// How often the outlook is refreshed though nothing changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
 /// Keeps the shared outlook fresh, and says on the board when the router is ready.
 async fn observe(router: Arc<Router>, board: StatusBoard) {
     let mut changes = router.loads.changed();
@@ -225,8 +221,7 @@ async fn observe(router: Arc<Router>, board: StatusBoard) {
         if router.outlook.was_servable() && board.state() == NodeState::Starting {
             board.set_state(NodeState::Ready);
         }
-        // Time alone settles what is believed of a cluster.
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await {
+        if changes.changed().await.is_err() {
             return;
         }
     }
@@ -255,7 +250,7 @@ fn ready(router: &Router) -> Result<(), String> {
         return Err("draining: open streams finish, new ones belong to another router".to_owned());
     }
     if !router.outlook.was_servable() {
-        return Err(router.outlook.awaited().to_owned());
+        return Err("no expert has been ready yet: start one, with the same membership".to_owned());
     }
     Ok(())
 }

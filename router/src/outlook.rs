@@ -25,13 +25,14 @@ pub struct Outlook {
     known: Mutex<BTreeSet<String>>,
     /// Models without a drafter or without an expert that takes sessions, and since when.
     missing: Mutex<BTreeMap<(Role, String), Instant>>,
-    /// How long experts without drafters are not believed to be all there is.
+    /// Models with a drafter at some time.
+    drafted: Mutex<BTreeSet<String>>,
+    /// How long a membership that lost all it held may show some nodes and not yet others.
     settling: Duration,
 }
 
 impl Outlook {
-    /// Nobody has been seen yet. A membership that lost what it held shows some nodes before others, for `settling` at
-    /// most: a router that began with the experts alone would write other texts than those with their drafters.
+    /// Nobody has been seen yet, and within `settling` everybody will have been.
     #[must_use]
     pub fn new(settling: Duration) -> Self {
         Self {
@@ -40,6 +41,7 @@ impl Outlook {
             servable: watch::Sender::new(false),
             known: Mutex::default(),
             missing: Mutex::default(),
+            drafted: Mutex::default(),
             settling,
         }
     }
@@ -64,16 +66,17 @@ impl Outlook {
             for (role, has) in has {
                 let key = (role, model.clone());
                 if has {
+                    if role == Role::Drafter {
+                        self.drafted.lock().unwrap_or_else(PoisonError::into_inner).insert(model.clone());
+                    }
                     missing.remove(&key);
                 } else {
                     missing.entry(key).or_insert(now);
                 }
             }
         }
-        let waits = |since: &Instant| now.duration_since(*since) < self.settling;
-        let settled = !missing.iter().any(|((role, _), since)| *role == Role::Drafter && waits(since));
         drop(missing);
-        if settled && has_expert(snapshot) {
+        if is_servable(snapshot) {
             self.servable.send_if_modified(|servable| !std::mem::replace(servable, true));
         }
         self.changes.send_replace(());
@@ -91,29 +94,31 @@ impl Outlook {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether no kind of node that serves a model has been missing for longer than a restart takes.
+    /// Whether no kind of node that serves a model has been missing for longer than a restart takes; a drafter that was
+    /// never seen, for longer than a membership takes to show it.
     #[must_use]
     pub fn may_come_back(&self, model: &str) -> bool {
+        let patience = self.patience(model);
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let lately =
-            |role| missing.get(&(role, model.to_owned())).is_none_or(|since| since.elapsed() < limits::MAY_COME_BACK);
-        lately(Role::Drafter) && lately(Role::Expert)
+            |role, patience| missing.get(&(role, model.to_owned())).is_none_or(|since| since.elapsed() < patience);
+        lately(Role::Drafter, patience) && lately(Role::Expert, limits::MAY_COME_BACK)
+    }
+
+    /// How long a session waits for the drafter of a model before its text may change.
+    #[must_use]
+    pub fn patience(&self, model: &str) -> Duration {
+        if self.drafted.lock().unwrap_or_else(PoisonError::into_inner).contains(model) {
+            limits::MAY_COME_BACK
+        } else {
+            self.settling.max(limits::MAY_COME_BACK)
+        }
     }
 
     /// Whether a model could be served at some time since the start.
     #[must_use]
     pub fn was_servable(&self) -> bool {
         *self.servable.borrow()
-    }
-
-    /// What has to come before a model can be served for the first time, and the cure.
-    #[must_use]
-    pub fn awaited(&self) -> &'static str {
-        if self.known_models().is_empty() {
-            "no expert has been ready yet: start one, with the same membership"
-        } else {
-            "experts are there and no drafter yet: for the life of a lease one may only be late to register again"
-        }
     }
 
     /// Returns when a model can be served for the first time.
@@ -136,7 +141,7 @@ impl Outlook {
 }
 
 /// Whether some expert takes sessions: it answers alone where there is no drafter.
-fn has_expert(snapshot: &Snapshot) -> bool {
+fn is_servable(snapshot: &Snapshot) -> bool {
     let mut experts = snapshot.nodes.values().filter(|node| node.role == Role::Expert);
     experts.any(|expert| expert.state == NodeState::Ready && !expert.models.is_empty())
 }
@@ -173,24 +178,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn experts_without_drafters_are_believed_when_the_drafters_have_had_their_time() {
-        let settling = Duration::from_secs(8);
+    async fn a_drafter_that_was_never_seen_gets_the_time_of_a_membership_that_lost_all() {
+        let settling = Duration::from_secs(15);
         let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
         let outlook = Outlook::new(settling);
+        tokio::time::sleep(settling).await;
         observe(&outlook, std::slice::from_ref(&expert));
-        assert!(!outlook.was_servable());
-        observe(&outlook, &[expert.clone(), drafter]);
-        assert!(outlook.was_servable());
-        observe(&outlook, std::slice::from_ref(&expert));
-        assert!(outlook.was_servable(), "later they are lost, which is another matter");
+        tokio::time::sleep(settling - Duration::from_secs(1)).await;
+        assert!(outlook.may_come_back("m") && outlook.patience("m") == settling);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!outlook.may_come_back("m"), "experts alone are all there is");
 
-        let outlook = Outlook::new(settling);
-        tokio::time::sleep(settling).await;
-        observe(&outlook, std::slice::from_ref(&expert));
-        assert!(!outlook.was_servable(), "the time begins with the expert");
-        tokio::time::sleep(settling).await;
+        observe(&outlook, &[expert.clone(), drafter]);
+        assert_eq!(outlook.patience("m"), limits::MAY_COME_BACK);
         observe(&outlook, &[expert]);
-        assert!(outlook.was_servable());
+        assert!(outlook.may_come_back("m"));
+        tokio::time::sleep(limits::MAY_COME_BACK).await;
+        assert!(!outlook.may_come_back("m"), "one that was seen may only be restarting");
     }
 
     #[tokio::test(start_paused = true)]

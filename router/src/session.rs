@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
-use cascadia_core::limits;
 use cascadia_core::placement::{PlacementError, Wish};
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::run_response::Message;
@@ -168,7 +167,7 @@ impl<'a> Session<'a> {
             parameters: &self.parameters,
             handed_over: self.handed_over,
             begun: self.started,
-            break_promise: since.elapsed() >= limits::MAY_COME_BACK
+            break_promise: since.elapsed() >= self.router.outlook.patience(&self.terms.model)
                 || !self.router.outlook.may_come_back(&self.terms.model),
             step_in: !self.avoid.values().any(|&(_, busy)| busy),
             wish: Wish {

@@ -228,7 +228,7 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     }
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
-        asm!("prfm pldl2keep, [{}]", in(reg) from, options(readonly, nostack, preserves_flags));
+        asm!("prfm pldl2keep, [{}]", in(reg) from, options(nomem, nostack, preserves_flags));
     }
 }
 
@@ -241,7 +241,7 @@ unsafe fn larger(a: float32x4_t, b: float32x4_t) -> float32x4_t {
 #[inline(always)]
 unsafe fn widened(x: uint16x4_t) -> float32x4_t {
     let wide: float32x4_t;
-    asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) wide, in(vreg) x, options(pure, nomem, nostack, preserves_flags));
+    asm!("fcvtl {:v}.4s, {:v}.4h", out(vreg) wide, in(vreg) x, options(pure, nomem, nostack));
     wide
 }
 

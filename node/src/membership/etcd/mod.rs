@@ -153,9 +153,10 @@ pub(super) struct Etcd {
 }
 
 impl Etcd {
-    /// A node renews its lease, or learns that there is none, before the lease would have ended.
+    /// A node renews its lease, or learns that there is none, before it would have ended; one that etcd was away from
+    /// has to find it again first.
     pub(super) fn recovers_within(&self) -> Duration {
-        self.config.lease_ttl
+        self.config.lease_ttl.max(LONGEST_PAUSE + 2 * CALL_TIMEOUT)
     }
 
     pub(super) fn start(config: EtcdConfig) -> Result<Self, MembershipError> {
