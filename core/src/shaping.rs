@@ -66,8 +66,8 @@ impl<'a> Shaped<'a> {
                 Some((token, changed(finite(f64::from(logit)), group, sampling)))
             })
             .collect();
-        let unknown = OnceCell::new;
-        Self { logits, sampling, overlay, peak: OnceCell::new(), partition: unknown(), tempered: unknown() }
+        let (peak, partition, tempered) = Default::default();
+        Self { logits, sampling, overlay, peak, partition, tempered }
     }
 
     /// The row that logprobs report: after bias and bans, before penalties and truncation.
