@@ -118,7 +118,8 @@ impl<'a> Shaped<'a> {
         row.without(barred).rounded_to_f32()
     }
 
-    /// [`Self::row`] at `tokens` (ascending) and nowhere else, which is all that a test reads of a row.
+    /// [`Self::row`] at `tokens` (ascending) and nowhere else, which is all that a test reads of a row; the whole of one
+    /// that is truncated.
     #[must_use]
     pub fn row_at(&self, tokens: impl Iterator<Item = TokenId>) -> Distribution {
         if self.is_truncated() {
@@ -150,7 +151,7 @@ impl<'a> Shaped<'a> {
     }
 
     /// Whether the row to sample from is not simply the tempered one.
-    fn is_truncated(&self) -> bool {
+    pub(crate) fn is_truncated(&self) -> bool {
         let Sampling { top_k, top_p, min_p, .. } = *self.sampling;
         let cut = top_k != 0 && top_k < self.logits.len();
         cut || top_p < 1.0 || min_p > 0.0 || is_greedy(self.sampling) || self.peak().1 == f64::NEG_INFINITY

@@ -112,8 +112,14 @@ fn test(decoding: &Decoding, position: usize, row: &Shaped<'_>, draft: &Draft) -
         let relaxed = rule.is_some() && coin >= p.prob(draft.token) / drafted;
         return (draft.token, relaxed);
     }
-    let p = row.row();
-    let law = target(&p);
+    let whole;
+    // A truncated row is read whole anyway.
+    let law = target(if row.is_truncated() {
+        &p
+    } else {
+        whole = row.row();
+        &whole
+    });
     let residual = chance.race(position as u64, Stream::Residual, law.residual(&q));
     // Only rounding can reject and leave nothing: then any draw from pi is right.
     let token = residual.or_else(|| chance.race(position as u64, Stream::Residual, law.iter()));

@@ -23,6 +23,8 @@ pub mod mint;
 pub mod outlook;
 pub mod place;
 pub mod run;
+#[cfg(test)]
+mod samples;
 pub mod session;
 pub mod spans;
 pub mod status;

@@ -148,29 +148,10 @@ fn is_servable(snapshot: &Snapshot) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cascadia_core::placement::{Load, NodeRecord, ServedModel};
+    use cascadia_core::placement::{Load, NodeRecord};
 
     use super::*;
-
-    fn node(id: &str, role: Role) -> NodeRecord {
-        let model = ServedModel {
-            name: "m".into(),
-            fingerprint: "f".into(),
-            tokenizer_fingerprint: "t".into(),
-            row_exact: true,
-        };
-        NodeRecord {
-            id: NodeId(id.into()),
-            instance: 1,
-            role,
-            address: String::new(),
-            admin_address: String::new(),
-            models: vec![model],
-            capacity: 1,
-            protocol: (1, 1),
-            state: NodeState::Ready,
-        }
-    }
+    use crate::samples::node;
 
     fn observe(outlook: &Outlook, nodes: &[NodeRecord]) {
         let nodes = nodes.iter().map(|node| (node.id.clone(), node.clone())).collect();

@@ -186,29 +186,10 @@ pub fn agree(pinned: &mut v1::Fingerprints, owner: &v1::Fingerprints) -> Result<
 mod tests {
     use std::collections::BTreeSet;
 
-    use cascadia_core::placement::{Load, NodeState, ServedModel};
+    use cascadia_core::placement::Load;
 
     use super::*;
-
-    fn node(id: &str, role: Role) -> NodeRecord {
-        let model = ServedModel {
-            name: "m".into(),
-            fingerprint: format!("{role:?}"),
-            tokenizer_fingerprint: "t".into(),
-            row_exact: true,
-        };
-        NodeRecord {
-            id: NodeId(id.into()),
-            instance: 1,
-            role,
-            address: format!("{id}:1"),
-            admin_address: String::new(),
-            models: vec![model],
-            capacity: 8,
-            protocol: (1, 1),
-            state: NodeState::Ready,
-        }
-    }
+    use crate::samples::node;
 
     fn cluster() -> Snapshot {
         let nodes = [node("d", Role::Drafter), node("e", Role::Expert)];

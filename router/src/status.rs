@@ -201,25 +201,12 @@ mod tests {
     use cascadia_core::placement::Load;
 
     use super::*;
+    use crate::samples;
 
     fn node(id: &str, role: Role, name: &str, state: NodeState) -> NodeRecord {
-        let model = ServedModel {
-            name: name.into(),
-            fingerprint: format!("{role:?}"),
-            tokenizer_fingerprint: "t".into(),
-            row_exact: true,
-        };
-        NodeRecord {
-            id: NodeId(id.into()),
-            instance: 1,
-            role,
-            address: format!("{id}:1"),
-            admin_address: String::new(),
-            models: vec![model],
-            capacity: 8,
-            protocol: (1, 1),
-            state,
-        }
+        let mut node = NodeRecord { state, ..samples::node(id, role) };
+        node.models[0].name = name.into();
+        node
     }
 
     fn cluster() -> Snapshot {

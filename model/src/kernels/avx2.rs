@@ -28,21 +28,9 @@ impl Lanes for Avx2 {
         (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)))
     }
     #[inline(always)]
-    unsafe fn load_first(from: *const f32, n: usize, fill: f32) -> Self::F {
-        let mut lanes = [fill; 16];
-        std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), n);
-        Self::load(lanes.as_ptr())
-    }
-    #[inline(always)]
     unsafe fn store(to: *mut f32, x: Self::F) {
         _mm256_storeu_ps(to, x.0);
         _mm256_storeu_ps(to.add(8), x.1);
-    }
-    #[inline(always)]
-    unsafe fn store_first(to: *mut f32, n: usize, x: Self::F) {
-        let mut lanes = [0.0; 16];
-        Self::store(lanes.as_mut_ptr(), x);
-        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self::F {
@@ -95,13 +83,6 @@ impl Lanes for Avx2 {
             _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x.0, limit), v.0),
             _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x.1, limit), v.1),
         )
-    }
-    #[inline(always)]
-    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
-        let mut lanes = [0.0; 16];
-        Self::store(lanes.as_mut_ptr(), b);
-        Self::store_first(lanes.as_mut_ptr(), n, a);
-        Self::load(lanes.as_ptr())
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {

@@ -23,10 +23,20 @@ pub(crate) trait Lanes: Copy {
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
     /// The first `n < 16` lanes from memory, `fill` in the others.
-    unsafe fn load_first(from: *const f32, n: usize, fill: f32) -> Self::F;
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize, fill: f32) -> Self::F {
+        let mut lanes = [fill; 16];
+        std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), n);
+        Self::load(lanes.as_ptr())
+    }
     unsafe fn store(to: *mut f32, x: Self::F);
     /// Writes the first `n <= 16` lanes.
-    unsafe fn store_first(to: *mut f32, n: usize, x: Self::F);
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, n: usize, x: Self::F) {
+        let mut lanes = [0.0; 16];
+        Self::store(lanes.as_mut_ptr(), x);
+        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
+    }
     /// Sixteen binary16 values.
     unsafe fn load_half(from: *const u16) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
@@ -44,7 +54,13 @@ pub(crate) trait Lanes: Copy {
     /// `v`, but zero in the lanes where `x < limit`.
     unsafe fn zero_below(x: Self::F, limit: f32, v: Self::F) -> Self::F;
     /// The first `n <= 16` lanes of `a`, the others of `b`.
-    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F;
+    #[inline(always)]
+    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
+        let mut lanes = [0.0; 16];
+        Self::store(lanes.as_mut_ptr(), b);
+        Self::store_first(lanes.as_mut_ptr(), n, a);
+        Self::load(lanes.as_ptr())
+    }
     /// Sum by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
     unsafe fn sum(x: Self::F) -> f32;
     /// The largest lane by the same tree.

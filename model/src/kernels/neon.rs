@@ -50,22 +50,10 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
         each(|i| vld1q_f32(from.add(4 * i)))
     }
     #[inline(always)]
-    unsafe fn load_first(from: *const f32, n: usize, fill: f32) -> Self::F {
-        let mut lanes = [fill; 16];
-        std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), n);
-        Self::load(lanes.as_ptr())
-    }
-    #[inline(always)]
     unsafe fn store(to: *mut f32, x: Self::F) {
         for (i, &x) in x.iter().enumerate() {
             vst1q_f32(to.add(4 * i), x);
         }
-    }
-    #[inline(always)]
-    unsafe fn store_first(to: *mut f32, n: usize, x: Self::F) {
-        let mut lanes = [0.0; 16];
-        Self::store(lanes.as_mut_ptr(), x);
-        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
     }
     #[inline(always)]
     unsafe fn load_half(from: *const u16) -> Self::F {
@@ -112,13 +100,6 @@ impl<const DOT: bool> Lanes for Neon<DOT> {
     unsafe fn zero_below(x: Self::F, limit: f32, v: Self::F) -> Self::F {
         let limit = vdupq_n_f32(limit);
         each(|i| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v[i]), vcltq_f32(x[i], limit))))
-    }
-    #[inline(always)]
-    unsafe fn select_first(a: Self::F, n: usize, b: Self::F) -> Self::F {
-        let mut lanes = [0.0; 16];
-        Self::store(lanes.as_mut_ptr(), b);
-        Self::store_first(lanes.as_mut_ptr(), n, a);
-        Self::load(lanes.as_ptr())
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {
