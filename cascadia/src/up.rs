@@ -39,13 +39,7 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
     if let Some(reconfigure) = cluster.reconfigure() {
         follow::spawn(settings, hangups, &followed, move |cli, settings| apply(&cli, settings, &reconfigure));
     }
-    let names = cluster.nodes().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    crate::print_line(&format!("Cascadia serves {served} on {} ({names}).", cluster.address()))?;
-    crate::print_line(&format!("Try: cascadia generate --server {} {:?}", cluster.address(), EXAMPLE))?;
-    if let Some(http) = cluster.http() {
-        crate::print_line(&format!("OpenAI clients: base URL http://{http}/v1, model {model}"))?;
-    }
-    crate::print_line("Ctrl-C stops it.")?;
+    greet(&greeting(&cluster, &served, &model))?;
 
     let node = tokio::select! {
         () = signal.next() => None,
@@ -69,6 +63,27 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
     }
     cluster.stop().await;
     Ok(())
+}
+
+/// What somebody at a terminal wants to know.
+fn greeting(cluster: &LocalCluster, served: &str, model: &str) -> String {
+    let (address, nodes) = (cluster.address(), cluster.nodes());
+    let names = nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut lines = vec![
+        format!("Cascadia serves {served} on {address} ({names})."),
+        format!("Try: cascadia generate --server {address} {EXAMPLE:?}"),
+    ];
+    lines.extend(cluster.http().map(|http| format!("OpenAI clients: base URL http://{http}/v1, model {model}")));
+    lines.push("Ctrl-C stops it.".into());
+    lines.join("\n")
+}
+
+/// Whoever has read enough of a greeting may close the pipe: the cluster serves others too.
+fn greet(greeting: &str) -> std::io::Result<()> {
+    match crate::print_line(greeting) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
 }
 
 /// An end that takes longer is explained.

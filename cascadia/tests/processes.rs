@@ -85,6 +85,19 @@ fn a_router_that_sees_an_expert_first_waits_for_its_drafter() {
     assert_eq!(early["token_ids"], answer(&server, &lossy)["token_ids"]);
 }
 
+#[test]
+fn a_cluster_whose_greeting_nobody_reads_serves() {
+    let server = free_address();
+    let mut command = cascadia();
+    command.args(["up", "--synthetic", "length=none", "--listen", &server, "--http", "off"]);
+    let mut up = Process(command.stdout(Stdio::piped()).spawn().expect("the binary runs"));
+    drop(up.0.stdout.take());
+    wait_for(&server, |status| ready(status, "drafter") > 0);
+    // It greets as soon as it answers; what follows comes long after.
+    answer(&server, &[]);
+    assert!(up.ended().is_none(), "it serves");
+}
+
 fn refusal(command: &mut Command) -> String {
     let output = command.output().expect("the binary runs");
     assert!(!output.status.success());
