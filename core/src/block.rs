@@ -46,6 +46,14 @@ pub struct DraftBlock {
     pub score_given: bool,
 }
 
+impl DraftBlock {
+    /// Rows that its verification reads: one a draft, and one a given token that shall be scored.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.drafts.len() + if self.score_given { self.given.len() } else { 0 }
+    }
+}
+
 /// What the expert says about one emitted position.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Score {

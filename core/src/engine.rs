@@ -40,6 +40,16 @@ impl Rows {
         &self.data[start..start + self.named.map_or(self.vocabulary, |named| named.min(self.vocabulary))]
     }
 
+    /// Row `index`, if it was computed from numbers.
+    ///
+    /// It looks at one logit: each is a product with the whole hidden state, in which one value that is no number
+    /// makes every logit none, and an infinite one has become none in the norm before it.
+    #[must_use]
+    pub fn finite(&self, index: usize) -> Option<&[f32]> {
+        let row = self.row(index);
+        row.first().is_none_or(|logit| logit.is_finite()).then_some(row)
+    }
+
     /// Number of rows.
     #[must_use]
     pub fn len(&self) -> usize {

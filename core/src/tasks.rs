@@ -12,7 +12,7 @@ use crate::engine::Rows;
 use crate::history::History;
 use crate::ids::{Epoch, TokenId};
 use crate::session::DraftOrder;
-use crate::stepper::Task;
+use crate::stepper::{NotFinite, Task};
 use crate::verify;
 
 /// A model that decodes alone: `expert`, `drafter`, `cascade_query`.
@@ -47,11 +47,13 @@ impl Task for DecodeTask {
         (!self.over).then_some(1)
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
-        let decoded = drafting::decode(&self.decoding, &self.history, rows.row(first));
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
+        let row = rows.finite(first).ok_or(NotFinite { tokens: self.history.len() })?;
+        let decoded = drafting::decode(&self.decoding, &self.history, row);
         self.history.push(decoded.token);
         self.over = self.decoding.is_stop(decoded.token) || self.history.len() >= self.decoding.end();
         self.decoded.push(decoded);
+        Ok(())
     }
 }
 
@@ -96,9 +98,10 @@ impl Task for DraftTask {
         self.order.map(|_| 1)
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
-        let Some((ticket, count)) = self.order else { return };
-        let draft = drafting::draft(&self.decoding, &self.history, rows.row(first));
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
+        let Some((ticket, count)) = self.order else { return Ok(()) };
+        let row = rows.finite(first).ok_or(NotFinite { tokens: self.history.len() })?;
+        let draft = drafting::draft(&self.decoding, &self.history, row);
         // A block may end early only on what every depth policy sees alike: keyed streams keep the law whatever the
         // length (algorithms 4.5), so a stop, or the first token that a sequential cascade must ask about, ends it.
         let asks = matches!(self.decoding.strategy, Strategy::CascadeToken { .. }) && !draft.kept;
@@ -109,6 +112,7 @@ impl Task for DraftTask {
             self.order = None;
             self.finished = Some((ticket, std::mem::take(&mut self.drafts)));
         }
+        Ok(())
     }
 }
 
@@ -204,8 +208,7 @@ impl VerifyTask {
             if self.merged > 0 && !block.given.is_empty() {
                 return;
             }
-            let scored = if block.score_given { block.given.len() } else { 0 };
-            self.rows += scored + block.drafts.len();
+            self.rows += block.rows();
             let tokens: Vec<TokenId> =
                 block.given.iter().copied().chain(block.drafts.iter().map(|d| d.token)).collect();
             self.history.extend(tokens);
@@ -231,15 +234,25 @@ impl VerifyTask {
         }
     }
 
-    /// Walks one block with its rows; whether it was accepted whole.
-    fn verify(&mut self, block: &DraftBlock, rows: &[&[f32]]) -> bool {
+    /// Walks one block with its rows, of which those behind the first that is no numbers are missing; whether it was
+    /// accepted whole.
+    fn verify(&mut self, block: &DraftBlock, rows: &[&[f32]]) -> Result<bool, NotFinite> {
+        let scored = block.rows() - block.drafts.len();
+        let missing = NotFinite { tokens: block.base - scored + rows.len() };
+        if rows.len() < scored {
+            return Err(missing);
+        }
         let mut scores = Vec::with_capacity(rows.len());
-        let scored = rows.len() - block.drafts.len();
         for (i, row) in rows[..scored].iter().enumerate() {
             let before = &self.history.ids()[..block.given_from + i];
             scores.push(verify::score(&self.decoding, before, row, block.given[i]));
         }
-        let walk = verify::walk(&self.decoding, &self.history.ids()[..block.base], &block.drafts, &rows[scored..]);
+        let (rows, history) = (&rows[scored..], &self.history.ids()[..block.base]);
+        let walk = verify::walk(&self.decoding, history, &block.drafts[..rows.len()], rows);
+        // A draft that is refused may well be followed by nonsense.
+        if walk.replacement.is_none() && rows.len() < block.drafts.len() {
+            return Err(missing);
+        }
         self.committed = block.base + walk.accepted;
         let whole = walk.replacement.is_none();
         if let Some(replacement) = walk.replacement {
@@ -255,7 +268,7 @@ impl VerifyTask {
             replacement: walk.replacement,
             scores,
         }));
-        whole
+        Ok(whole)
     }
 }
 
@@ -270,21 +283,20 @@ impl Task for VerifyTask {
         if self.merged > 0 { Some(self.rows) } else { self.prefill.then_some(0) }
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
         self.prefill = false;
         let mut next = first;
         self.rows = 0;
         for _ in 0..std::mem::take(&mut self.merged) {
             let Some(block) = self.queue.pop_front() else { break };
-            let scored = if block.score_given { block.given.len() } else { 0 };
-            let count = scored + block.drafts.len();
-            let own: Vec<&[f32]> = (next..next + count).map(|i| rows.row(i)).collect();
-            next += count;
-            if !self.verify(&block, &own) {
+            let own: Vec<&[f32]> = (next..next + block.rows()).map_while(|i| rows.finite(i)).collect();
+            next += block.rows();
+            if !self.verify(&block, &own)? {
                 break;
             }
         }
         // What was merged behind a rejected block stands on another history now, and is answered so.
         self.merge();
+        Ok(())
     }
 }

@@ -6,16 +6,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cascadia_core::block::{Answer, DraftBlock, StaleReason};
+use cascadia_core::block::{Answer, Draft, DraftBlock, StaleReason};
 use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
 use cascadia_core::door::{Applicant, Entrance};
-use cascadia_core::engine::Engine;
+use cascadia_core::drafting;
+use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::history::History;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::pipeline::Pipeline;
 use cascadia_core::rule::Rule;
 use cascadia_core::session::{Counters, Session};
-use cascadia_core::stepper::{Rank, Stepper, StepperConfig, Task};
+use cascadia_core::stepper::{NotFinite, Rank, Stepper, StepperConfig, Task};
 use cascadia_core::tasks::{DecodeTask, DraftTask, VerifyTask};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 
@@ -346,7 +347,7 @@ fn a_stale_block_is_answered_so_and_costs_no_forward() {
         given: Vec::new(),
         base,
         tail,
-        drafts: vec![cascadia_core::block::Draft::bare(5)],
+        drafts: vec![Draft::bare(5)],
         score_given: false,
     };
     let cases = [
@@ -360,6 +361,48 @@ fn a_stale_block_is_answered_so_and_costs_no_forward() {
         let answers = task.drain();
         assert!(matches!(&answers[..], [Answer::Stale(stale)] if stale.reason == reason && stale.committed == 4));
         assert_eq!(task.want(), Some(0), "the prefill only");
+    }
+}
+
+#[test]
+fn rows_that_are_no_numbers_matter_where_the_walk_comes_to_them() {
+    let settings = Arc::new(decoding(Strategy::Speculative { coupling: Coupling::Gumbel }, 0.0, 1));
+    let (ids, epoch) = (prompt(1), Epoch::of_placement(1));
+    let (mut history, mut data) = (ids.clone(), Vec::new());
+    for position in 0..4 {
+        expert_model().logits(&history, &mut data);
+        let row = &data[position * expert_model().vocabulary..];
+        history.push(drafting::decode(&settings, &history, row).token);
+    }
+    let verified = |wrong: Option<usize>, overflown: usize| {
+        let mut tokens = history[4..].to_vec();
+        if let Some(draft) = wrong {
+            tokens[draft] = if tokens[draft] == 5 { 6 } else { 5 };
+        }
+        let mut task = VerifyTask::new(settings.clone(), &ids, epoch);
+        task.push(DraftBlock {
+            epoch,
+            given_from: 4,
+            given: Vec::new(),
+            base: 4,
+            tail: History::from_ids(&ids).tail(),
+            drafts: tokens.into_iter().map(Draft::bare).collect(),
+            score_given: false,
+        });
+        let vocabulary = expert_model().vocabulary;
+        let mut rows = Rows { vocabulary, data: data.clone(), named: None };
+        rows.data[overflown * vocabulary..(overflown + 1) * vocabulary].fill(f32::NAN);
+        task.take(&rows, 0).map(|()| match &task.drain()[..] {
+            [Answer::Verdict(verdict)] => verdict.accepted,
+            other => panic!("{other:?}"),
+        })
+    };
+    for overflown in 0..4 {
+        assert_eq!(verified(None, overflown), Err(NotFinite { tokens: 4 + overflown }));
+        for wrong in 0..4 {
+            let expected = if wrong < overflown { Ok(wrong) } else { Err(NotFinite { tokens: 4 + overflown }) };
+            assert_eq!(verified(Some(wrong), overflown), expected, "draft {wrong} is wrong");
+        }
     }
 }
 

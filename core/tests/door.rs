@@ -7,7 +7,7 @@ use cascadia_core::door::{Applicant, Entrance, IDLE_AFTER};
 use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
 use cascadia_core::pages::pages_for;
-use cascadia_core::stepper::{Rank, Refused, Stepper, StepperConfig, Task};
+use cascadia_core::stepper::{NotFinite, Rank, Refused, Stepper, StepperConfig, Task};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 use proptest::prelude::*;
 
@@ -35,11 +35,12 @@ impl Task for Writer {
         (!self.asleep && self.ids.len() < self.end).then_some(1)
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
         let row = rows.row(first);
         let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("a row");
         self.ids.push(best as TokenId);
         self.asleep = self.ids.len().is_multiple_of(self.nap);
+        Ok(())
     }
 }
 

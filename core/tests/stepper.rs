@@ -8,7 +8,7 @@ use std::time::Duration;
 use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
-use cascadia_core::stepper::{Evicted, Rank, Refused, StepError, Stepper, StepperConfig, Task};
+use cascadia_core::stepper::{Evicted, Failed, NotFinite, Rank, Refused, StepError, Stepper, StepperConfig, Task};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 use proptest::prelude::*;
 
@@ -64,8 +64,12 @@ impl Task for Checked {
         self.rows
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
         let wanted = self.rows.expect("an idle task is not served");
+        let bad = (0..wanted).find(|index| rows.finite(first + index).is_none());
+        if let Some(index) = bad {
+            return Err(NotFinite { tokens: self.ids.len() - wanted + index + 1 });
+        }
         let mut law = Vec::new();
         for index in 0..wanted {
             law.clear();
@@ -74,6 +78,7 @@ impl Task for Checked {
         }
         self.done += 1;
         self.next();
+        Ok(())
     }
 }
 
@@ -438,6 +443,42 @@ fn a_failed_pass_costs_its_sessions_and_nobody_else() {
     world.close_all();
 }
 
+/// Computes no numbers for the rows of one session.
+struct Overflown(ToyEngine, usize);
+
+impl Engine for Overflown {
+    fn facts(&self) -> &ModelFacts {
+        self.0.facts()
+    }
+
+    fn progress(&self) -> Arc<AtomicU64> {
+        self.0.progress()
+    }
+
+    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
+        self.0.forward(batch, rows)?;
+        let width = rows.vocabulary;
+        rows.data[self.1 * width..(self.1 + 1) * width].fill(f32::NAN);
+        Ok(())
+    }
+}
+
+#[test]
+fn rows_that_are_no_numbers_cost_their_session_and_nobody_else() {
+    let mut world = World::new(32, 64);
+    // Two rows each, in the order of age: the fourth is the second one's last.
+    for key in [1, 2, 3] {
+        world.insert(key, key as u64, [prefill(key as usize, 20, 2)]);
+    }
+    let mut overflown = Overflown(ToyEngine::new(MODEL, 4_096, 32), 3);
+    let report = world.stepper.step(&mut overflown, Duration::ZERO);
+    let error = StepError::NotFinite(NotFinite { tokens: 20 });
+    assert_eq!(report.failed, [Failed { key: SessionId(2), error }]);
+    assert_eq!(report.ran, [SessionId(1), SessionId(3)]);
+    assert_eq!(world.stepper.keys().collect::<Vec<_>>(), [SessionId(1), SessionId(3)]);
+    world.close_all();
+}
+
 /// What one decode step costs beside the model; run with `--ignored --nocapture`, optimised.
 #[test]
 #[ignore = "a measurement"]
@@ -465,8 +506,9 @@ fn cost_of_a_step() {
         fn want(&self) -> Option<usize> {
             Some(1)
         }
-        fn take(&mut self, _: &Rows, _: usize) {
+        fn take(&mut self, _: &Rows, _: usize) -> Result<(), NotFinite> {
             self.0.push(7);
+            Ok(())
         }
     }
     let mut engine = Silent(ToyEngine::new(MODEL, 1 << 20, 1 << 17).facts().clone());

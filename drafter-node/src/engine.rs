@@ -5,7 +5,7 @@ use cascadia_core::drafting::Decoded;
 use cascadia_core::engine::Rows;
 use cascadia_core::ids::TokenId;
 use cascadia_core::session::DraftOrder;
-use cascadia_core::stepper::Task;
+use cascadia_core::stepper::{NotFinite, Task};
 use cascadia_core::tasks::{DecodeTask, DraftTask};
 use cascadia_node::sessions::{Hint, Work};
 
@@ -51,7 +51,7 @@ impl Task for DrafterWork {
         }
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
         match self {
             Self::Draft(task) => task.take(rows, first),
             Self::Decode(task) => task.take(rows, first),

@@ -4,7 +4,7 @@ use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::drafting::Decoded;
 use cascadia_core::engine::Rows;
 use cascadia_core::ids::TokenId;
-use cascadia_core::stepper::Task;
+use cascadia_core::stepper::{NotFinite, Task};
 use cascadia_core::tasks::{DecodeTask, VerifyTask};
 use cascadia_node::sessions::{Hint, Work};
 
@@ -41,7 +41,7 @@ impl Task for ExpertWork {
         }
     }
 
-    fn take(&mut self, rows: &Rows, first: usize) {
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
         match self {
             Self::Verify(task) => task.take(rows, first),
             Self::Decode(task) => task.take(rows, first),

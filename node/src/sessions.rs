@@ -76,6 +76,9 @@ pub enum Refusal {
     /// The engine failed.
     #[error("the engine failed: {0}")]
     Engine(String),
+    /// The model computes no numbers for the session's tokens; nor does it elsewhere.
+    #[error("{0}")]
+    NotFinite(String),
 }
 
 impl From<Refusal> for Status {
@@ -86,6 +89,7 @@ impl From<Refusal> for Status {
             Refusal::Epoch(_) => Self::aborted(text),
             Refusal::TooLong(_) => Self::failed_precondition(text),
             Refusal::Engine(_) => Self::internal(text),
+            Refusal::NotFinite(_) => Self::data_loss(text),
         }
     }
 }
@@ -401,6 +405,10 @@ impl<W: Work> SessionLoop<W> {
             if let Some(listener) = self.listeners.remove(&failure.key) {
                 let refusal = match failure.error {
                     StepError::Engine(_) => Refusal::Engine(failure.error.to_string()),
+                    StepError::NotFinite(_) => {
+                        tracing::error!(session = %failure.key, "{}", failure.error);
+                        Refusal::NotFinite(failure.error.to_string())
+                    }
                     StepError::Context { .. } | StepError::Pages { .. } => Refusal::TooLong(failure.error.to_string()),
                 };
                 let _ = listener.replies.send(Err(refusal));

@@ -147,13 +147,14 @@ impl GenerateError {
 pub const CLIENT_LEFT: &str = "client_left";
 
 /// Every label.
-pub const LABELS: [&str; 10] = [
+pub const LABELS: [&str; 11] = [
     "invalid_argument",
     "not_found",
     "failed_precondition",
     "resource_exhausted",
     "deadline_exceeded",
     "internal",
+    "data_loss",
     "unavailable",
     "cancelled",
     "other",
@@ -168,6 +169,7 @@ fn label(code: Code) -> &'static str {
         Code::ResourceExhausted => "resource_exhausted",
         Code::DeadlineExceeded => "deadline_exceeded",
         Code::Internal => "internal",
+        Code::DataLoss => "data_loss",
         Code::Unavailable => "unavailable",
         Code::Cancelled => "cancelled",
         _ => "other",

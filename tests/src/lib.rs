@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
-use cascadia_core::ids::NodeId;
+use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
@@ -79,13 +79,20 @@ pub struct SlowEngine {
     engine: ToyEngine,
     step: Duration,
     hang: Hang,
+    overflows: Option<TokenId>,
 }
 
 impl SlowEngine {
     /// An engine for `context` positions whose every pass takes `step` of real time, and longer while it hangs.
     #[must_use]
     pub fn new(model: ToyModel, context: usize, pages: usize, step: Duration, hang: Hang) -> Self {
-        Self { engine: ToyEngine::new(model, context, pages), step, hang }
+        Self { engine: ToyEngine::new(model, context, pages), step, hang, overflows: None }
+    }
+
+    /// Computes no numbers for rows that score the token after this one.
+    #[must_use]
+    pub fn overflowing(self, after: Option<TokenId>) -> Self {
+        Self { overflows: after, ..self }
     }
 }
 
@@ -105,7 +112,14 @@ impl Engine for SlowEngine {
         while self.hang.is_on() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.engine.forward(batch, rows)
+        self.engine.forward(batch, rows)?;
+        let scored = batch.iter().flat_map(|chunk| &chunk.tokens[chunk.tokens.len() - chunk.rows..]);
+        for (token, row) in scored.zip(rows.data.chunks_mut(rows.vocabulary)) {
+            if Some(*token) == self.overflows {
+                row.fill(f32::NAN);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -120,6 +134,10 @@ pub struct Plan {
     pub expert_model: ToyModel,
     /// The drafter model.
     pub drafter_model: ToyModel,
+    /// The token after which the experts' numbers overflow.
+    pub expert_overflows: Option<TokenId>,
+    /// The token after which the drafters' numbers overflow.
+    pub drafter_overflows: Option<TokenId>,
     /// Positions that an expert's engine holds of one session.
     pub expert_context: usize,
     /// Time of an expert's pass.
@@ -141,6 +159,8 @@ impl Default for Plan {
             experts: 2,
             expert_model: expert_model(),
             drafter_model: drafter_model(),
+            expert_overflows: None,
+            drafter_overflows: None,
             expert_context: CONTEXT,
             expert_step: Duration::ZERO,
             drafter_step: Duration::ZERO,
@@ -273,7 +293,8 @@ impl ToyCluster {
                 plan.expert.engine.kv_pages,
                 plan.expert_step,
                 hang,
-            );
+            )
+            .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_expert_node::Parts { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
@@ -287,7 +308,8 @@ impl ToyCluster {
         let plan = self.plan.clone();
         let node = Running::start(&id, &self.membership, move |edge, hang| async move {
             let engine =
-                SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang);
+                SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang)
+                    .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = cascadia_drafter_node::Parts { engine: Box::new(engine), text };
             cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await.expect("the drafter runs");

@@ -133,6 +133,45 @@ async fn a_session_that_outgrows_its_expert_ends_there_and_disturbs_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_computes_no_numbers_for_a_session_ends_it_and_disturbs_nobody() {
+    let bell = text().encode("\u{7}", false).expect("a byte")[0];
+    for (expert_overflows, drafter_overflows) in [(Some(bell), None), (None, Some(bell))] {
+        let cluster = ToyCluster::start(Plan { expert_overflows, drafter_overflows, ..plan(2, 2, 2) }).await;
+        let client = cluster.client().await;
+        // Nor do they write it.
+        let never = v1::LogitBias { token: bell, bias: -100.0 };
+        let without = |seed| v1::Parameters { logit_bias: vec![never], ..parameters("speculative", 0.8, seed) };
+        let calm: Vec<_> = (0..6).map(|seed| asked(without(seed), 30)).collect();
+        let mut alone = Vec::new();
+        for request in &calm {
+            alone.push(cluster.generate(request.clone()).await.expect("numbers"));
+        }
+        let overflowing = [
+            parameters("speculative", 0.8, 90),
+            cascade("token_v3", 0.5, 0.8, 90),
+            v1::Parameters { alpha: Some(0.5), logprobs: Some(1), ..parameters("cascade_token", 0.8, 90) },
+            parameters(if expert_overflows.is_some() { "expert" } else { "drafter" }, 0.8, 90),
+        ];
+        let overflowing = overflowing.map(|parameters| {
+            let prompt = request("Hello\u{7}", v1::Parameters::default()).prompt;
+            collect(client.clone(), v1::GenerateRequest { prompt, ..asked(parameters, 30) })
+        });
+        let calm = calm.into_iter().map(|request| collect(client.clone(), request));
+        let (overflown, calm) = tokio::join!(join_all(overflowing), join_all(calm));
+        for answer in overflown {
+            let refused = answer.expect_err("there are no numbers to draw from");
+            assert_eq!(refused.code(), Code::DataLoss, "{refused}");
+            assert!(refused.message().contains("not finite"), "{refused}");
+        }
+        for (answer, alone) in calm.into_iter().zip(alone) {
+            let answer = answer.expect("numbers");
+            assert_eq!((answer.ids.clone(), moves(&answer)), (alone.ids, 0));
+        }
+        cluster.quiesce().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_default_is_cut_to_the_room_a_prompt_leaves_and_a_wish_is_refused() {
     let cluster = ToyCluster::start(Plan { expert_context: 128, ..plan(1, 1, 0) }).await;
     let with = |max_tokens| v1::Parameters { max_tokens, ignore_eos: true, ..parameters("expert", 0.8, 3) };

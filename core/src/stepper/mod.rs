@@ -18,7 +18,7 @@ use crate::limits;
 use crate::pages::{PageTable, Pages, pages_for};
 pub use crate::scheduler::Rank;
 use crate::scheduler::{self, Holder, Piece, Waiting};
-pub use report::{Evicted, Failed, LetIn, Refused, StepError, StepReport, StepperLoad};
+pub use report::{Evicted, Failed, LetIn, NotFinite, Refused, StepError, StepReport, StepperLoad};
 
 /// One session's work on an engine.
 pub trait Task: Send {
@@ -30,7 +30,10 @@ pub trait Task: Send {
 
     /// Called once all of [`Self::tokens`] is cached, with rows `first..first + wanted` of `rows`. May change what
     /// [`Self::tokens`] and [`Self::want`] answer.
-    fn take(&mut self, rows: &Rows, first: usize);
+    ///
+    /// # Errors
+    /// When a row that it has to read is no numbers; the task is not asked again.
+    fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite>;
 }
 
 /// Bounds of one stepper.
@@ -383,32 +386,39 @@ impl<T: Task> Stepper<T> {
     }
 
     fn hand_over(&mut self, now: Duration, report: &mut StepReport) {
-        let mut first = 0;
+        let (mut first, mut failed) = (0, Vec::new());
         for piece in &self.pieces {
             let entry = self.sessions.get_mut(&piece.key).expect("a session in the batch");
             let start = entry.cached.len();
             let tokens = entry.task.tokens();
             entry.cached.extend_from_slice(&tokens[start..start + piece.tokens]);
-            self.pages.register(&mut entry.table, &entry.cached);
             entry.used = now;
             if entry.cached.len() == tokens.len() {
                 let rows = entry.task.want().unwrap_or(0);
-                entry.task.take(&self.rows, first);
-                entry.changed = true;
+                if let Err(error) = entry.task.take(&self.rows, first) {
+                    failed.push(Failed { key: piece.key, error: StepError::NotFinite(error) });
+                } else {
+                    entry.changed = true;
+                    report.ran.push(piece.key);
+                }
                 first += rows;
-                report.ran.push(piece.key);
             }
+            self.pages.register(&mut entry.table, &entry.cached);
         }
         for key in &self.ready {
             let entry = self.sessions.get_mut(key).expect("an open session");
             // It may have lost pages to this batch; then it has work again.
             if entry.cached.len() == entry.task.tokens().len() {
-                entry.task.take(&self.rows, 0);
+                entry.task.take(&self.rows, 0).expect("it reads no row");
                 entry.changed = true;
                 entry.used = now;
                 report.ran.push(*key);
             }
         }
+        for failed in &failed {
+            self.remove(failed.key);
+        }
+        report.failed.append(&mut failed);
     }
 
     fn fail_batch(&mut self, error: &EngineError, report: &mut StepReport) {

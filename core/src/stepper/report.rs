@@ -47,11 +47,20 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// A row that is no numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFinite {
+    /// The session's tokens before the one that the row scores.
+    pub tokens: usize,
+}
+
 /// Why a session was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepError {
     /// The batch it was in failed.
     Engine(EngineError),
+    /// It has to read a row that is no numbers.
+    NotFinite(NotFinite),
     /// It is longer than the model's context.
     Context {
         /// Its tokens.
@@ -72,6 +81,11 @@ impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Engine(error) => write!(f, "the forward pass failed: {error}"),
+            Self::NotFinite(NotFinite { tokens }) => write!(
+                f,
+                "the logits after {tokens} tokens are not finite: the checkpoint is damaged, or its numbers overflow \
+                 (if --kv-dtype is f16, which ends at 65504, try f32)"
+            ),
             Self::Context { tokens, context } => write!(f, "{tokens} tokens exceed the context of {context}"),
             Self::Pages { needed, total } => write!(f, "the session needs {needed} KV pages and there are {total}"),
         }

@@ -50,6 +50,7 @@ pub(super) fn is_final(status: &Status) -> bool {
             | Code::NotFound
             | Code::Unimplemented
             | Code::DeadlineExceeded
+            | Code::DataLoss
     )
 }
 

@@ -30,6 +30,9 @@ pub struct ApiError {
     pub retry_after: Option<Duration>,
 }
 
+/// What a model computed for the request is no numbers, and would be none again.
+const NOT_FINITE: &str = "model_not_finite";
+
 impl ApiError {
     /// An error of a status.
     #[must_use]
@@ -85,7 +88,9 @@ impl ApiError {
         if let Some(delay) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
             headers.insert("retry-after-ms", HeaderValue::from(delay.as_millis() as u64));
-        } else if self.status != StatusCode::REQUEST_TIMEOUT && self.status != StatusCode::INTERNAL_SERVER_ERROR {
+        } else if self.code == Some(NOT_FINITE)
+            || self.status != StatusCode::REQUEST_TIMEOUT && self.status != StatusCode::INTERNAL_SERVER_ERROR
+        {
             // The same request would fail in the same way, or take its whole time again.
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
@@ -107,6 +112,7 @@ impl From<Status> for ApiError {
             Code::ResourceExhausted => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Code::Unavailable | Code::Cancelled => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Code::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded"),
+            Code::DataLoss => (StatusCode::INTERNAL_SERVER_ERROR, NOT_FINITE),
             // The cluster is put together wrongly: no request can cure it, and no retry.
             Code::FailedPrecondition | Code::Unimplemented => (StatusCode::NOT_IMPLEMENTED, "failed_precondition"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
@@ -173,6 +179,7 @@ mod tests {
             (Code::NotFound, 404, None, Some("false")),
             (Code::ResourceExhausted, 429, Some("1"), None),
             (Code::Internal, 500, None, None),
+            (Code::DataLoss, 500, None, Some("false")),
             (Code::FailedPrecondition, 501, None, Some("false")),
             (Code::Unavailable, 503, Some("1"), None),
             (Code::DeadlineExceeded, 504, None, Some("false")),
