@@ -13,6 +13,7 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
+use cascadia_node::parts::Parts;
 use cascadia_node::telemetry::Telemetry;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::{HttpConfig, HttpError};
@@ -101,15 +102,15 @@ impl Reconfigure {
 }
 
 /// Makes the parts of one node.
-pub type Make<P> = Arc<dyn Fn() -> Result<P, Failure> + Send + Sync>;
+pub type Make = Arc<dyn Fn() -> Result<Parts, Failure> + Send + Sync>;
 
 /// Makes the parts of one more node of either kind. Engines share weights, not KV pages.
 #[derive(Clone)]
 pub struct Models {
     /// A drafter's engine and tokenizer.
-    pub drafter: Make<cascadia_drafter_node::Parts>,
+    pub drafter: Make,
     /// An expert's.
-    pub expert: Make<cascadia_expert_node::Parts>,
+    pub expert: Make,
 }
 
 /// Why a cluster did not come up.

@@ -11,6 +11,7 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_model::{Config as ModelConfig, Progress};
 use cascadia_node::engine_config::EngineConfig;
+use cascadia_node::parts::Parts;
 use cascadia_text::Tokenizer;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -128,24 +129,12 @@ impl Model {
         Ok(pages)
     }
 
-    /// The parts of a drafter node, one of `engines` in this process.
+    /// The parts of a node, one of `engines` in this process.
     ///
     /// # Errors
     /// As [`Model::engine`].
-    pub fn drafter_parts(
-        &self,
-        config: &EngineConfig,
-        engines: usize,
-    ) -> Result<cascadia_drafter_node::Parts, Failure> {
-        Ok(cascadia_drafter_node::Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
-    }
-
-    /// The parts of an expert node, one of `engines` in this process.
-    ///
-    /// # Errors
-    /// As [`Model::engine`].
-    pub fn expert_parts(&self, config: &EngineConfig, engines: usize) -> Result<cascadia_expert_node::Parts, Failure> {
-        Ok(cascadia_expert_node::Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
+    pub fn parts(&self, config: &EngineConfig, engines: usize) -> Result<Parts, Failure> {
+        Ok(Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
     }
 }
 
@@ -174,8 +163,8 @@ impl Pair {
         let (d, e) = (self.clone(), self.clone());
         let (drafter, expert) = (drafter.engine.clone(), expert.engine.clone());
         Models {
-            drafter: Arc::new(move || d.drafter.drafter_parts(&drafter, engines)),
-            expert: Arc::new(move || e.expert.expert_parts(&expert, engines)),
+            drafter: Arc::new(move || d.drafter.parts(&drafter, engines)),
+            expert: Arc::new(move || e.expert.parts(&expert, engines)),
         }
     }
 }

@@ -4,19 +4,19 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use cascadia_core::commit::Text;
-use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::NodeId;
-use cascadia_core::placement::Role;
+use cascadia_core::placement::{Role, ServedModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::admin::{AdminPort, Loading};
 use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
+use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener, check_address};
+use cascadia_node::parts::Parts;
 use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
 use cascadia_node::token::Token;
 use cascadia_proto::convert::role_name;
@@ -28,7 +28,7 @@ use clap::builder::ArgPredicate;
 use crate::cli::Command;
 use crate::config::{FileArgs, Settings, follow};
 use crate::load::Model;
-use crate::static_list::{self, Entry, EntryModel};
+use crate::static_list::{self, Entry};
 use crate::synthetic::{self, Synthetic};
 use crate::{Failure, Outcome};
 
@@ -163,7 +163,7 @@ fn or_synthetic(model: clap::Arg) -> clap::Arg {
 /// When it cannot listen or register.
 pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
     if args.node.source.print_record {
-        return args.node.print_record(Role::Router, None, Vec::new());
+        return args.node.print_record(Role::Router, Vec::new());
     }
     let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
     let starting = async {
@@ -190,19 +190,9 @@ pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     // Before the weights, which take minutes.
     config.check()?;
-    let load = {
-        let (config, synthetic) = (config.clone(), args.synthetic.clone());
-        move |loading: &Loading| match &synthetic {
-            Some(synthetic) => Ok(synthetic.drafter_parts(&config)),
-            None => {
-                let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-                Model::configured(&config.engine, &mut report)?.drafter_parts(&config.engine, 1)
-            }
-        }
-    };
+    let load = loader(Role::Drafter, config.engine.clone(), args.synthetic.clone());
     if args.node.source.print_record {
-        let cascadia_drafter_node::Parts { engine, text } = load(&Loading::default())?;
-        return args.node.print_record(Role::Drafter, Some((engine.facts(), &*text)), config.served_model.clone());
+        return args.node.print_record(Role::Drafter, load(&Loading::default())?.served(&config.served_model));
     }
     let hangups = follow::Hangups::listen(&settings);
     let Some((edge, parts)) = args.node.start(Role::Drafter, load).await? else { return Ok(()) };
@@ -228,19 +218,9 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let config = args.resolved();
     // Before the weights, which take minutes.
     config.check()?;
-    let load = {
-        let (config, synthetic) = (config.clone(), args.synthetic.clone());
-        move |loading: &Loading| match &synthetic {
-            Some(synthetic) => Ok(synthetic.expert_parts(&config)),
-            None => {
-                let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-                Model::configured(&config.engine, &mut report)?.expert_parts(&config.engine, 1)
-            }
-        }
-    };
+    let load = loader(Role::Expert, config.engine.clone(), args.synthetic.clone());
     if args.node.source.print_record {
-        let cascadia_expert_node::Parts { engine, text } = load(&Loading::default())?;
-        return args.node.print_record(Role::Expert, Some((engine.facts(), &*text)), config.served_model.clone());
+        return args.node.print_record(Role::Expert, load(&Loading::default())?.served(&config.served_model));
     }
     let hangups = follow::Hangups::listen(&settings);
     let Some((edge, parts)) = args.node.start(Role::Expert, load).await? else { return Ok(()) };
@@ -256,6 +236,21 @@ pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
     let ended = cascadia_expert_node::run(config, edge, parts, Drive::Thread).await;
     telemetry.shutdown(FLUSH).await;
     Ok(ended?)
+}
+
+/// Loads what a node runs: the configured model, or a synthetic one.
+fn loader(
+    role: Role,
+    config: EngineConfig,
+    synthetic: Option<Synthetic>,
+) -> impl FnOnce(&Loading) -> Result<Parts, Failure> + Send + 'static {
+    move |loading| match synthetic {
+        Some(synthetic) => Ok(synthetic.parts(role, config.kv_pages)),
+        None => {
+            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
+            Model::configured(&config, &mut report)?.parts(&config, 1)
+        }
+    }
 }
 
 /// What comes of starting; nothing where the node is told to end before that.
@@ -422,23 +417,12 @@ impl NodeArgs {
     }
 
     /// Prints what a static list has to say about this node.
-    fn print_record(&self, role: Role, model: Option<(&ModelFacts, &dyn Text)>, names: Vec<String>) -> Outcome {
+    fn print_record(&self, role: Role, served: Vec<ServedModel>) -> Outcome {
         let address = self.address(role)?;
         if address.ends_with(":0") {
             return Err("a node of a static list needs a fixed port; give one with --listen".into());
         }
-        // A drafter without names drafts for every model of its tokenizer.
-        let names = if names.is_empty() { vec![String::new()] } else { names };
-        let models = model.map_or_else(Vec::new, |(facts, text)| {
-            let named = |name| EntryModel {
-                name,
-                fingerprint: facts.fingerprint.clone(),
-                tokenizer_fingerprint: text.fingerprint().to_owned(),
-                row_exact: facts.row_exact,
-            };
-            names.into_iter().map(named).collect()
-        });
-        let entry = Entry::new(self.name(role), role, address, self.admin.clone(), models);
+        let entry = Entry::new(self.name(role), role, address, self.admin.clone(), served);
         crate::print_line(&entry.to_json())?;
         Ok(())
     }

@@ -29,7 +29,7 @@ pub struct Entry {
 /// What a node of the list serves.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct EntryModel {
+struct EntryModel {
     /// The name clients ask for; empty at a drafter of all names.
     #[serde(default)]
     pub name: String,
@@ -61,13 +61,27 @@ fn protocol() -> (u32, u32) {
 impl Entry {
     /// A node as it describes itself.
     #[must_use]
-    pub fn new(id: NodeId, role: Role, address: String, admin_address: String, models: Vec<EntryModel>) -> Self {
+    pub fn new(id: NodeId, role: Role, address: String, admin_address: String, served: Vec<ServedModel>) -> Self {
+        let models = served.into_iter().map(|model| EntryModel {
+            name: model.name,
+            fingerprint: model.fingerprint,
+            tokenizer_fingerprint: model.tokenizer_fingerprint,
+            row_exact: model.row_exact,
+        });
         let role = match role {
             Role::Router => RoleName::Router,
             Role::Drafter => RoleName::Drafter,
             Role::Expert => RoleName::Expert,
         };
-        Self { id: id.0, role, address, admin_address, models, capacity: sessions(), protocol: protocol() }
+        Self {
+            id: id.0,
+            role,
+            address,
+            admin_address,
+            models: models.collect(),
+            capacity: sessions(),
+            protocol: protocol(),
+        }
     }
 
     /// The entry on one line.
@@ -133,7 +147,7 @@ mod tests {
     use super::*;
 
     fn entry(id: &str) -> Entry {
-        let model = EntryModel {
+        let model = ServedModel {
             name: "m".into(),
             fingerprint: "f".into(),
             tokenizer_fingerprint: "t".into(),

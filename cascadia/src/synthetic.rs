@@ -17,6 +17,7 @@ use cascadia_core::synthetic::{Pace, SyntheticEngine, SyntheticModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::engine_config::EngineConfig;
+use cascadia_node::parts::Parts;
 use cascadia_text::Tokenizer;
 
 use crate::cluster::Models;
@@ -186,13 +187,16 @@ impl Synthetic {
     /// The engine and text of one node. What the text is called keeps pairs together: a synthetic drafter drafts for the
     /// experts of its own parameters and for no real model.
     #[must_use]
-    pub fn parts(&self, role: Role, pages: usize) -> (Box<dyn Engine>, Arc<dyn Text>) {
+    pub fn parts(&self, role: Role, pages: usize) -> Parts {
         let tokenizer = Arc::new(cascadia_text::toy::byte_level());
         let model = self.model(&tokenizer);
         let fingerprint = model.fingerprint();
         let side = self.side(role);
         let engine = SyntheticEngine::new(model, role, side.context, pages);
-        (Box::new(PacedEngine::new(engine, side.pace)), Arc::new(SyntheticText { tokenizer, fingerprint }))
+        Parts {
+            engine: Box::new(PacedEngine::new(engine, side.pace)),
+            text: Arc::new(SyntheticText { tokenizer, fingerprint }),
+        }
     }
 
     fn side(&self, role: Role) -> &Side {
@@ -212,28 +216,14 @@ impl Synthetic {
         }
     }
 
-    /// The parts of a drafter node.
-    #[must_use]
-    pub fn drafter_parts(&self, config: &DrafterConfig) -> cascadia_drafter_node::Parts {
-        let (engine, text) = self.parts(Role::Drafter, config.engine.kv_pages);
-        cascadia_drafter_node::Parts { engine, text }
-    }
-
-    /// The parts of an expert node.
-    #[must_use]
-    pub fn expert_parts(&self, config: &ExpertConfig) -> cascadia_expert_node::Parts {
-        let (engine, text) = self.parts(Role::Expert, config.engine.kv_pages);
-        cascadia_expert_node::Parts { engine, text }
-    }
-
     /// What makes the nodes of a cluster.
     #[must_use]
     pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig) -> Models {
         let (d, e) = (self.clone(), self.clone());
-        let (drafter, expert) = (drafter.clone(), expert.clone());
+        let (drafter, expert) = (drafter.engine.kv_pages, expert.engine.kv_pages);
         Models {
-            drafter: Arc::new(move || Ok(d.drafter_parts(&drafter))),
-            expert: Arc::new(move || Ok(e.expert_parts(&expert))),
+            drafter: Arc::new(move || Ok(d.parts(Role::Drafter, drafter))),
+            expert: Arc::new(move || Ok(e.parts(Role::Expert, expert))),
         }
     }
 }
@@ -354,7 +344,7 @@ mod tests {
     fn only_equal_parameters_make_a_pair() {
         let text = |typed: &str, role| {
             let synthetic: Synthetic = typed.parse().unwrap();
-            synthetic.parts(role, 4).1.fingerprint().to_owned()
+            synthetic.parts(role, 4).text.fingerprint().to_owned()
         };
         assert_eq!(text("acceptance=0.5,step=1ms", Role::Drafter), text("acceptance=0.5,step=9ms", Role::Expert));
         assert_ne!(text("acceptance=0.5", Role::Drafter), text("acceptance=0.6", Role::Expert));

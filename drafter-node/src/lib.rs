@@ -9,7 +9,6 @@
 mod alone;
 pub mod config;
 pub mod engine;
-pub mod error;
 mod expert_link;
 mod generate;
 pub mod metrics;
@@ -19,32 +18,22 @@ mod spans;
 
 use std::sync::Arc;
 
-use cascadia_core::commit::Text;
-use cascadia_core::engine::Engine;
-use cascadia_core::placement::{Role, ServedModel};
-use cascadia_core::stepper::{Stepper, StepperConfig};
+use cascadia_core::placement::Role;
+use cascadia_core::stepper::Stepper;
 use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
-use cascadia_node::process::{Identity, Process, offered};
+use cascadia_node::parts::Parts;
+use cascadia_node::process::{Identity, Process, ProcessError};
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
 
 pub use config::DrafterConfig;
-pub use error::DrafterError;
 use node::DrafterNode;
-
-/// The loaded model.
-pub struct Parts {
-    /// Answers forward passes.
-    pub engine: Box<dyn Engine>,
-    /// The model's tokenizer and chat template.
-    pub text: Arc<dyn Text>,
-}
 
 /// Commands of one session that the mailbox may hold: opening, an order, going alone, close.
 const COMMANDS_PER_SESSION: usize = 4;
@@ -58,41 +47,26 @@ pub async fn run(
     edge: Edge,
     mut parts: Parts,
     drive: Drive,
-) -> Result<(), DrafterError> {
+) -> Result<(), ProcessError> {
     let live = config.into();
     let config = live.now();
-    config.check().map_err(DrafterError::Config)?;
-    cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| DrafterError::Model(e.to_string()))?;
-    let facts = offered(parts.engine.facts(), parts.text.as_ref());
+    config.check().map_err(ProcessError::Config)?;
+    parts.warm_up().map_err(ProcessError::Model)?;
+    let (facts, served) = (parts.offered(), parts.served(&config.served_model));
     let process = Process::new(edge, Role::Drafter, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
-    let stepper = Stepper::new(
-        &facts,
-        StepperConfig {
-            batch_tokens: config.engine.batch_tokens,
-            max_sessions: config.engine.max_sessions,
-            ..StepperConfig::default()
-        },
-    );
+    let stepper = Stepper::new(&facts, config.engine.stepper());
     let observer = Box::new(metrics.clone());
     let drafter =
         SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.engine.batch_tokens);
     let capacity = config.engine.max_sessions * COMMANDS_PER_SESSION;
     let engine = EngineHandle::new(drive::spawn(drafter, "drafter-engine", drive, capacity));
 
-    // No name: it drafts for every model of its tokenizer.
-    let names = if config.served_model.is_empty() { vec![String::new()] } else { config.served_model.clone() };
-    names.iter().filter(|name| !name.is_empty()).for_each(|name| metrics.serves(name));
-    let served = names.into_iter().map(|name| ServedModel {
-        name,
-        fingerprint: facts.fingerprint.clone(),
-        tokenizer_fingerprint: parts.text.fingerprint().to_owned(),
-        row_exact: facts.row_exact,
-    });
+    config.served_model.iter().filter(|name| !name.is_empty()).for_each(|name| metrics.serves(name));
     let identity = Identity {
         role: Role::Drafter,
-        models: served.collect(),
+        models: served,
         capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
             let live = live.clone();
@@ -123,6 +97,5 @@ pub async fn run(
     let service =
         SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
     let routes = tonic::service::Routes::new(service);
-    process.serve(identity, routes, registry).await?;
-    Ok(())
+    process.serve(identity, routes, registry).await
 }

@@ -7,7 +7,6 @@
 
 pub mod config;
 pub mod engine;
-pub mod error;
 pub mod metrics;
 mod node;
 mod run;
@@ -16,31 +15,21 @@ mod verify;
 
 use std::sync::Arc;
 
-use cascadia_core::commit::Text;
-use cascadia_core::engine::Engine;
-use cascadia_core::placement::{Role, ServedModel};
-use cascadia_core::stepper::{Stepper, StepperConfig};
+use cascadia_core::placement::Role;
+use cascadia_core::stepper::Stepper;
 use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::metrics::Registry;
-use cascadia_node::process::{Identity, Process, offered};
+use cascadia_node::parts::Parts;
+use cascadia_node::process::{Identity, Process, ProcessError};
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
 
 pub use config::ExpertConfig;
-pub use error::ExpertError;
 use node::ExpertNode;
-
-/// The loaded model.
-pub struct Parts {
-    /// Answers forward passes.
-    pub engine: Box<dyn Engine>,
-    /// The model's tokenizer and chat template.
-    pub text: Arc<dyn Text>,
-}
 
 /// Serves until told to stop.
 ///
@@ -51,23 +40,17 @@ pub async fn run(
     edge: Edge,
     mut parts: Parts,
     drive: Drive,
-) -> Result<(), ExpertError> {
+) -> Result<(), ProcessError> {
     let live = config.into();
     let config = live.now();
-    config.check().map_err(ExpertError::Config)?;
-    cascadia_node::process::warm_up(parts.engine.as_mut()).map_err(|e| ExpertError::Model(e.to_string()))?;
-    let facts = offered(parts.engine.facts(), parts.text.as_ref());
+    config.check().map_err(ProcessError::Config)?;
+    parts.warm_up().map_err(ProcessError::Model)?;
+    let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
+    let (facts, served) = (parts.offered(), parts.served(&models));
     let process = Process::new(edge, Role::Expert, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
-    let stepper = Stepper::new(
-        &facts,
-        StepperConfig {
-            batch_tokens: config.engine.batch_tokens,
-            max_sessions: config.engine.max_sessions,
-            ..StepperConfig::default()
-        },
-    );
+    let stepper = Stepper::new(&facts, config.engine.stepper());
     let observer = Box::new(metrics.clone());
     let expert = SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.engine.batch_tokens)
         .with_tracer(process.tracer().clone());
@@ -75,16 +58,9 @@ pub async fn run(
     let capacity = config.engine.max_sessions * (config.slots as usize + 2);
     let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
 
-    let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
-    let served = models.iter().map(|name| ServedModel {
-        name: name.clone(),
-        fingerprint: facts.fingerprint.clone(),
-        tokenizer_fingerprint: parts.text.fingerprint().to_owned(),
-        row_exact: facts.row_exact,
-    });
     let identity = Identity {
         role: Role::Expert,
-        models: served.collect(),
+        models: served,
         capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
             let live = live.clone();
@@ -102,8 +78,7 @@ pub async fn run(
     .add_service(
         SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
     );
-    process.serve(identity, routes, registry).await?;
-    Ok(())
+    process.serve(identity, routes, registry).await
 }
 
 fn folder_name(config: &ExpertConfig) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cascadia_core::kv_memory::{DEFAULT_SHARE, KvMemory};
 use cascadia_core::limits;
+use cascadia_core::stepper::StepperConfig;
 
 use crate::config::{Reloads, of_flags};
 
@@ -80,6 +81,12 @@ impl EngineConfig {
             }
         }
         Ok(())
+    }
+
+    /// The bounds of its engine's loop.
+    #[must_use]
+    pub fn stepper(&self) -> StepperConfig {
+        StepperConfig { batch_tokens: self.batch_tokens, max_sessions: self.max_sessions, ..StepperConfig::default() }
     }
 
     /// How long open sessions have to finish.

@@ -3,9 +3,9 @@
 //! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
 //! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
-//! metrics share · [`config`] the configuration in force ·
-//! [`engine_config`] what an operator sets of any engine · [`drive`], [`sessions`], [`owner`], [`session_service`],
-//! [`process`] what drafters and experts share.
+//! metrics share · [`config`] the configuration in force · [`engine_config`] what an operator sets of any engine ·
+//! [`parts`] a loaded model · [`drive`], [`sessions`], [`owner`], [`session_service`], [`process`] what drafters and
+//! experts share.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
 
@@ -24,6 +24,7 @@ pub mod membership;
 pub mod metrics;
 pub mod net;
 pub mod owner;
+pub mod parts;
 pub mod process;
 pub mod session_service;
 pub mod sessions;

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use cascadia_core::commit::Text;
-use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
-use cascadia_core::ids::PageId;
+use cascadia_core::engine::EngineError;
 use cascadia_core::limits;
 use cascadia_core::placement::{self, NodeRecord, NodeState, Role, ServedModel};
 use tokio::task::JoinSet;
@@ -44,6 +42,12 @@ pub enum ProcessError {
     /// The node could not register.
     #[error(transparent)]
     Membership(#[from] MembershipError),
+    /// The configuration cannot be meant.
+    #[error("{0}")]
+    Config(String),
+    /// The model cannot serve.
+    #[error("the model cannot be served: {0}")]
+    Model(EngineError),
     /// The listener failed.
     #[error("the node's gRPC listener failed: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -188,62 +192,4 @@ fn ready(board: &StatusBoard, edge: &Edge, record: NodeRecord) -> metrics::Ready
         let wrong = (record.role == Role::Drafter).then(|| placement::mismatch(&record, &snapshots.borrow())).flatten();
         wrong.map_or(Ok(()), |wrong| Err(format!("{wrong}; give both a model of one tokenizer, or name other models")))
     })
-}
-
-/// What a node offers its sessions: the model's facts, bounded by its pages and its tokenizer.
-///
-/// Padded rows of the head name no token; models of one tokenizer may have different numbers of them.
-#[must_use]
-pub fn offered(facts: &ModelFacts, text: &dyn Text) -> ModelFacts {
-    ModelFacts {
-        vocabulary: facts.vocabulary.min(text.vocabulary()),
-        context: facts.context.min(facts.pages * limits::PAGE_TOKENS),
-        ..facts.clone()
-    }
-}
-
-/// One pass over one token: the first pass of a process touches memory that later ones find warm.
-///
-/// # Errors
-/// When the engine fails, or what it computes is no number: each weight may be one and their products not.
-pub fn warm_up(engine: &mut dyn Engine) -> Result<(), EngineError> {
-    let mut rows = Rows::default();
-    engine.forward(&[Chunk { start: 0, tokens: &[0], pages: &[PageId(0)], rows: 1 }], &mut rows)?;
-    if rows.data.iter().all(|logit| logit.is_finite()) {
-        return Ok(());
-    }
-    Err(EngineError("its first logits are not finite: the checkpoint is damaged, or its weights are too large".into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use cascadia_core::toy::{ToyEngine, ToyModel};
-
-    /// Has logits that are no numbers.
-    struct Overflown(ToyEngine);
-
-    impl Engine for Overflown {
-        fn facts(&self) -> &ModelFacts {
-            self.0.facts()
-        }
-
-        fn progress(&self) -> Arc<AtomicU64> {
-            self.0.progress()
-        }
-
-        fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
-            self.0.forward(batch, rows)?;
-            rows.data[3] = f32::NAN;
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_model_that_computes_no_numbers_does_not_begin() {
-        let engine = || ToyEngine::new(ToyModel::default(), 256, 8);
-        assert_eq!(warm_up(&mut engine()), Ok(()));
-        let error = warm_up(&mut Overflown(engine())).unwrap_err().to_string();
-        assert!(error.contains("not finite"), "{error}");
-    }
 }

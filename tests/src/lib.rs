@@ -18,6 +18,7 @@ use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener};
+use cascadia_node::parts::Parts;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
@@ -296,7 +297,7 @@ impl ToyCluster {
             )
             .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
-            let parts = cascadia_expert_node::Parts { engine: Box::new(engine), text };
+            let parts = Parts { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
         });
         self.experts.push(node);
@@ -311,7 +312,7 @@ impl ToyCluster {
                 SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang)
                     .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
-            let parts = cascadia_drafter_node::Parts { engine: Box::new(engine), text };
+            let parts = Parts { engine: Box::new(engine), text };
             cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await.expect("the drafter runs");
         });
         self.drafters.push(node);

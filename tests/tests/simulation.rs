@@ -13,6 +13,7 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{BoxIo, Connector, Listener};
+use cascadia_node::parts::Parts;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
@@ -80,7 +81,7 @@ fn run(seed: u64, lost: bool) -> Seen {
             async move {
                 let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
                 let config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
-                let parts = cascadia_expert_node::Parts { engine, text: toy_text() };
+                let parts = Parts { engine, text: toy_text() };
                 Ok(cascadia_expert_node::run(config, edge(name, membership).await, parts, Drive::Task).await?)
             }
         });
@@ -91,7 +92,7 @@ fn run(seed: u64, lost: bool) -> Seen {
             let membership = membership.clone();
             async move {
                 let engine = Box::new(ToyEngine::new(drafter_model(), 2_048, 512));
-                let parts = cascadia_drafter_node::Parts { engine, text: toy_text() };
+                let parts = Parts { engine, text: toy_text() };
                 let edge = edge(name, membership).await;
                 Ok(cascadia_drafter_node::run(DrafterConfig::default(), edge, parts, Drive::Task).await?)
             }

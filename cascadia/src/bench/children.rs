@@ -12,7 +12,7 @@ use cascadia_proto::convert::role_name;
 
 use crate::Failure;
 use crate::client::Client;
-use crate::static_list::{Entry, EntryModel};
+use crate::static_list::Entry;
 use crate::synthetic::{SERVED, Synthetic};
 
 /// How long nodes may take to find each other.
@@ -163,14 +163,7 @@ impl Node {
         let models = if self.role == Role::Router {
             Vec::new()
         } else {
-            let (engine, text) = synthetic.parts(self.role, 1);
-            let facts = engine.facts();
-            vec![EntryModel {
-                name: SERVED.to_owned(),
-                fingerprint: facts.fingerprint.clone(),
-                tokenizer_fingerprint: text.fingerprint().to_owned(),
-                row_exact: facts.row_exact,
-            }]
+            synthetic.parts(self.role, 1).served(&[SERVED.to_owned()])
         };
         Entry::new(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models).to_json()
     }
