@@ -117,6 +117,8 @@ pub struct Wish<'a> {
     pub expert_fingerprint: Option<&'a str>,
     /// The drafter's fingerprint; a continuation keeps it.
     pub drafter_fingerprint: Option<&'a str>,
+    /// The tokenizer's fingerprint; a continuation knows it when no expert is left to tell.
+    pub tokenizer_fingerprint: Option<&'a str>,
     /// Nodes not to be chosen: those that just failed.
     pub exclude: BTreeSet<NodeId>,
 }
@@ -248,7 +250,7 @@ pub fn pick_expert<'a>(
 }
 
 /// Chooses a drafter alone: for strategy `drafter`, or while no expert lives. The tokenizer is that of the model's
-/// experts in any state; where none is known, only drafters that declare the name come into question.
+/// experts in any state; where none is known, that of drafters that declare the name, and of the session that goes on.
 ///
 /// # Errors
 /// When there is none.
@@ -263,7 +265,8 @@ pub fn pick_drafter<'a>(
     let mut tokenizers: BTreeSet<&str> = pinned.map(|(_, model)| model.tokenizer_fingerprint.as_str()).collect();
     if tokenizers.is_empty() {
         let declared = chooser.serving(Role::Drafter).filter(|(_, model)| model.name == wish.model);
-        tokenizers = declared.map(|(_, model)| model.tokenizer_fingerprint.as_str()).collect();
+        let declared = declared.map(|(_, model)| model.tokenizer_fingerprint.as_str());
+        tokenizers = declared.chain(wish.tokenizer_fingerprint).collect();
         if tokenizers.is_empty() && wish.expert_fingerprint.is_none() {
             return Err(chooser.unknown());
         }

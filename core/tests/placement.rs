@@ -147,6 +147,10 @@ fn a_drafter_alone_needs_no_living_expert() {
         let chosen = pick_drafter(&snapshot, &Loads::new(), &wish("m")).ok().map(|node| node.id.0.as_str());
         assert_eq!(chosen, drafter, "{what}");
     }
+    // A session that goes on remembers its tokenizer: the drafter that wrote so far may be lost as well.
+    let snapshot = snapshot("c drafter */u/s\nd drafter */t/s");
+    let goes_on = Wish { expert_fingerprint: Some("b"), tokenizer_fingerprint: Some("t"), ..wish("m") };
+    assert_eq!(pick_drafter(&snapshot, &Loads::new(), &goes_on).unwrap().id.0, "d");
 }
 
 #[test]

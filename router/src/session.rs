@@ -177,6 +177,7 @@ impl<'a> Session<'a> {
                 session_tokens: self.terms.tokens,
                 expert_fingerprint: place::pin(&self.pinned.expert),
                 drafter_fingerprint: place::pin(&self.pinned.drafter),
+                tokenizer_fingerprint: place::pin(&self.pinned.tokenizer),
                 exclude,
             },
         }

@@ -34,6 +34,8 @@ async fn with_fault(
         }
     }
     assert!(fault.is_none(), "the answer was over before the fault");
+    let done = answer.finished.as_ref().and_then(|finished| finished.speculation.as_ref()).expect("statistics");
+    assert!(done.accepted + done.deferred >= answer.ids.len() as u64, "all owners count: {done:?}");
     answer
 }
 
@@ -120,6 +122,21 @@ async fn without_an_expert_the_drafter_goes_on_where_the_request_says_so() {
     let asking =
         v1::Parameters { on_expert_loss: v1::OnExpertLoss::Drafter.into(), ..cascade("token_v3", 0.6, 0.9, 15) };
     let answer = with_fault(&mut cluster, asked(asking), 25, |cluster, _| cluster.experts[0].kill()).await;
+    assert_eq!(answer.ids.len(), 120);
+    assert!(!answer.finished.expect("finished").reproducible);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_expert_and_its_drafter_another_drafter_goes_on() {
+    let mut cluster = ToyCluster::start(Plan { experts: 1, ..slow() }).await;
+    let asking =
+        v1::Parameters { on_expert_loss: v1::OnExpertLoss::Drafter.into(), ..cascade("token_v3", 0.6, 0.9, 15) };
+    let answer = with_fault(&mut cluster, asked(asking), 25, |cluster, answer| {
+        cluster.experts[0].kill();
+        let drafter = answer.started.as_ref().expect("started").drafter.clone();
+        kill(&mut cluster.drafters, &drafter);
+    })
+    .await;
     assert_eq!(answer.ids.len(), 120);
     assert!(!answer.finished.expect("finished").reproducible);
 }
