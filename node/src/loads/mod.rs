@@ -33,6 +33,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: how late a node that came back is noticed at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// Somebody here looks every [`WATCH_PERIOD`] while any stream is open. Where nobody has for so long, this process did not
+/// run: its machine was paused, or had no processor to spare.
+const PAUSED: Duration = Duration::from_secs(1);
+
 /// A stream silent for so long is given up and opened anew.
 const GIVE_UP: Duration = Duration::from_secs(15);
 
@@ -81,8 +85,7 @@ impl LoadWatch {
     /// quarantined.
     #[must_use]
     pub fn loads(&self) -> Loads {
-        let now = Instant::now();
-        let state = self.shared.lock();
+        let (state, now) = self.shared.look();
         state.nodes.iter().map(|(id, node)| (id.clone(), node.load(now))).collect()
     }
 
@@ -107,8 +110,8 @@ impl LoadWatch {
     /// What each followed node last said.
     #[must_use]
     pub fn statuses(&self) -> BTreeMap<NodeId, NodeStatus> {
-        let state = self.shared.lock();
-        state.nodes.iter().filter_map(|(id, node)| Some((id.clone(), *node.living_status(Instant::now())?))).collect()
+        let (state, now) = self.shared.look();
+        state.nodes.iter().filter_map(|(id, node)| Some((id.clone(), *node.living_status(now)?))).collect()
     }
 
     /// Ticks when the snapshot changes, or a node comes into or out of quarantine; not with every load.
@@ -119,7 +122,7 @@ impl LoadWatch {
 
     /// Returns when the node is hung, silent or cut off; a call that it failed for somebody else does not count.
     pub async fn gone(&self, node: &NodeId) {
-        while !self.shared.lock().nodes.get(node).is_none_or(|watched| watched.is_gone(Instant::now())) {
+        while !self.shared.is(node, Watched::is_gone) {
             tokio::time::sleep(WATCH_PERIOD).await;
         }
     }
@@ -128,7 +131,7 @@ impl LoadWatch {
     pub async fn lost(&self, node: &NodeId) {
         let mut changed = self.changed();
         loop {
-            if self.shared.lock().nodes.get(node).is_none_or(|watched| watched.is_quarantined(Instant::now())) {
+            if self.shared.is(node, Watched::is_quarantined) {
                 return;
             }
             // The sender is in `self`.
@@ -148,9 +151,20 @@ struct State {
     merged: Arc<Snapshot>,
     nodes: BTreeMap<NodeId, Watched>,
     quarantined: Vec<NodeId>,
+    /// When somebody last looked.
+    looked: Option<Instant>,
 }
 
 impl State {
+    /// Somebody looks. Time in which nobody could is nobody's silence: what the others said meanwhile is still to be read.
+    fn look(&mut self, now: Instant) {
+        let missed = self.looked.map(|looked| now.duration_since(looked)).filter(|missed| *missed > PAUSED);
+        if let Some(missed) = missed {
+            self.nodes.values_mut().for_each(|node| node.forgive(missed));
+        }
+        self.looked = Some(now);
+    }
+
     /// Merges anew; whether anything changed that a chooser must know.
     fn refresh(&mut self, now: Instant) -> bool {
         let mut nodes = self.source.nodes.clone();
@@ -178,11 +192,24 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, and the time that it is judged at.
+    fn look(&self) -> (MutexGuard<'_, State>, Instant) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.look(now);
+        (state, now)
+    }
+
+    /// Whether this holds of a node now; of one that is not followed, anything does.
+    fn is(&self, node: &NodeId, what: impl FnOnce(&Watched, Instant) -> bool) -> bool {
+        let (state, now) = self.look();
+        state.nodes.get(node).is_none_or(|watched| what(watched, now))
+    }
+
     /// Changes one node, or none, and tells if that matters.
     fn change(&self, node: Option<&NodeId>, change: impl FnOnce(&mut Watched, Instant)) {
-        let now = Instant::now();
         let matters = {
-            let mut state = self.lock();
+            let (mut state, now) = self.look();
             if let Some(watched) = node.and_then(|node| state.nodes.get_mut(node)) {
                 change(watched, now);
             }
@@ -195,9 +222,8 @@ impl Shared {
 
     /// Takes what membership says; returns whom to follow.
     fn adopt(&self, source: Arc<Snapshot>, roles: &[Role]) -> Vec<NodeRecord> {
-        let now = Instant::now();
         let (followed, matters) = {
-            let mut state = self.lock();
+            let (mut state, now) = self.look();
             for record in source.nodes.values().filter(|record| roles.contains(&record.role)) {
                 let is_known = state.nodes.get_mut(&record.id).is_some_and(|watched| watched.renew(record));
                 if !is_known {

@@ -8,6 +8,9 @@ use cascadia_core::placement::NodeState;
 use std::sync::atomic::AtomicU64;
 use tonic::service::Routes;
 
+/// Longer than anything here takes; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Served {
     board: StatusBoard,
     record: NodeRecord,
@@ -42,7 +45,7 @@ async fn until(what: &str, watch: &LoadWatch, holds: impl Fn(&LoadWatch) -> bool
             let _ = timeout(Duration::from_millis(20), changed.changed()).await;
         }
     };
-    timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 fn watch(membership: &Membership, shutdown: &Shutdown) -> LoadWatch {
@@ -86,7 +89,7 @@ async fn a_node_that_membership_lost_stays_while_its_stream_lives() {
     tokio::time::sleep(limits::WATCH_PERIOD * 2).await;
     assert!(watch.snapshot().nodes.contains_key(&id) && !watch.loads()[&id].quarantined);
     node.stop().await;
-    timeout(Duration::from_secs(10), watch.lost(&id)).await.unwrap();
+    timeout(PATIENCE, watch.lost(&id)).await.unwrap();
     until("the node is gone", &watch, |w| w.snapshot().nodes.is_empty() && w.loads().is_empty()).await;
 }
 
@@ -135,6 +138,28 @@ async fn dropping_the_watch_ends_its_streams() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(5), gone).await.unwrap();
+    timeout(PATIENCE, gone).await.unwrap();
     node.stop().await;
+}
+
+#[test]
+fn a_pause_of_this_process_is_nobodys_silence() {
+    for queued_tokens in [0, 9] {
+        let node = record("e", Role::Expert);
+        let (id, start) = (node.id.clone(), Instant::now());
+        let status = NodeStatus { instance: node.instance, queued_tokens, ..NodeStatus::default() };
+        let mut state = State { looked: Some(start), ..State::default() };
+        state.nodes.insert(id.clone(), Watched::new(node, start));
+        state.nodes.get_mut(&id).unwrap().heard(status, start);
+        let resumed = start + Duration::from_secs(3600);
+        state.look(resumed);
+        assert!(!state.nodes[&id].is_gone(resumed), "what it said in that hour is still to be read");
+        // It has said nothing.
+        let mut now = resumed;
+        while now <= resumed + limits::WATCH_SILENCE {
+            now += WATCH_PERIOD;
+            state.look(now);
+        }
+        assert!(state.nodes[&id].is_gone(now));
+    }
 }

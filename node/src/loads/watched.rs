@@ -83,6 +83,15 @@ impl Watched {
         self.placed = [self.placed[1], 0];
     }
 
+    /// Nobody listened for so long.
+    pub(super) fn forgive(&mut self, missed: Duration) {
+        self.since += missed;
+        self.moved += missed;
+        if let Some((_, heard)) = &mut self.status {
+            *heard += missed;
+        }
+    }
+
     /// Its stream ended, or could not be opened.
     pub(super) fn disconnected(&mut self) {
         self.connected = false;
