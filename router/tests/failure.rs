@@ -7,13 +7,11 @@ use std::time::Duration;
 use cascadia_core::placement::Role;
 use cascadia_node::status::EngineLoad;
 use cascadia_proto::v1::{OnDrafterLoss, Parameters, Speculation};
-use cluster::{Cluster, Owner, config, parameters, request, soon};
+use cluster::{Asked, Cluster, Owner, config, parameters, request, soon};
 use tonic::{Code, Status};
 
 /// A cluster of two drafters and one expert; the drafter that got the session comes first.
-async fn started(
-    asked: Parameters,
-) -> (Cluster, tokio::task::JoinHandle<cluster::Told>, [Owner; 2], Owner, cluster::Call) {
+async fn started(asked: Parameters) -> (Cluster, Asked, [Owner; 2], Owner, cluster::Call) {
     let (cluster, mut one, expert) = Cluster::pair(config()).await;
     let mut two = cluster.owner("drafter-2", Role::Drafter).await;
     let told = cluster.ask(request(asked));
@@ -28,7 +26,7 @@ async fn a_session_outlives_its_drafter() {
     let (_cluster, told, [mut first, mut second], mut expert, call) = started(parameters("speculative_cascade")).await;
     call.opened(&[1, 2, 3]).await;
     call.tokens(3, &[10, 11]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    told.hears(2).await;
     first.kill();
 
     let again = second.call().await;
@@ -60,6 +58,7 @@ async fn a_drafter_that_dies_before_the_prompt_is_known_is_replaced_from_the_sta
     let (_cluster, told, [mut first, mut second], _expert, call) = started(parameters("speculative")).await;
     call.announce(3).await;
     call.prompt(&[1]).await;
+    // Time for the part to arrive; nobody would say that it has.
     tokio::time::sleep(Duration::from_millis(100)).await;
     first.kill();
     let again = second.call().await;
@@ -79,7 +78,7 @@ async fn without_drafters(asked: Parameters) -> cluster::Told {
     let call = drafter.call().await;
     call.opened(&[1, 2]).await;
     call.tokens(2, &[7]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    told.hears(1).await;
     drafter.kill();
     let again = expert.call().await;
     assert_eq!((again.parameters().strategy.as_str(), again.history.as_slice()), ("expert", [1, 2, 7].as_slice()));
@@ -125,7 +124,7 @@ async fn a_session_that_waits_for_drafters_goes_on_when_one_comes() {
     let call = drafter.call().await;
     call.opened(&[1]).await;
     call.tokens(1, &[2]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    told.hears(1).await;
     drafter.kill();
     expert.is_left_alone().await;
     let mut late = cluster.owner("drafter-2", Role::Drafter).await;
@@ -218,7 +217,7 @@ async fn an_owner_that_cannot_continue_is_left_for_one_that_can() {
     let (_cluster, told, [mut first, mut second], mut expert, call) = started(parameters("speculative")).await;
     call.opened(&[1]).await;
     call.tokens(1, &[2]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    told.hears(1).await;
     first.kill();
     second.call().await.fail(Status::failed_precondition("the session is pinned to another model")).await;
     let again = expert.call().await;

@@ -12,7 +12,7 @@ use cascadia_proto::refusal;
 use cascadia_proto::v1::Speculation;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
-use cluster::{Call, Cluster, Owner, config, soon};
+use cluster::{Call, Cluster, Owner, StoppedClock, config, soon};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -372,14 +372,15 @@ async fn a_draining_router_finishes_what_is_open() {
     let mut first = [0u8; 12];
     idle.read_exact(&mut first).await.unwrap();
 
+    let clock = StoppedClock::stop();
     cluster.shutdown.drain();
     // A balancer that has not heard of it yet: the request is served, and the connection told to close.
     let reply = exchange(&cluster.http, b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(reply.status == 200 && reply.head.contains("connection: close"), "{reply:?}");
     // Behind the lame duck, idle connections end.
+    drop(clock);
     soon(idle.read_to_end(&mut Vec::new())).await.unwrap();
     assert!(TcpStream::connect(&cluster.http).await.is_err(), "nobody listens any more");
-    tokio::time::sleep(Duration::from_millis(100)).await;
     call.tokens(3, &[10]).await;
     call.finish(Speculation::default()).await;
     assert_eq!(soon(asked).await.unwrap().frames().last().unwrap(), "[DONE]");

@@ -2,12 +2,13 @@
 
 mod cluster;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use cascadia_core::limits;
 use cascadia_core::placement::Role;
 use cascadia_proto::v1::{GenerateRequest, OnDrafterLoss, Parameters, Speculation};
 use cascadia_router::RouterConfig;
-use cluster::{Cluster, config, parameters, request, soon};
+use cluster::{Cluster, PATIENCE, StoppedClock, config, parameters, request, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
@@ -22,9 +23,7 @@ async fn a_client_that_leaves_stops_the_work() {
     let mut call = drafter.call().await;
     call.opened(&[1]).await;
     soon(asking).await.unwrap();
-    let left = Instant::now();
     call.cancelled().await;
-    assert!(left.elapsed() < Duration::from_secs(1));
 }
 
 #[tokio::test]
@@ -39,12 +38,16 @@ async fn a_client_that_leaves_before_it_began_stops_the_work() {
 #[tokio::test]
 async fn a_deadline_ends_the_work() {
     let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let clock = StoppedClock::stop();
     let asked = GenerateRequest { timeout_ms: Some(600), ..request(parameters("speculative")) };
     let told = cluster.ask(asked);
     let mut call = drafter.call().await;
-    assert!(call.open.remaining_ms <= 600);
+    assert_eq!(call.open.remaining_ms, 600);
     call.opened(&[1]).await;
     call.tokens(1, &[2]).await;
+    told.hears(1).await;
+    clock.pass(Duration::from_millis(600)).await;
+    drop(clock);
     call.cancelled().await;
     let told = soon(told).await.unwrap();
     assert_eq!((told.ids(), told.code()), (vec![2], Code::DeadlineExceeded));
@@ -103,12 +106,12 @@ async fn a_client_that_does_not_read_delays_nobody() {
 
     let brisk = cluster.ask(request(parameters("speculative")));
     let other = drafter.call().await;
-    let began = Instant::now();
     other.opened(&[1]).await;
     other.tokens(1, &[2]).await;
     other.finish(Speculation::default()).await;
+    // Sooner than a client is given up that does not read.
+    assert!(PATIENCE < limits::CLIENT_WRITE_TIMEOUT);
     assert!(soon(brisk).await.unwrap().finished.is_some());
-    assert!(began.elapsed() < Duration::from_secs(2));
     drop(unread);
 }
 
@@ -118,13 +121,14 @@ async fn a_draining_router_finishes_what_is_open() {
     let told = cluster.ask(request(parameters("speculative")));
     let call = drafter.call().await;
     call.opened(&[1]).await;
+    let clock = StoppedClock::stop();
     cluster.shutdown.drain();
-    tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(page(&cluster.admin, "/ready").await.contains("503"));
     // A lame duck still accepts.
     let late = cluster.ask(request(parameters("speculative")));
     let other = drafter.call().await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    clock.pass(Duration::from_millis(300)).await;
+    drop(clock);
     other.opened(&[1]).await;
     other.tokens(1, &[3]).await;
     other.finish(Speculation::default()).await;

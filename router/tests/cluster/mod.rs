@@ -5,6 +5,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
@@ -27,8 +28,8 @@ use cascadia_router::http::HttpConfig;
 use cascadia_router::{Mint, RouterConfig, RouterError};
 use futures::Stream;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -39,6 +40,34 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Waits, but not for ever.
 pub async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("this should have happened by now")
+}
+
+/// The clock of a test, and of the router in it, that goes only when the test says so: what has to happen before some time
+/// then does, on a machine of any speed.
+pub struct StoppedClock {
+    _held: std::sync::mpsc::Sender<()>,
+}
+
+impl StoppedClock {
+    pub fn stop() -> Self {
+        tokio::time::pause();
+        // A paused clock leaps to the next timer when there is nothing to do here, as while an owner works in a runtime of
+        // its own; it does not while a blocking task runs.
+        let (held, released) = std::sync::mpsc::channel();
+        tokio::task::spawn_blocking(move || released.recv());
+        Self { _held: held }
+    }
+
+    /// Lets this much time pass at once.
+    pub async fn pass(&self, time: Duration) {
+        tokio::time::advance(time).await;
+    }
+}
+
+impl Drop for StoppedClock {
+    fn drop(&mut self) {
+        tokio::time::resume();
+    }
 }
 
 /// A router and its cluster.
@@ -113,9 +142,10 @@ impl Cluster {
     }
 
     /// Asks in the background; owners are played meanwhile.
-    pub fn ask(&self, request: GenerateRequest) -> JoinHandle<Told> {
+    pub fn ask(&self, request: GenerateRequest) -> Asked {
         let mut client = self.client();
-        tokio::spawn(async move {
+        let (hears, heard) = watch::channel(0);
+        let told = tokio::spawn(async move {
             let mut told = Told::default();
             let mut stream = match client.generate(request).await {
                 Ok(response) => response.into_inner(),
@@ -127,8 +157,37 @@ impl Cluster {
                     Ok(None) => return told,
                     Err(status) => return Told { error: Some(status), ..told },
                 }
+                hears.send_replace(told.tokens.iter().map(|tokens| tokens.ids.len()).sum());
             }
-        })
+        });
+        Asked { told, heard }
+    }
+}
+
+/// A request under way; what the client was told, once that has ended.
+pub struct Asked {
+    told: JoinHandle<Told>,
+    heard: watch::Receiver<usize>,
+}
+
+impl Asked {
+    /// Waits until the client has so many tokens: the router has them too.
+    pub async fn hears(&self, tokens: usize) {
+        let mut heard = self.heard.clone();
+        soon(heard.wait_for(|heard| *heard >= tokens)).await.expect("the client listens");
+    }
+
+    /// The client goes away.
+    pub fn abort(&self) {
+        self.told.abort();
+    }
+}
+
+impl Future for Asked {
+    type Output = Result<Told, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.told).poll(context)
     }
 }
 
