@@ -302,6 +302,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tonic_health::pb::health_check_response::ServingStatus;
 
     async fn call(address: &str, line: &str, header: &str) -> String {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -360,12 +361,15 @@ mod tests {
         assert!(page(&address, "/metrics").await.ends_with("cascadia_asked_total 1\n"));
         assert!(page(&address, "/else").await.starts_with("HTTP/1.1 404"));
 
-        tokio::time::sleep(HEALTH_PERIOD * 2).await;
         let channel = crate::net::Connector::tcp().channel(&address);
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
-        let asked = tonic_health::pb::HealthCheckRequest { service: String::new() };
-        let health = health.check(asked).await.unwrap().into_inner();
-        assert_eq!(health.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+        let serves = async {
+            let asked = || tonic_health::pb::HealthCheckRequest { service: String::new() };
+            while health.check(asked()).await.unwrap().into_inner().status() != ServingStatus::Serving {
+                tokio::time::sleep(HEALTH_PERIOD).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), serves).await.expect("gRPC's health follows the page");
 
         shutdown.stop();
         port.finish().await;

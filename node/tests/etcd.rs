@@ -1,5 +1,8 @@
 //! Membership against a real etcd: these tests need its binary (Debian: `apt install etcd-server`) and say so without it.
 
+#[path = "../../cascadia/tests/real/address.rs"]
+mod address;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use address::free_address;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel, Snapshot};
 use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
@@ -17,9 +21,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 const TTL: Duration = Duration::from_secs(2);
 
+/// Longer than anything here takes; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// An etcd of one member on loopback; killed and wiped when dropped.
 struct Etcd {
-    ports: [u16; 2],
+    /// Where clients ask, and where other members would.
+    addresses: [String; 2],
     folder: PathBuf,
     child: Option<Child>,
     /// What clients show; nothing where everyone may ask.
@@ -52,13 +60,15 @@ fn certified(folder: &Path) -> EtcdAccess {
 }
 
 impl Etcd {
-    /// Free ports and an empty folder; nothing runs yet.
+    /// Free addresses and an empty folder; nothing runs yet.
     fn prepared() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-        let ports = [free[0].local_addr().unwrap().port(), free[1].local_addr().unwrap().port()];
+        let addresses = [free_address(), free_address()];
         let name = format!("cascadia-etcd-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        Self { ports, folder: std::env::temp_dir().join(name), child: None, access: EtcdAccess::default() }
+        let folder = std::env::temp_dir().join(name);
+        // Ids of processes come again; one that was killed has left its folder.
+        let _ = std::fs::remove_dir_all(&folder);
+        Self { addresses, folder, child: None, access: EtcdAccess::default() }
     }
 
     /// One that is asked over TLS and answers who shows a certificate.
@@ -71,7 +81,7 @@ impl Etcd {
 
     fn endpoint(&self) -> String {
         let scheme = if self.access.etcd_ca_file.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{}", self.ports[0])
+        format!("{scheme}://{}", self.addresses[0])
     }
 
     async fn started() -> Self {
@@ -81,7 +91,7 @@ impl Etcd {
     }
 
     async fn start(&mut self) {
-        let (client, peer) = (self.endpoint(), format!("http://127.0.0.1:{}", self.ports[1]));
+        let (client, peer) = (self.endpoint(), format!("http://{}", self.addresses[1]));
         std::fs::create_dir_all(&self.folder).unwrap();
         let mut command = Command::new("etcd");
         command
@@ -102,11 +112,11 @@ impl Etcd {
         self.child = Some(spawned.unwrap_or_else(|error| {
             panic!("these tests run a real etcd and cannot start one ({error}); install it, on Debian: apt install etcd-server")
         }));
-        let patience = Instant::now() + Duration::from_secs(20);
+        let patience = Instant::now() + PATIENCE;
         while probe(&self.config(), Duration::from_millis(500)).await.is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "etcd ended at once: {ended:?}");
-            assert!(Instant::now() < patience, "etcd does not answer at {:?}", self.ports);
+            assert!(Instant::now() < patience, "etcd does not answer at {}", self.addresses[0]);
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -129,6 +139,14 @@ impl Etcd {
 
     async fn membership(&self) -> Membership {
         Membership::etcd(self.config()).await.unwrap()
+    }
+
+    /// The revisions that made the keys of the nodes; one that was renewed has kept its own.
+    async fn made(&self) -> Vec<i64> {
+        let mut client = etcd_client::Client::connect([self.endpoint()], None).await.unwrap();
+        let all = etcd_client::GetOptions::new().with_prefix();
+        let answer = client.get("/cascadia/nodes/", Some(all)).await.unwrap();
+        answer.kvs().iter().map(etcd_client::KeyValue::create_revision).collect()
     }
 }
 
@@ -169,15 +187,14 @@ fn set(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-async fn sees(snapshots: &mut Snapshots, wanted: &[&str]) -> Duration {
-    let (since, wanted) = (Instant::now(), set(wanted));
-    let seen = timeout(Duration::from_secs(15), async {
+async fn sees(snapshots: &mut Snapshots, wanted: &[&str]) {
+    let wanted = set(wanted);
+    let seen = timeout(PATIENCE, async {
         while names(snapshots) != wanted {
             snapshots.changed().await.unwrap();
         }
     });
     assert!(seen.await.is_ok(), "{wanted:?} not seen, but {:?}", names(snapshots));
-    since.elapsed()
 }
 
 #[tokio::test]
@@ -185,7 +202,9 @@ async fn nodes_come_change_and_go() {
     let etcd = Etcd::started().await;
     let (ours, theirs) = (etcd.membership().await, etcd.membership().await);
     let mut snapshots = theirs.snapshots();
-    let a = ours.register(record("a")).await.unwrap();
+    // A lease that outlasts the test.
+    let lasting = Membership::etcd(EtcdConfig { lease_ttl: 10 * PATIENCE, ..etcd.config() }).await.unwrap();
+    let a = lasting.register(record("a")).await.unwrap();
     let b = ours.register(record("b")).await.unwrap();
     sees(&mut snapshots, &["a", "b"]).await;
     assert_eq!(snapshots.borrow().nodes[&NodeId("a".into())], record("a"));
@@ -195,13 +214,17 @@ async fn nodes_come_change_and_go() {
     a.update(draining.clone()).await;
     snapshots.wait_for(|snapshot| snapshot.nodes[&draining.id] == draining).await.unwrap();
     assert!(snapshots.borrow().revision > revision);
-    // Long past the lease: it is renewed.
-    sleep(TTL * 2).await;
-    assert_eq!(names(&snapshots), set(&["a", "b"]));
+    // Long past the lease: it is renewed. A machine that stood still for the life of a lease gets another chance.
+    let renewed = async || {
+        let made = etcd.made().await;
+        sleep(TTL * 2).await;
+        made.len() == 2 && etcd.made().await == made
+    };
+    assert!(renewed().await || renewed().await || renewed().await);
+    sees(&mut snapshots, &["a", "b"]).await;
 
     a.withdraw().await;
-    let took = sees(&mut snapshots, &["b"]).await;
-    assert!(took < Duration::from_secs(1), "a withdrawal took {took:?}");
+    sees(&mut snapshots, &["b"]).await;
     // A membership that starts later lists what it has not watched.
     sees(&mut etcd.membership().await.snapshots(), &["b"]).await;
     drop(b);
@@ -216,11 +239,12 @@ async fn a_crashed_nodes_lease_ends_and_a_restart_outlives_it() {
     let _b = membership.register(record("b")).await.unwrap();
     let c = membership.register(record("c")).await.unwrap();
     sees(&mut snapshots, &["a", "b", "c"]).await;
+    let since = Instant::now();
     drop((a, c));
     let again = NodeRecord { instance: 2, ..record("c") };
     let _c = membership.register(again.clone()).await.unwrap();
-    let took = sees(&mut snapshots, &["b", "c"]).await;
-    assert!(took > TTL / 4 && took < TTL * 3, "the lease ended after {took:?}");
+    sees(&mut snapshots, &["b", "c"]).await;
+    assert!(since.elapsed() > TTL / 4, "a crash is no withdrawal: {:?}", since.elapsed());
     assert_eq!(snapshots.borrow().nodes[&again.id], again);
 }
 
@@ -256,13 +280,13 @@ async fn when_etcd_loses_its_data_nobody_vanishes_and_all_register_again() {
     drop(registrations);
     drop(membership);
     drop(snapshots);
-    assert!(timeout(Duration::from_secs(5), least).await.unwrap().unwrap() >= 3, "a snapshot had lost nodes");
+    assert!(timeout(PATIENCE, least).await.unwrap().unwrap() >= 3, "a snapshot had lost nodes");
 }
 
 #[tokio::test]
 async fn a_node_that_starts_while_etcd_is_away_waits() {
     let mut etcd = Etcd::prepared();
-    let refused = probe(&etcd.config(), Duration::from_millis(300)).await.unwrap_err();
+    let refused = probe(&etcd.config(), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, MembershipError::Unreachable { .. }), "{refused}");
     assert!(refused.to_string().contains("refused"), "{refused}");
     let membership = etcd.membership().await;
@@ -274,7 +298,7 @@ async fn a_node_that_starts_while_etcd_is_away_waits() {
     sleep(Duration::from_millis(700)).await;
     assert!(!registering.is_finished() && snapshots.borrow().nodes.is_empty());
     etcd.start().await;
-    let _a = timeout(Duration::from_secs(15), registering).await.unwrap().unwrap().unwrap();
+    let _a = timeout(PATIENCE, registering).await.unwrap().unwrap().unwrap();
     sees(&mut snapshots, &["a"]).await;
 }
 
@@ -302,8 +326,11 @@ async fn when_all_leases_lapse_half_of_the_nodes_stay_until_the_grace_ends() {
     }
     sees(&mut snapshots, &["a", "b", "c", "d"]).await;
     drop(registrations);
-    // Every lease has ended by then, and the grace of the last has not.
-    sleep(TTL * 2).await;
+    // Every lease has ended and is heard of by then, and the grace of the last has not.
+    while !etcd.made().await.is_empty() {
+        sleep(Duration::from_millis(50)).await;
+    }
+    sleep(TTL / 4).await;
     assert!(snapshots.borrow().nodes.len() >= 2, "{:?}", names(&snapshots));
     sees(&mut snapshots, &[]).await;
 }
@@ -329,10 +356,9 @@ async fn ask_for_passwords(etcd: &Etcd) {
 #[tokio::test]
 async fn an_etcd_that_asks_for_certificates_and_passwords_is_shown_them() {
     let mut etcd = Etcd::secured().await;
-    let patience = Duration::from_secs(3);
     let refused = async |access: EtcdAccess| {
         let config = EtcdConfig { access, ..etcd.config() };
-        probe(&config, patience).await.unwrap_err().to_string()
+        probe(&config, PATIENCE).await.unwrap_err().to_string()
     };
     let stranger = certified(&etcd.folder.join("strangers"));
     refused(EtcdAccess { etcd_cert_file: None, etcd_key_file: None, ..etcd.access.clone() }).await;
