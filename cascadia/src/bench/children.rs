@@ -171,14 +171,29 @@ impl Node {
 
 /// Free ports, held until all are known so that none is given twice.
 #[derive(Debug, Default)]
-struct Ports(Vec<TcpListener>);
+struct Ports {
+    held: Vec<TcpListener>,
+    tried: u32,
+}
 
 impl Ports {
+    /// Ports that no system draws outgoing connections from: one that is let go is not taken by a client before its node
+    /// listens.
+    const RANGE: std::ops::Range<u32> = 10_000..30_000;
+
     fn address(&mut self) -> Result<String, Failure> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let address = listener.local_addr()?.to_string();
-        self.0.push(listener);
-        Ok(address)
+        let width = Self::RANGE.end - Self::RANGE.start;
+        // Experiments that run side by side begin apart.
+        let first = std::process::id().wrapping_mul(61) % width;
+        while self.tried < width {
+            let address = format!("127.0.0.1:{}", Self::RANGE.start + (first + self.tried) % width);
+            self.tried += 1;
+            if let Ok(listener) = TcpListener::bind(&address) {
+                self.held.push(listener);
+                return Ok(address);
+            }
+        }
+        Err(format!("no port from {} to {} is free on 127.0.0.1", Self::RANGE.start, Self::RANGE.end).into())
     }
 
     fn node(&mut self, role: Role, number: usize) -> Result<Node, Failure> {
