@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use real::{Process, cascadia, folder, wait_for};
+use real::{Process, cascadia, folder, unconfigured, wait_for};
 use serde_json::Value;
 
 const KEY: &str = "sk-test";
@@ -61,6 +61,7 @@ impl Judged {
     /// Runs a script and returns what it printed; then nothing is left open at any node.
     fn run(&self, mut command: Command) -> Value {
         let root = root();
+        unconfigured(&mut command);
         let output = command
             .env("BASE_URL", format!("http://{}/v1", self.demo.http))
             .env("SLOW_URL", format!("http://{}/v1", self.slow.http))
@@ -121,7 +122,9 @@ fn the_official_clients_are_content_and_get_the_same_text() {
         "model": "demo", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 60, "temperature": 0.8,
         "seed": 11,
     });
-    let output = Command::new("curl")
+    let mut curl = Command::new("curl");
+    unconfigured(&mut curl);
+    let output = curl
         .args(["--silent", "--fail", "--header", &format!("Authorization: Bearer {KEY}")])
         .args(["--header", "Content-Type: application/json", "--data", &body.to_string()])
         .arg(format!("http://{}/v1/chat/completions", judged.demo.http))

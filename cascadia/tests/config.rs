@@ -2,6 +2,8 @@
 
 #[path = "real/address.rs"]
 mod address;
+#[path = "real/environment.rs"]
+mod environment;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use address::free_address;
+use environment::unconfigured;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -105,7 +108,7 @@ impl Drop for Process {
 
 fn cascadia() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cascadia"));
-    command.stdin(Stdio::null());
+    unconfigured(command.stdin(Stdio::null()));
     command
 }
 

@@ -49,9 +49,10 @@ impl Cluster {
     }
 
     /// A text that takes long enough to be in the way of a drain, under way.
-    fn long_answer(&self) -> Process {
+    fn long_answer(&self, tokens: u32) -> Process {
         let mut command = cascadia();
-        command.args(["generate", "--json", "--server", &self.server, "--ignore-eos", "--max-tokens", "400"]);
+        command.args(["generate", "--json", "--server", &self.server, "--ignore-eos"]);
+        command.args(["--max-tokens", &tokens.to_string()]);
         command.args(["--strategy", "drafter", "--seed", "7", "How many apples does Mia have?"]);
         Process(command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("the binary runs"))
     }
@@ -122,7 +123,7 @@ fn a_node_goes_when_it_is_told_to_by_whoever_may() {
 #[test]
 fn the_last_of_a_model_finishes_and_a_second_signal_does_not_wait() {
     let cluster = Cluster::start();
-    let mut answer = cluster.long_answer();
+    let mut answer = cluster.long_answer(400);
     wait_for(&cluster.server, |status| sessions(status, "drafter-1") > 0);
     let arguments = ["--server", &cluster.server, "--admin-token-file", cluster.token(), "--no-wait"];
     let asked = cluster.drain(&[&["drafter-1"][..], &arguments].concat());
@@ -138,13 +139,14 @@ fn the_last_of_a_model_finishes_and_a_second_signal_does_not_wait() {
     // Twice: what is open is cut, and the session goes on elsewhere or says why not.
     let mut last = cluster.node("drafter", "drafter-2", &free_address());
     wait_for(&cluster.server, |status| ready(status, "drafter") == 1);
-    let mut answer = cluster.long_answer();
+    // Long enough to outlast all that is said meanwhile, also where each word takes a process a second.
+    let mut answer = cluster.long_answer(1_000);
     wait_for(&cluster.server, |status| sessions(status, "drafter-2") > 0);
     last.signal("TERM");
     std::thread::sleep(Duration::from_millis(300));
     assert!(last.ended().is_none(), "a session is open");
     last.signal("TERM");
-    assert!(last.wait(Duration::from_secs(20)).success());
+    assert!(last.wait(PATIENCE).success());
     assert!(answer.ended().is_none(), "the expert goes on with it");
     assert!(answer.wait(PATIENCE).success());
 }

@@ -1,8 +1,13 @@
 //! The chart and the image, judged by the programs that will read them. The judges are in tests/kubernetes; `tools/test`
 //! brings helm and the Python packages.
 
+#[path = "real/environment.rs"]
+mod environment;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use environment::unconfigured;
 
 /// Runs one file of judges.
 fn judged(module: &str) {
@@ -16,7 +21,9 @@ fn judged(module: &str) {
             return;
         }
     }
-    let judges = Command::new(python)
+    let mut judges = Command::new(python);
+    unconfigured(&mut judges);
+    let judges = judges
         .args(["-W", "ignore::ResourceWarning", "-m", "unittest", module])
         .current_dir(tests)
         .env("HELM", helm)

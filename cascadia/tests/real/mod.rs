@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 mod address;
+mod environment;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use address::free_address;
+pub use environment::unconfigured;
 use serde_json::Value;
 
 /// Longer than anything here takes; a test that waits so long has failed.
@@ -54,7 +56,10 @@ impl Process {
 pub fn folder(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("cascadia-{name}-{}-{count}", std::process::id()))
+    let folder = std::env::temp_dir().join(format!("cascadia-{name}-{}-{count}", std::process::id()));
+    // Ids of processes come again; one that was killed has left its folder.
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
 }
 
 /// A running etcd with no data.
@@ -79,7 +84,7 @@ pub fn etcd() -> Etcd {
         .arg(&folder)
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("one={peer}")])
+        .args(["--initial-cluster", &format!("one={peer}"), "--unsafe-no-fsync"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -87,10 +92,10 @@ pub fn etcd() -> Etcd {
     Etcd { _process: Process(process), address: client, folder }
 }
 
-/// The binary, with nothing to read.
+/// The binary, with nothing to read and nothing configured.
 pub fn cascadia() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cascadia"));
-    command.stdin(Stdio::null());
+    unconfigured(command.stdin(Stdio::null()));
     command
 }
 

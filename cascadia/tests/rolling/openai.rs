@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::load::Failures;
-use crate::real::PATIENCE;
+use crate::real::unconfigured;
+
+/// Before its first word it has learned six long texts, one after the other.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct OpenAi {
     _child: Child,
@@ -21,7 +25,9 @@ impl OpenAi {
     pub async fn start(http: &str, model: &str, tokens: u32) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let python: PathBuf = root.join("target/clients/python/bin/python");
-        let mut child = Command::new(&python)
+        let mut command = std::process::Command::new(&python);
+        unconfigured(&mut command);
+        let mut child = Command::from(command)
             .arg(root.join("tests/clients/rolling.py"))
             .env("BASE_URL", format!("http://{http}/v1"))
             .envs([("MODEL", model), ("TOKENS", &tokens.to_string())])

@@ -165,6 +165,18 @@ fn is_whole(spans: &[Span]) -> bool {
         && !named(spans, EXPERT, "verify").is_empty()
 }
 
+/// Whether all has come that a request's spans tell of: they come in several exports.
+fn is_told(received: &Receiver, spans: &[Span]) -> bool {
+    let answered = |spans: &[&Span]| spans.iter().filter(|span| span.number("spec.accepted.tokens").is_some()).count();
+    let (rounds, blocks) = (named(spans, DRAFTER, "round"), named(spans, EXPERT, "verify"));
+    let counted: f64 =
+        named(spans, DRAFTER, "Verify/Stream").iter().filter_map(|span| span.number("spec.rounds")).sum();
+    let all = received.all();
+    let links = blocks.iter().flat_map(|block| &block.span.links);
+    let batches_came = links.map(|link| &link.span_id).all(|id| all.iter().any(|span| span.span.span_id == *id));
+    is_whole(spans) && rounds.len() as f64 == counted && answered(&rounds) <= answered(&blocks) && batches_came
+}
+
 fn only<'a>(spans: &'a [Span], service: &str, name: &str) -> &'a Span {
     match named(spans, service, name)[..] {
         [span] => span,
@@ -293,14 +305,14 @@ async fn a_receiver_gets_whole_trees_of_what_is_sampled_fails_is_slow_or_migrate
 
     // What its caller samples is exported whatever the ratio, over either door.
     ask(&cluster.quiet, (0xa1, true), request(24, None), |_| ()).await.expect("an answer");
-    assert_tree(&received, &received.wait(0xa1, is_whole).await);
+    assert_tree(&received, &received.wait(0xa1, |spans| is_told(&received, spans)).await);
     let answer = ask_over_http(&cluster.http, 0xa2).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    assert_tree(&received, &received.wait(0xa2, is_whole).await);
+    assert_tree(&received, &received.wait(0xa2, |spans| is_told(&received, spans)).await);
 
     // Neither sampled nor slow nor failed, then one that fails: its spans come after those of the first would have.
     ask(&cluster.quiet, (0xb1, false), request(24, None), |_| ()).await.expect("an answer");
-    let failed = ask(&cluster.quiet, (0xb2, false), request(4_000, Some(1_500)), |_| ()).await;
+    let failed = ask(&cluster.quiet, (0xb2, false), request(4_000, Some(4_000)), |_| ()).await;
     assert_eq!(failed.expect_err("it has no time").code(), Code::DeadlineExceeded);
     let spans = received.wait(0xb2, is_whole).await;
     let whole = only(&spans, ROUTER, "chat synthetic");
@@ -314,7 +326,7 @@ async fn a_receiver_gets_whole_trees_of_what_is_sampled_fails_is_slow_or_migrate
 
     // The router alone knows that it was slow; drafter and expert are told.
     ask(&cluster.impatient, (0xc1, false), request(24, None), |_| ()).await.expect("an answer");
-    assert_tree(&received, &received.wait(0xc1, is_whole).await);
+    assert_tree(&received, &received.wait(0xc1, |spans| is_told(&received, spans)).await);
 
     // A refusal at the door is a trace of one span.
     let refused = ask(&cluster.quiet, (0xd1, false), request(0, None), |_| ()).await;
@@ -328,7 +340,7 @@ async fn a_receiver_gets_whole_trees_of_what_is_sampled_fails_is_slow_or_migrate
         process.0.kill().expect("it runs");
         killed.clone_from(id);
     };
-    ask(&cluster.quiet, (0xe1, false), request(600, None), kill).await.expect("it goes on");
+    ask(&cluster.quiet, (0xe1, false), request(1_500, None), kill).await.expect("it goes on");
     let both = |spans: &[Span]| is_whole(spans) && named(spans, EXPERT, "Verify/Stream").len() == 2;
     let spans = received.wait(0xe1, both).await;
     assert_migrated(&spans, &killed);
