@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
@@ -31,6 +31,9 @@ pub const MODEL: &str = "toy";
 
 /// The toy tokenizer's EOS.
 pub const EOS: u32 = 1;
+
+/// Longer than anything that is waited for takes; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Positions that a toy engine holds of one session.
 const CONTEXT: usize = 2048;
@@ -223,13 +226,14 @@ impl Running {
 
     /// Waits until the node has ended by itself.
     pub async fn gone(&self) {
-        for _ in 0..2_400 {
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
             if self.is_gone() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("{} is still there after 60 s", self.id);
+        panic!("{} is still there after {PATIENCE:?}", self.id);
     }
 
     /// Ends the node without a word: its connections break.
@@ -321,7 +325,8 @@ impl ToyCluster {
     /// Waits until the router has heard the status of every node.
     pub async fn ready(&self) {
         let expected = self.drafters.len() + self.experts.len();
-        for _ in 0..400 {
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
             if let Ok(status) = self.status().await {
                 let heard = status.members.iter().filter(|member| member.load.is_some()).count();
                 if heard >= expected {
@@ -330,7 +335,7 @@ impl ToyCluster {
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("the cluster of {expected} nodes is not ready after 10 s: {:?}", self.status().await);
+        panic!("the cluster of {expected} nodes is not ready after {PATIENCE:?}: {:?}", self.status().await);
     }
 
     /// A client of the router.
@@ -354,7 +359,8 @@ impl ToyCluster {
 
     /// Waits until no node holds a session, and asserts that every page is free.
     pub async fn quiesce(&self) {
-        for _ in 0..200 {
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
             let status = self.status().await.expect("the router answers");
             let loads: Vec<_> = status.members.iter().filter_map(|member| member.load.as_ref()).collect();
             if loads.iter().all(|load| load.sessions == 0 && load.kv_pages_free == load.kv_pages) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cascadia_proto::v1::{self, FinishReason, Provenance};
-use cascadia_tests::{MODEL, Plan, ToyCluster, cascade, collect, parameters, request};
+use cascadia_tests::{MODEL, PATIENCE, Plan, ToyCluster, cascade, collect, parameters, request};
 use tonic::Code;
 
 const PROMPT: &str = "Hello world. the the";
@@ -213,11 +213,17 @@ async fn logprobs_come_with_every_token_of_every_strategy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelling_stops_the_work_in_all_three_tiers() {
-    let plan =
-        Plan { expert_step: Duration::from_millis(20), drafter_step: Duration::from_millis(5), ..Plan::default() };
-    let cluster = ToyCluster::start(plan).await;
+    let (expert_step, drafter_step) = (Duration::from_millis(100), Duration::from_millis(50));
+    let cluster = ToyCluster::start(Plan { expert_step, drafter_step, ..Plan::default() }).await;
     for strategy in ["speculative", "expert", "drafter", "cascade_token"] {
-        let asked = v1::Parameters { max_tokens: Some(1_000), ignore_eos: true, ..parameters(strategy, 1.0, 9) };
+        let asked = v1::Parameters {
+            max_tokens: Some(1_900),
+            draft_length: Some(1),
+            ignore_eos: true,
+            ..parameters(strategy, 1.0, 9)
+        };
+        // Left alone it takes longer than anybody waits here.
+        assert!(drafter_step * 1_900 > PATIENCE);
         let mut stream = cluster.client().await.generate(request(PROMPT, asked)).await.expect("a stream").into_inner();
         for _ in 0..3 {
             stream.message().await.expect("it streams").expect("it goes on");
@@ -237,8 +243,7 @@ async fn a_stalled_client_delays_nobody() {
     let unread = stalled.generate(request(PROMPT, endless)).await.expect("a stream").into_inner();
     let others =
         (0..100).map(|seed| collect(client.clone(), request(&prompt(seed), parameters("speculative", 0.8, seed))));
-    let answers =
-        tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(others)).await.expect("nobody waits");
+    let answers = tokio::time::timeout(PATIENCE, futures::future::join_all(others)).await.expect("nobody waits");
     assert!(answers.iter().all(Result::is_ok));
     drop(unread);
     cluster.quiesce().await;
@@ -280,8 +285,14 @@ async fn bad_input_gets_one_clear_sentence_and_disturbs_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_the_work() {
     let plan = Plan { expert_step: Duration::from_millis(50), ..Plan::default() };
+    let asked = v1::Parameters {
+        max_tokens: Some(1_900),
+        draft_length: Some(1),
+        ignore_eos: true,
+        ..parameters("speculative", 1.0, 2)
+    };
+    assert!(plan.expert_step * 1_900 > PATIENCE, "left alone it takes longer than anybody waits here");
     let cluster = ToyCluster::start(plan).await;
-    let asked = v1::Parameters { max_tokens: Some(1_000), ignore_eos: true, ..parameters("speculative", 1.0, 2) };
     let asked = v1::GenerateRequest { timeout_ms: Some(700), ..request(PROMPT, asked) };
     let status = cluster.generate(asked).await.expect_err("too slow");
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
