@@ -4,15 +4,14 @@
 mod real;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use real::{Etcd, PATIENCE, Process, cascadia, etcd, folder, free_address, node, ready, wait_for};
+use real::{Etcd, PATIENCE, Process, cascadia, etcd, exchange, folder, free_address, node, ready, wait_for};
 use serde_json::Value;
 
 const NEEDED: &str = "these tests need prometheus and promtool on the PATH: `tools/test` installs them";
@@ -31,14 +30,7 @@ fn read(path: &Path) -> String {
 
 /// The head and the body of a page.
 fn page(address: &str, path: &str) -> std::io::Result<(String, String)> {
-    let mut socket = TcpStream::connect(address)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    // 1.0: no chunks.
-    write!(socket, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    Ok((head.to_owned(), body.to_owned()))
+    exchange(address, &format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"))
 }
 
 /// The body of a page that is there.

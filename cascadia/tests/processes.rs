@@ -6,9 +6,12 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use cascadia_core::limits;
-use real::{Process, cascadia, etcd, free_address, node, pair, ready, wait_for};
+use real::{
+    Process, cascadia, etcd, exchange, free_address, node, node_command, pair, ready, synthetic_command, wait_for,
+};
 use serde_json::Value;
 
 fn generate(server: &str, more: &[&str]) -> Output {
@@ -83,6 +86,36 @@ fn a_router_that_sees_an_expert_first_waits_for_its_drafter() {
     let early = early.join().expect("answered");
     assert!(early["speculation"]["accepted"].as_u64().expect("a count") > 0);
     assert_eq!(early["token_ids"], answer(&server, &lossy)["token_ids"]);
+}
+
+#[test]
+fn requests_for_a_model_that_a_young_router_has_not_seen_wait_for_its_expert() {
+    let etcd = etcd();
+    let [server, http, admin] = [free_address(), free_address(), free_address()];
+    let mut router = node_command("router", "router-1", &server, &etcd);
+    let _router = Process(router.args(["--http", &http, "--admin", &admin]).spawn().expect("the binary runs"));
+    // With another model there, an unknown one is a wrong name.
+    let mut other = synthetic_command("expert", "expert-1", &free_address(), &etcd, "length=none");
+    let _other = Process(other.spawn().expect("the binary runs"));
+    wait_for(&server, |status| ready(status, "expert") == 1);
+    let over_grpc = std::thread::spawn(move || answer(&server, &["--model", "demo"]));
+    let over_http = std::thread::spawn(move || {
+        let body = r#"{"model": "demo:expert", "prompt": "Mia has 7 apples.", "max_tokens": 3}"#;
+        let head = format!("Content-Type: application/json\r\nContent-Length: {}", body.len());
+        exchange(&http, &format!("POST /v1/completions HTTP/1.0\r\n{head}\r\n\r\n{body}")).expect("an answer")
+    });
+    let waiting = "cascadia_num_requests_waiting{model_name=\"other\"} 2";
+    let page = format!("GET /metrics HTTP/1.0\r\nHost: {admin}\r\n\r\n");
+    while !exchange(&admin, &page).expect("a page").1.contains(waiting) {
+        assert!(!over_grpc.is_finished() && !over_http.is_finished(), "not refused");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _expert = node("expert", "expert-2", &free_address(), &etcd);
+    over_grpc.join().expect("answered");
+    let (head, body) = over_http.join().expect("answered");
+    assert!(head.contains(" 200 "), "{head}\n{body}");
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(answer["cascadia"]["strategy"], "expert", "the name's suffix is read when the name is known: {body}");
 }
 
 #[test]

@@ -158,17 +158,17 @@ impl Terms {
         Resolved { parameters: Some(parameters), seed: self.seed, choice: self.choice, default_max_tokens }
     }
 
-    /// Fixes the terms of a request for `model`, which the caller has looked up.
+    /// Fixes the terms of a request that arrived then, for `model`, which the caller has looked up.
     ///
     /// # Errors
     /// Which field is wrong, and the cure.
     pub fn of(
         request: GenerateRequest,
         model: String,
+        arrived: Instant,
         trace: TraceContext,
         config: &RouterConfig,
     ) -> Result<Self, GenerateError> {
-        let arrived = Instant::now();
         for (field, text) in [
             ("request_id", request.request_id.as_str()),
             ("tenant", &request.tenant),
@@ -179,11 +179,7 @@ impl Terms {
                 return Err(GenerateError::TooLong { field, bytes: text.len(), limit: LABEL_BYTES });
             }
         }
-        let allowed = match request.timeout_ms {
-            None => config.timeout(),
-            Some(0) => return Err(GenerateError::NoTime),
-            Some(ms) => Duration::from_millis(ms).min(config.max_timeout()),
-        };
+        let allowed = allowed(request.timeout_ms, config)?;
         let prompt = request.prompt.filter(|prompt| !is_empty(prompt)).ok_or(GenerateError::EmptyPrompt)?;
         let bytes = prompt_bytes(&prompt);
         if bytes > PROMPT_BYTES {
@@ -221,6 +217,24 @@ impl Terms {
     }
 }
 
+/// The time a request has that asks for so much.
+///
+/// # Errors
+/// When it asks for none.
+pub fn allowed(timeout_ms: Option<u64>, config: &RouterConfig) -> Result<Duration, GenerateError> {
+    match timeout_ms {
+        None => Ok(config.timeout()),
+        Some(0) => Err(GenerateError::NoTime),
+        Some(ms) => Ok(Duration::from_millis(ms).min(config.max_timeout())),
+    }
+}
+
+/// Whether a request may mean one of these models.
+#[must_use]
+pub fn is_among(asked: &str, served: &[String]) -> bool {
+    served.iter().any(|model| asked.is_empty() || model == asked)
+}
+
 /// The model a request means: the named one, or the only one.
 ///
 /// # Errors
@@ -235,7 +249,7 @@ pub fn model_of(asked: &str, served: Vec<String>) -> Result<String, GenerateErro
             Err(served) => Err(GenerateError::WhichModel { served }),
         };
     }
-    if served.iter().any(|model| model == asked) {
+    if is_among(asked, &served) {
         return Ok(asked.to_owned());
     }
     let asked = asked.chars().take(80).collect();
@@ -292,7 +306,7 @@ mod tests {
 
     fn terms(request: GenerateRequest) -> Result<Terms, GenerateError> {
         let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
-        Terms::of(request, "m".into(), TraceContext::default(), &config)
+        Terms::of(request, "m".into(), Instant::now(), TraceContext::default(), &config)
     }
 
     fn request(prompt: Prompt) -> GenerateRequest {
@@ -327,8 +341,8 @@ mod tests {
     fn the_same_request_id_gives_the_same_seed_in_another_session() {
         let asked = GenerateRequest { request_id: "again".into(), ..request(text("x")) };
         let config = RouterConfig::default();
-        let once = Terms::of(asked.clone(), "m".into(), TraceContext::default(), &config).unwrap();
-        let twice = Terms::of(asked, "m".into(), TraceContext::default(), &config).unwrap();
+        let fixed = |asked| Terms::of(asked, "m".into(), Instant::now(), TraceContext::default(), &config).unwrap();
+        let (once, twice) = (fixed(asked.clone()), fixed(asked));
         assert_eq!(once.seed, twice.seed);
         assert_eq!(once.parameters.seed, Some(once.seed));
         assert_ne!(once.session, twice.session);

@@ -54,7 +54,7 @@ pub struct OpenStreams(watch::Sender<usize>);
 
 /// One of them, until it is dropped, or its client is given up.
 #[derive(Debug)]
-struct OpenStream(OpenStreams);
+pub struct OpenStream(OpenStreams);
 
 impl Default for OpenStreams {
     fn default() -> Self {
@@ -69,7 +69,9 @@ impl OpenStreams {
         let _ = self.0.subscribe().wait_for(|open| *open == 0).await;
     }
 
-    fn open(&self) -> OpenStream {
+    /// A stopping router waits for one more.
+    #[must_use]
+    pub fn open(&self) -> OpenStream {
         self.0.send_modify(|open| *open += 1);
         OpenStream(self.clone())
     }

@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
-use crate::admission::{Admission, Place, Terms, model_of};
+use crate::admission::{Admission, Place, Terms, allowed, is_among, model_of};
 use crate::client::{self, Client, ClientStream, OpenStreams};
 use crate::config::RouterConfig;
 use crate::error::GenerateError;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::outlook::Outlook;
 use crate::session::Session;
 use crate::spans::{Recorder, Spans};
@@ -66,29 +66,65 @@ impl Router {
         served
     }
 
-    /// Admits requests that belong together, all or none, and begins to serve them.
+    /// Notes when a request arrived. Where `is_served` says that it means none of the served names, it waits until it
+    /// does or membership has shown everybody; an unknown name is then refused by whoever reads it.
+    ///
+    /// # Errors
+    /// That there is no room to wait, that its time is up, or that the router stops.
+    pub async fn arrive(
+        &self,
+        asked: &str,
+        tenant: &str,
+        timeout_ms: Option<u64>,
+        trace: &TraceContext,
+        is_served: impl Fn(&[String]) -> bool,
+    ) -> Result<Instant, GenerateError> {
+        let arrived = Instant::now();
+        if self.outlook.is_settled() || is_served(&self.served()) {
+            return Ok(arrived);
+        }
+        let waited = async {
+            let config = self.config.now();
+            let allowed = allowed(timeout_ms, &config)?;
+            let _place = self.admission.enter(1, config.max_sessions, arrived + allowed)?;
+            let _open = self.streams.open();
+            let mut awaiting = Awaiting { router: self, tenant, left: true, _waiting: self.metrics.awaits_model() };
+            let model: String = asked.chars().take(80).collect();
+            tracing::info!(model, "waiting for a model that nobody serves yet");
+            let outcome = tokio::select! {
+                biased;
+                () = self.outlook.shown(|| is_served(&self.served())) => Ok(arrived),
+                () = tokio::time::sleep_until(arrived + allowed) => {
+                    let doing = "while it waited for its model, which nobody serves yet".to_owned();
+                    Err(GenerateError::Deadline { allowed, doing, cure: "start an expert" })
+                }
+                () = self.shutdown.stopped() => Err(GenerateError::Stopping),
+            };
+            awaiting.left = false;
+            outcome
+        };
+        waited.await.inspect_err(|error| self.refused(asked, tenant, trace, arrived, error))
+    }
+
+    /// Admits requests that arrived together, all or none, and begins to serve them.
     ///
     /// # Errors
     /// Which field is wrong, or that there is no room.
     pub fn open(
         self: &Arc<Self>,
         requests: Vec<GenerateRequest>,
+        arrived: Instant,
         trace: &TraceContext,
     ) -> Result<Vec<Opened>, GenerateError> {
         let (model, tenant) =
             requests.first().map(|first| (first.model.clone(), first.tenant.clone())).unwrap_or_default();
-        let admitted = requests.into_iter().map(|request| self.terms(request, trace.clone()));
+        let admitted = requests.into_iter().map(|request| self.terms(request, arrived, trace.clone()));
         let admitted = admitted.collect::<Result<Vec<_>, _>>().and_then(|terms| {
             let latest = terms.iter().map(Terms::deadline).max().unwrap_or_else(Instant::now);
             let places = self.admission.enter(terms.len(), self.config.now().max_sessions, latest)?;
             Ok(terms.into_iter().zip(places))
         });
-        let admitted = admitted.inspect_err(|error| {
-            let model = self.outlook.known_models().take(&model);
-            self.metrics.refused(model.as_deref(), &tenant, error.label());
-            self.spans.refused(trace, &self.config.now().mint, error);
-            tracing::info!(%error, "refused");
-        })?;
+        let admitted = admitted.inspect_err(|error| self.refused(&model, &tenant, trace, arrived, error))?;
         let begin = |(terms, place): (Terms, Place)| {
             let (client, stream) =
                 client::channel(terms.parameters.max_tokens() as usize, &self.streams, self.metrics.relay());
@@ -100,15 +136,23 @@ impl Router {
         Ok(admitted.map(begin).collect())
     }
 
+    /// Counts, records and logs a refusal.
+    fn refused(&self, model: &str, tenant: &str, trace: &TraceContext, arrived: Instant, error: &GenerateError) {
+        let model = self.outlook.known_models().take(model);
+        self.metrics.refused(model.as_deref(), tenant, error.label());
+        self.spans.refused(trace, &self.config.now().mint, arrived, error);
+        tracing::info!(%error, "refused");
+    }
+
     /// Fixes the terms of a request.
-    fn terms(&self, request: GenerateRequest, trace: TraceContext) -> Result<Terms, GenerateError> {
+    fn terms(&self, request: GenerateRequest, arrived: Instant, trace: TraceContext) -> Result<Terms, GenerateError> {
         let mut served = served_models(&self.loads.snapshot());
         if served.is_empty() || !request.model.is_empty() {
             // The name of a pool that is gone for a while still means something.
             served = self.served();
         }
         let model = model_of(&request.model, served)?;
-        Terms::of(request, model, trace, &self.config.now())
+        Terms::of(request, model, arrived, trace, &self.config.now())
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
@@ -154,6 +198,23 @@ impl Router {
     }
 }
 
+/// A request that waits before its admission; whoever drops it without saying otherwise is its client, who left.
+struct Awaiting<'a> {
+    router: &'a Router,
+    tenant: &'a str,
+    left: bool,
+    _waiting: Counted,
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        if self.left {
+            self.router.metrics.left_unadmitted(self.tenant);
+            tracing::info!("the client left before its model was served");
+        }
+    }
+}
+
 /// A session that was admitted.
 #[derive(Debug)]
 pub struct Opened {
@@ -173,7 +234,10 @@ impl Inference for Service {
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<ClientStream>, Status> {
         let trace = TraceContext::from_metadata(request.metadata());
-        let Some(Opened { mut stream, .. }) = self.0.open(vec![request.into_inner()], &trace)?.pop() else {
+        let asked = request.into_inner();
+        let is_served = |served: &[String]| is_among(&asked.model, served);
+        let arrived = self.0.arrive(&asked.model, &asked.tenant, asked.timeout_ms, &trace, is_served).await?;
+        let Some(Opened { mut stream, .. }) = self.0.open(vec![asked], arrived, &trace)?.pop() else {
             return Err(Status::internal("a request was admitted without a session"));
         };
         stream.begin().await?;
@@ -190,5 +254,112 @@ impl Inference for Service {
     ) -> Result<Response<ClusterStatusResponse>, Status> {
         let loads = &self.0.loads;
         Ok(Response::new(status::cluster_status(&self.0.id, &loads.snapshot(), &loads.statuses())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use cascadia_core::placement::Role;
+    use cascadia_node::membership::Membership;
+    use cascadia_node::metrics::{Page, Registry};
+    use cascadia_node::status::StatusBoard;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::samples::node;
+
+    const SETTLING: Duration = Duration::from_secs(15);
+
+    /// A router for one session, whose membership may be late for so long.
+    fn router(membership: &Membership) -> (Arc<Router>, Page) {
+        let (connector, shutdown) = (Connector::from_fn(|_| Box::pin(std::future::pending())), Shutdown::new());
+        let loads = LoadWatch::spawn(membership, &connector, "router:r", &[Role::Expert], &shutdown);
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, 1);
+        let router = Arc::new(Router {
+            id: NodeId("r".into()),
+            config: RouterConfig { max_sessions: 1, ..RouterConfig::default() }.into(),
+            admission: Arc::default(),
+            loads,
+            outlook: Outlook::new(SETTLING),
+            connector,
+            metrics,
+            spans: Recorder::default(),
+            log_prompts: false,
+            streams: OpenStreams::default(),
+            shutdown,
+        });
+        tokio::spawn(crate::observe(router.clone(), StatusBoard::new(1, Arc::default())));
+        (router, registry.page())
+    }
+
+    /// A request for the model `m`: how long it waited, and why no longer.
+    fn ask(router: &Arc<Router>, timeout_ms: Option<u64>) -> JoinHandle<(Duration, Result<Instant, GenerateError>)> {
+        let router = router.clone();
+        tokio::spawn(async move {
+            let (began, trace) = (Instant::now(), TraceContext::default());
+            let arrived = router.arrive("m", "", timeout_ms, &trace, |served| is_among("m", served)).await;
+            (began.elapsed(), arrived)
+        })
+    }
+
+    async fn a_moment() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_for_a_model_that_is_shown_late_takes_a_place_and_waits() {
+        let membership = Membership::embedded();
+        let (router, page) = router(&membership);
+        let early = ask(&router, None);
+        a_moment().await;
+        assert_eq!(router.admission.admitted(), 1);
+        assert!(page.render("").1.contains("cascadia_num_requests_waiting{model_name=\"other\"} 1"));
+        assert!(matches!(ask(&router, None).await.unwrap().1, Err(GenerateError::Full { .. })));
+        let _registration = membership.register(node("e", Role::Expert)).await.unwrap();
+        let (waited, arrived) = early.await.unwrap();
+        assert_eq!((waited, arrived.unwrap().elapsed()), (Duration::from_secs(1), Duration::from_secs(1)));
+        assert_eq!((router.admission.admitted(), router.served()), (0, vec!["m".to_owned()]));
+        assert!(page.render("").1.contains("cascadia_num_requests_waiting{model_name=\"other\"} 0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_settled_router_does_not_know_is_refused_without_a_wait() {
+        let (router, _) = router(&Membership::embedded());
+        let (waited, arrived) = ask(&router, None).await.unwrap();
+        assert_eq!((waited, arrived.is_ok()), (SETTLING, true), "to refuse it is another's");
+        let full = router.admission.enter(1, 1, Instant::now()).unwrap();
+        let (waited, arrived) = ask(&router, Some(1)).await.unwrap();
+        assert_eq!((waited, arrived.is_ok()), (Duration::ZERO, true), "nobody looked for a place to wait in");
+        drop(full);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_has_a_deadline_may_leave_and_is_told_of_the_end() {
+        let (router, page) = router(&Membership::embedded());
+        let (waited, late) = ask(&router, Some(2_000)).await.unwrap();
+        assert_eq!(waited, Duration::from_secs(2));
+        assert!(late.unwrap_err().to_string().contains("which nobody serves yet"));
+
+        let leaves = ask(&router, None);
+        a_moment().await;
+        leaves.abort();
+        assert!(leaves.await.unwrap_err().is_cancelled());
+        assert_eq!(router.admission.admitted(), 0);
+        let page = page.render("").1;
+        for (code, count) in [("client_left", 1), ("deadline_exceeded", 1), ("not_found", 0)] {
+            let line = format!("cascadia_request_failure_total{{model_name=\"other\",code=\"{code}\"}} {count}");
+            assert!(page.contains(&line), "{line}");
+        }
+
+        let stays = ask(&router, None);
+        a_moment().await;
+        let drained = tokio::time::timeout(Duration::from_secs(1), router.streams.none());
+        assert!(drained.await.is_err(), "a draining router waits for it");
+        router.shutdown.stop();
+        assert!(matches!(stays.await.unwrap().1, Err(GenerateError::Stopping)));
+        router.streams.none().await;
     }
 }

@@ -27,6 +27,8 @@ pub struct Outlook {
     missing: Mutex<BTreeMap<(Role, String), Instant>>,
     /// Models with a drafter at some time.
     drafted: Mutex<BTreeSet<String>>,
+    /// Whether there is any drafter or expert, and since when it is so.
+    inhabited: Mutex<(bool, Instant)>,
     /// How long a membership that lost all it held may show some nodes and not yet others.
     settling: Duration,
 }
@@ -42,6 +44,7 @@ impl Outlook {
             known: Mutex::default(),
             missing: Mutex::default(),
             drafted: Mutex::default(),
+            inhabited: Mutex::new((false, Instant::now())),
             settling,
         }
     }
@@ -76,6 +79,12 @@ impl Outlook {
             }
         }
         drop(missing);
+        let inhabited = snapshot.nodes.values().any(|node| node.role != Role::Router);
+        let mut before = self.inhabited.lock().unwrap_or_else(PoisonError::into_inner);
+        if before.0 != inhabited {
+            *before = (inhabited, now);
+        }
+        drop(before);
         if is_servable(snapshot) {
             self.servable.send_if_modified(|servable| !std::mem::replace(servable, true));
         }
@@ -92,6 +101,25 @@ impl Outlook {
     #[must_use]
     pub fn known_models(&self) -> BTreeSet<String> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When everybody will have been seen: a membership that was empty fills node by node, and one that stays empty is.
+    fn settles_at(&self) -> Instant {
+        self.inhabited.lock().unwrap_or_else(PoisonError::into_inner).1 + self.settling
+    }
+
+    /// Whether who was not seen is not there.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        Instant::now() >= self.settles_at()
+    }
+
+    /// Returns when `is_shown` holds, or when everybody has been seen and it does not.
+    pub async fn shown(&self, is_shown: impl Fn() -> bool) {
+        let mut changes = self.changes();
+        while !is_shown() && !self.is_settled() {
+            let _ = tokio::time::timeout_at(self.settles_at(), changes.changed()).await;
+        }
     }
 
     /// Whether no kind of node that serves a model has been missing for longer than a restart takes; a drafter that was
@@ -176,6 +204,37 @@ mod tests {
         assert!(outlook.may_come_back("m"));
         tokio::time::sleep(limits::MAY_COME_BACK).await;
         assert!(!outlook.may_come_back("m"), "one that was seen may only be restarting");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_expert_that_was_never_seen_is_waited_for_until_everybody_has_been() {
+        let settling = Duration::from_secs(15);
+        let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
+        let outlook = Outlook::new(settling);
+        let waited = async |is_shown: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            outlook.shown(is_shown).await;
+            began.elapsed()
+        };
+        assert_eq!(waited(&|| true).await, Duration::ZERO);
+        assert_eq!(waited(&|| false).await, settling, "from its beginning");
+        observe(&outlook, &[node("r", Role::Router)]);
+        assert!(outlook.is_settled(), "nobody came");
+
+        observe(&outlook, std::slice::from_ref(&drafter));
+        let both = async {
+            tokio::time::sleep(settling / 2).await;
+            observe(&outlook, &[drafter, expert]);
+        };
+        let is_served = || outlook.known_models().contains("m");
+        assert_eq!(tokio::join!(waited(&is_served), both).0, settling / 2, "a change is seen at once");
+        assert_eq!(waited(&|| false).await, settling / 2, "the first who came began the time");
+        assert_eq!(waited(&|| false).await, Duration::ZERO, "no more");
+
+        observe(&outlook, &[]);
+        tokio::time::sleep(settling).await;
+        observe(&outlook, &[node("e", Role::Expert)]);
+        assert!(!outlook.is_settled(), "what was emptied fills again");
     }
 
     #[tokio::test(start_paused = true)]

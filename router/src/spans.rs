@@ -37,11 +37,12 @@ impl Recorder {
     }
 
     /// A request was refused at the door.
-    pub fn refused(&self, client: &TraceContext, mint: &Mint, error: &GenerateError) {
+    pub fn refused(&self, client: &TraceContext, mint: &Mint, arrived: Instant, error: &GenerateError) {
         if !self.tracer.is_on() {
             return;
         }
         let mut span = self.tracer.request(mint.session(), client, || "generate".into());
+        span.began(arrived.elapsed());
         if self.may_keep_refusal(Instant::now()) {
             span.fail(error.label(), || error.to_string());
         } else {

@@ -5,6 +5,8 @@
 mod address;
 mod environment;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -152,6 +154,17 @@ pub fn wait_for(server: &str, what: impl Fn(&Value) -> bool) -> Value {
             _ => std::thread::sleep(Duration::from_millis(100)),
         }
     }
+}
+
+/// The head and the body of the answer to a request of HTTP/1.0, which has no chunks.
+pub fn exchange(address: &str, request: &str) -> std::io::Result<(String, String)> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Ok((head.to_owned(), body.to_owned()))
 }
 
 /// Nodes of a role that the router hears.

@@ -4,11 +4,11 @@ use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
 use serde_json::Value;
 
-use crate::admission::LABEL_BYTES;
+use crate::admission::{LABEL_BYTES, is_among};
 use crate::http::error::ApiError;
 use crate::http::extension;
 use crate::http::fields::{Fields, Read, wrong};
-use crate::http::model_name::{self, Suffix};
+use crate::http::model_name;
 use crate::http::sampling;
 
 /// Answers to one prompt at most, as OpenAI's.
@@ -31,7 +31,7 @@ pub enum Endpoint {
 pub struct Asked {
     /// Where it came.
     pub endpoint: Endpoint,
-    /// The served model; empty for the only one.
+    /// The model by the name it was given, until [`Self::meant`]; empty for the only one.
     pub model: String,
     /// At least one.
     pub prompts: Vec<Prompt>,
@@ -79,9 +79,8 @@ impl Asked {
     ///
     /// # Errors
     /// The field that cannot be meant.
-    pub fn read(body: &mut Fields, endpoint: Endpoint, served: &[String]) -> Result<Self, ApiError> {
-        let named = body.get::<String>("model")?.unwrap_or_default();
-        let (model, suffix) = model_name::split(&named, served)?;
+    pub fn read(body: &mut Fields, endpoint: Endpoint) -> Result<Self, ApiError> {
+        let model = body.get::<String>("model")?.unwrap_or_default();
         let stream = body.get("stream")?.unwrap_or(false);
         let mut options = body.object("stream_options")?;
         let include_usage = match &mut options {
@@ -118,18 +117,29 @@ impl Asked {
             cache_salt: body.get("cache_salt")?,
             request_id: request_id(body)?,
         };
-        asked.extend(body.object("cascadia")?, suffix)?;
+        if let Some(mut object) = body.object("cascadia")? {
+            asked.provenance = object.get("provenance")?.unwrap_or(false);
+            asked.timeout_ms = object.get::<u32>("timeout_ms")?.map(u64::from);
+            extension::read(object, &mut asked.parameters)?;
+        }
         body.ignore(&IGNORED);
         Ok(asked)
     }
 
-    fn extend(&mut self, object: Option<Fields>, suffix: Suffix) -> Result<(), ApiError> {
-        if let Some(mut object) = object {
-            self.provenance = object.get("provenance")?.unwrap_or(false);
-            self.timeout_ms = object.get::<u32>("timeout_ms")?.map(u64::from);
-            extension::read(object, &mut self.parameters)?;
-        }
-        extension::apply(suffix, &mut self.parameters)
+    /// Whether the name it was given means one of these models.
+    #[must_use]
+    pub fn is_served(&self, served: &[String]) -> bool {
+        model_name::split(&self.model, served).is_ok_and(|(model, _)| is_among(&model, served))
+    }
+
+    /// The same, where these models are served: the name's suffix has become parameters.
+    ///
+    /// # Errors
+    /// When the suffix is none, or the parameters say otherwise.
+    pub fn meant(mut self, served: &[String]) -> Result<Self, ApiError> {
+        let (model, suffix) = model_name::split(&self.model, served)?;
+        extension::apply(suffix, &mut self.parameters)?;
+        Ok(Self { model, ..self })
     }
 
     /// How many sessions it takes.

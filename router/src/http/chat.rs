@@ -13,10 +13,10 @@ use crate::http::fields::{Fields, wrong};
 ///
 /// # Errors
 /// The field that cannot be meant, is not known or not supported.
-pub fn read(body: &[u8], served: &[String]) -> Result<Asked, ApiError> {
+pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let mut body = Fields::of_body(body)?;
     let messages = messages(body.required("messages")?)?;
-    let mut asked = Asked::read(&mut body, Endpoint::Chat, served)?;
+    let mut asked = Asked::read(&mut body, Endpoint::Chat)?;
     asked.prompts = vec![Prompt { kind: Some(Kind::Messages(Messages { messages })) }];
     asked.parameters.logprobs = logprobs(&mut body)?;
     refuse(&mut body)?;
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn parsed(body: &Value) -> Result<Asked, ApiError> {
-        read(body.to_string().as_bytes(), &["demo".to_owned()])
+        read(body.to_string().as_bytes())?.meant(&["demo".to_owned()])
     }
 
     fn with(more: &Value) -> Value {

@@ -13,10 +13,10 @@ use crate::http::fields::{Fields, Read, wrong};
 ///
 /// # Errors
 /// The field that cannot be meant, is not known or not supported.
-pub fn read(body: &[u8], served: &[String]) -> Result<Asked, ApiError> {
+pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let mut body = Fields::of_body(body)?;
     let prompts = prompts(body.required("prompt")?)?;
-    let mut asked = Asked::read(&mut body, Endpoint::Text, served)?;
+    let mut asked = Asked::read(&mut body, Endpoint::Text)?;
     asked.prompts = prompts;
     asked.parameters.logprobs = logprobs(&mut body)?;
     asked.echo = body.get("echo")?.unwrap_or(false);
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     fn parsed(body: &Value) -> Result<Asked, ApiError> {
-        read(body.to_string().as_bytes(), &["demo".to_owned()])
+        read(body.to_string().as_bytes())?.meant(&["demo".to_owned()])
     }
 
     #[test]

@@ -43,9 +43,11 @@ pub async fn answer(front: &Front, asked: Asked, caller: &Caller) -> Result<Resp
 }
 
 async fn open(front: &Front, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
+    let (router, is_served) = (&front.router, |served: &[String]| asked.is_served(served));
+    let arrived = router.arrive(&asked.model, &caller.tenant, asked.timeout_ms, &caller.trace, is_served).await?;
+    let asked = asked.meant(&router.served())?;
     let requests = asked.requests(&caller.request_id, &caller.tenant);
-    let opened = front.router.open(requests, &caller.trace)?;
+    let opened = router.open(requests, arrived, &caller.trace)?;
     let answer = Answer::new(opened.iter().map(|opened| opened.session), arrived);
     let first = answer.choices.first().map(|choice| choice.session.to_string()).unwrap_or_default();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

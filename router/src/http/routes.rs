@@ -16,6 +16,7 @@ use cascadia_node::telemetry::TraceContext;
 use futures::StreamExt;
 use serde_json::json;
 
+use crate::admission::is_among;
 use crate::generate::Router;
 use crate::http::asked::Asked;
 use crate::http::connection::{HEADER_BYTES, MOST_HEADERS};
@@ -77,11 +78,11 @@ async fn text_completions(State(front): Shared, caller: Extension<Caller>, reque
     complete(&front, caller.0, request, completions::read).await
 }
 
-type ReadRequest = fn(&[u8], &[String]) -> Result<Asked, ApiError>;
+type ReadRequest = fn(&[u8]) -> Result<Asked, ApiError>;
 
 async fn complete(front: &Front, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
     let answered = async {
-        let asked = parse(body(request).await?, front.router.served(), read).await?;
+        let asked = parse(body(request).await?, read).await?;
         if let Some(own) = &asked.request_id {
             caller.request_id.clone_from(own);
         }
@@ -96,11 +97,11 @@ async fn complete(front: &Front, mut caller: Caller, request: Request, read: Rea
 const SMALL_BODY: usize = 256 * 1024;
 
 /// Reads a body where it keeps nobody waiting.
-async fn parse(body: Vec<u8>, served: Vec<String>, read: ReadRequest) -> Result<Asked, ApiError> {
+async fn parse(body: Vec<u8>, read: ReadRequest) -> Result<Asked, ApiError> {
     if body.len() <= SMALL_BODY {
-        return read(&body, &served);
+        return read(&body);
     }
-    tokio::task::spawn_blocking(move || read(&body, &served)).await.unwrap_or_else(|error| {
+    tokio::task::spawn_blocking(move || read(&body)).await.unwrap_or_else(|error| {
         let message = format!("the body was not read: {error}");
         Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message))
     })
@@ -163,7 +164,10 @@ async fn get_model(State(front): Shared, id: Result<Path<String>, PathRejection>
         let message = "the model's name in the path is no UTF-8: percent-encode the name as /v1/models has it";
         return Err(ApiError::field("invalid_value", "model", message));
     };
-    let model = models::one(&front.router.loads.snapshot(), front.since, &id, front.router.served())?;
+    let router = &front.router;
+    // Its answer is that of a request for the model, which waits so, too.
+    router.outlook.shown(|| is_among(&id, &router.served())).await;
+    let model = models::one(&router.loads.snapshot(), front.since, &id, router.served())?;
     Ok(Json(model).into_response())
 }
 

@@ -101,7 +101,7 @@ mod tests {
 
     fn opened(events: Events) -> Body {
         let body = br#"{"messages": [{"role": "user", "content": "Hi"}], "stream": true}"#;
-        let asked = chat::read(body, &[]).unwrap();
+        let asked = chat::read(body).unwrap();
         let answer = Answer::new([SessionId(1)].into_iter(), Instant::now());
         response(Writer::new(asked, "1", 0), answer, events).into_body()
     }

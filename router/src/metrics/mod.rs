@@ -85,8 +85,19 @@ impl Metrics {
     /// admitted yet is counted with the others: what is refused may be of any length, and takes no place.
     pub fn refused(&self, model: Option<&str>, tenant: &str, code: &'static str) {
         self.names.failure.of([&self.model(model.unwrap_or(OTHER)).name, code]).inc();
-        let tenant = if tenant.is_empty() { NO_TENANT } else { self.tenants.known(tenant) };
-        self.of_tenant(tenant).failure.inc();
+        self.known_tenant(tenant).failure.inc();
+    }
+
+    /// A request waits before its admission for a model that nobody serves yet, until this is dropped.
+    #[must_use]
+    pub fn awaits_model(&self) -> Counted {
+        Counted::new(&self.model(OTHER).waiting)
+    }
+
+    /// The client of such a request left.
+    pub fn left_unadmitted(&self, tenant: &str) {
+        self.names.failure.of([OTHER, CLIENT_LEFT]).inc();
+        self.known_tenant(tenant).left.inc();
     }
 
     /// A node left the cluster without draining.
@@ -109,6 +120,11 @@ impl Metrics {
 
     fn tenant(&self, name: &str) -> Arc<OfTenant> {
         self.of_tenant(if name.is_empty() { NO_TENANT } else { self.tenants.admit(name) })
+    }
+
+    /// The tenant's counters where something of it was admitted.
+    fn known_tenant(&self, name: &str) -> Arc<OfTenant> {
+        self.of_tenant(if name.is_empty() { NO_TENANT } else { self.tenants.known(name) })
     }
 
     fn of_tenant(&self, label: &str) -> Arc<OfTenant> {
