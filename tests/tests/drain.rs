@@ -13,7 +13,7 @@ fn slow() -> Plan {
 
 fn asked(parameters: v1::Parameters) -> v1::GenerateRequest {
     let long = v1::Parameters { max_tokens: Some(120), ignore_eos: true, ..parameters };
-    v1::GenerateRequest { timeout_ms: Some(60_000), ..request(PROMPT, long) }
+    v1::GenerateRequest { timeout_ms: Some(120_000), ..request(PROMPT, long) }
 }
 
 /// Reads a stream, telling nodes to drain once so many tokens have come.

@@ -21,7 +21,7 @@ fn plan(drafters: usize, experts: usize, expert_ms: u64) -> Plan {
 
 fn asked(parameters: v1::Parameters, tokens: u32) -> v1::GenerateRequest {
     let exactly = v1::Parameters { max_tokens: Some(tokens), ignore_eos: true, ..parameters };
-    v1::GenerateRequest { timeout_ms: Some(30_000), ..request(PROMPT, exactly) }
+    v1::GenerateRequest { timeout_ms: Some(120_000), ..request(PROMPT, exactly) }
 }
 
 fn moves(answer: &Answer) -> u64 {
