@@ -48,8 +48,8 @@ pub type Outcome = Result<(), Failure>;
 /// When standard output is closed or full.
 pub fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    printed.map_err(|error| std::io::Error::new(error.kind(), format!("standard output takes no more: {error}")))
 }
 
 /// Prints a line to standard output.
@@ -58,4 +58,9 @@ pub fn print(text: &str) -> std::io::Result<()> {
 /// When standard output is closed or full.
 pub fn print_line(text: &str) -> std::io::Result<()> {
     print(&format!("{text}\n"))
+}
+
+/// Says a line on standard error; unlike with `eprintln!`, it is no matter where nobody is left to be told.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

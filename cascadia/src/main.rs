@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         // Whoever read our output has gone, as in `cascadia status | head -1`.
         Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            cascadia::tell(&format!("error: {failure}"));
             ExitCode::FAILURE
         }
     }

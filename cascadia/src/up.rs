@@ -53,7 +53,7 @@ async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outc
         let finish = cluster.finish();
         tokio::pin!(finish);
         if tokio::time::timeout(QUIET, &mut finish).await.is_err() {
-            eprintln!("open sessions finish; press Ctrl-C again to cut them");
+            crate::tell("open sessions finish; press Ctrl-C again to cut them");
             finish.await;
         }
     };

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use cascadia_core::limits;
 use real::{
-    Process, cascadia, etcd, exchange, free_address, node, node_command, pair, ready, synthetic_command, wait_for,
+    PATIENCE, Process, cascadia, etcd, exchange, free_address, node, node_command, pair, ready, synthetic_command,
+    wait_for,
 };
 use serde_json::Value;
 
@@ -129,6 +130,26 @@ fn a_cluster_whose_greeting_nobody_reads_serves() {
     // It greets as soon as it answers; what follows comes long after.
     answer(&server, &[]);
     assert!(up.ended().is_none(), "it serves");
+}
+
+#[test]
+fn a_cluster_whose_log_nobody_takes_serves() {
+    let server = free_address();
+    let unread = |command: &mut Command| {
+        let mut process = Process(command.stderr(Stdio::piped()).spawn().expect("the binary runs"));
+        drop(process.0.stderr.take());
+        process
+    };
+    let up = ["--log", "debug", "up", "--synthetic", "length=none", "--listen", &server, "--http", "off"];
+    let mut up = unread(cascadia().args(up));
+    wait_for(&server, |status| ready(status, "drafter") > 0);
+    // What it refuses it also logs.
+    let refused = String::from_utf8(generate(&server, &["--ban", "99999"]).stderr).expect("UTF-8");
+    assert!(refused.contains("99999 is unknown"), "{refused}");
+    up.signal("TERM");
+    assert_eq!(up.wait(PATIENCE).code(), Some(0));
+    let mut alone = unread(cascadia().args(["status", "--server", &server]));
+    assert_eq!(alone.wait(PATIENCE).code(), Some(1), "it fails, and does not panic");
 }
 
 fn refusal(command: &mut Command) -> String {

@@ -56,7 +56,7 @@ pub async fn run(args: &BenchArgs) -> Outcome {
             }
         }
         if *cut.borrow() {
-            eprintln!("interrupted; this is what was measured until then");
+            crate::tell("interrupted; this is what was measured until then");
             return show(args, &runs);
         }
     }
@@ -195,7 +195,7 @@ impl<'a> Plan<'a> {
         let outcome = load(self.arrivals.clone(), self.requests, "run").run(&bar, cut).await;
         bar.finish_and_clear();
         for sentence in outcome.sentences.iter().take(SENTENCES) {
-            eprintln!("{name}: {sentence}");
+            crate::tell(&format!("{name}: {sentence}"));
         }
         Ok((name, Figures::of(&outcome.records, outcome.unfinished, self.args.goodput.as_ref())))
     }

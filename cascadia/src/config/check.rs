@@ -20,7 +20,7 @@ pub fn run(cli: &Cli, settings: &Settings) -> ExitCode {
         let _ = crate::print_line(&fine(cli, settings, &models));
         return ExitCode::SUCCESS;
     }
-    problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+    problems.iter().for_each(|problem| crate::tell(&format!("error: {problem}")));
     ExitCode::from(2)
 }
 

@@ -34,14 +34,16 @@ impl Refusal {
             Self::Usage(error, file) => {
                 match file {
                     // The usage that clap would show is of what nobody typed.
-                    Some(file) => eprintln!("error: {}; what {} sets counts as typed", line(error), file.display()),
+                    Some(file) => {
+                        crate::tell(&format!("error: {}; what {} sets counts as typed", line(error), file.display()));
+                    }
                     // Nobody is left to be told that this failed.
                     None => drop(error.print()),
                 }
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
             }
             Self::File(problems) => {
-                problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+                problems.iter().for_each(|problem| crate::tell(&format!("error: {problem}")));
                 ExitCode::from(2)
             }
         }

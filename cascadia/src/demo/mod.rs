@@ -100,7 +100,7 @@ async fn measure(
 ) -> Result<Table, Failure> {
     let mut problems = problems::held_out();
     if count > problems.len() {
-        eprintln!("there are {} held-out problems; all are used", problems.len());
+        crate::tell(&format!("there are {} held-out problems; all are used", problems.len()));
     }
     let client = cluster.client().await?;
     let hidden = indicatif::ProgressBar::hidden();
@@ -155,7 +155,7 @@ fn padded_expert(expert: &Path, size: u64) -> Result<PathBuf, Failure> {
         let _ = std::fs::remove_dir_all(&draft);
     }
     if renamed.is_ok() {
-        eprintln!("the padded expert is kept in {} for the next time", out.display());
+        crate::tell(&format!("the padded expert is kept in {} for the next time", out.display()));
     }
     // Another demo may have been faster.
     if out.join("config.json").is_file() { Ok(out) } else { renamed.map(|()| out) }

@@ -3,7 +3,7 @@
 mod args;
 mod json;
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
@@ -49,9 +49,7 @@ async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
     while let Some(event) = events.next().await? {
         if let Event::Tokens(tokens) = &event {
             first.get_or_insert_with(|| events.elapsed());
-            let mut out = std::io::stdout().lock();
-            out.write_all(coloured(marks, tokens).as_bytes())?;
-            out.flush()?;
+            crate::print(&coloured(marks, tokens))?;
         }
         answer.take(event);
     }
@@ -59,9 +57,9 @@ async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
     crate::print_line("")?;
     if std::io::stderr().is_terminal() {
         let first = first.unwrap_or(answer.elapsed);
-        eprintln!("{}", summary(&answer, first));
+        crate::tell(&summary(&answer, first));
         if marks == Marks::Colours {
-            eprintln!("{}", marks.legend());
+            crate::tell(&marks.legend());
         }
     }
     Ok(())

@@ -23,7 +23,13 @@ use super::{TelemetryError, TraceContext};
 /// When the filter cannot be read, or logs were set up before.
 pub fn init(filter: &str, json: bool) -> Result<Logs, TelemetryError> {
     let filter = parse(filter)?;
-    let builder = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).with_env_filter(filter);
+    // A line that cannot be written (a full disk, a pipe that nobody reads) would be complained of by `eprintln!`, which
+    // panics where the complaint cannot be written either: it is lost, and the node serves on.
+    let builder = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .with_env_filter(filter);
     // Two types of subscriber, and of handle: what they have in common is that they take another filter.
     let (set, logs) = if json {
         let builder = builder.fmt_fields(JsonFields::new()).event_format(Lines).with_filter_reloading();
