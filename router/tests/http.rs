@@ -9,7 +9,8 @@ use axum::http::Request;
 use cascadia_core::placement::Role;
 use cascadia_node::config::Live;
 use cascadia_proto::refusal;
-use cascadia_proto::v1::Speculation;
+use cascadia_proto::v1::inference_client::InferenceClient;
+use cascadia_proto::v1::{ListModelsRequest, Speculation};
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
 use cluster::{Call, Cluster, Owner, StoppedClock, config, soon};
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-use tonic::Status;
+use tonic::{Code, Status};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -228,6 +229,14 @@ async fn what_is_no_request_has_its_status_and_the_envelope() {
     let named = b"GET /version HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\nConnection: close\r\n\r\n";
     let reply = exchange(&cluster.http, named).await;
     assert!(reply.status == 200 && reply.head.contains("x-request-id: mine"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_grpc_client_at_this_port_is_told_where_to_go() {
+    let cluster = Cluster::start(config()).await;
+    let mut client = InferenceClient::connect(format!("http://{}", cluster.http)).await.unwrap();
+    let refused = soon(client.list_models(ListModelsRequest {})).await.unwrap_err();
+    assert!(refused.code() == Code::Unimplemented && refused.message().contains("--listen"), "{refused}");
 }
 
 fn version_with(headers: &str) -> Vec<u8> {

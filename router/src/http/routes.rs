@@ -15,6 +15,7 @@ use cascadia_core::limits;
 use cascadia_node::telemetry::TraceContext;
 use futures::StreamExt;
 use serde_json::json;
+use tonic::Status;
 
 use crate::admission::is_among;
 use crate::generate::Router;
@@ -31,6 +32,10 @@ const BODY_WITHIN: Duration = Duration::from_secs(60);
 
 /// A body over the limit is read on for so much and so long, so that its sender comes to read the answer.
 const OVERFLOW: usize = 16 * limits::REQUEST_BYTES;
+
+/// What a gRPC client hears that took the wrong port.
+const NOT_GRPC: &str =
+    "this port is for OpenAI's HTTP: gRPC is served at the address of --listen (port 50051 by default)";
 
 /// The client's name for its request, and ours where it has none.
 const REQUEST_ID: &str = "x-request-id";
@@ -182,12 +187,17 @@ async fn version() -> Response {
     Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
 }
 
-async fn unknown_path(method: Method, uri: Uri) -> ApiError {
+async fn unknown_path(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if kind.is_some_and(|kind| kind.starts_with("application/grpc")) {
+        // A gRPC client reads no other answer.
+        return Status::unimplemented(NOT_GRPC).into_http();
+    }
     let shown: String = uri.path().chars().take(200).collect();
     let message = format!(
         "nothing is served at {method} {shown}: there are /v1/chat/completions, /v1/completions, /v1/models, /health and /version"
     );
-    ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
+    ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
