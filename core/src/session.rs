@@ -26,6 +26,8 @@ pub struct DraftOrder {
     pub append: Vec<TokenId>,
     /// Drafts wanted at most.
     pub count: usize,
+    /// The history ends with drafts that the expert may refuse: what follows them may never be needed.
+    pub ahead: bool,
 }
 
 /// One committed token.
@@ -106,6 +108,8 @@ pub struct Session {
     synced: usize,
     in_flight: VecDeque<Flight>,
     drafting: Option<u64>,
+    /// The drafter has no numbers for what follows the drafts in flight: their verdict comes first.
+    speechless: bool,
     tickets: u64,
     epoch: Epoch,
     draft_length: DraftLength,
@@ -127,6 +131,7 @@ impl Session {
             synced: 0,
             in_flight: VecDeque::new(),
             drafting: None,
+            speechless: false,
             tickets: 0,
             epoch,
             draft_length,
@@ -207,7 +212,8 @@ impl Session {
     pub fn next_draft(&mut self) -> Option<DraftOrder> {
         let position = self.history.len();
         let live = self.in_flight.iter().filter(|flight| !flight.void).count();
-        if self.drafting.is_some() || self.in_flight.len() >= self.pipeline.depth() || position >= self.decoding.end() {
+        let waits = self.drafting.is_some() || self.speechless || self.in_flight.len() >= self.pipeline.depth();
+        if waits || position >= self.decoding.end() {
             return None;
         }
         // Nothing follows a stop: the draft that ends the text waits for its verdict.
@@ -224,7 +230,8 @@ impl Session {
         self.drafting = Some(self.tickets);
         let count = self.draft_length.next().min(self.decoding.end() - position);
         let append = self.history.ids()[self.synced..].to_vec();
-        Some(DraftOrder { ticket: self.tickets, keep: self.synced, append, count })
+        let ahead = position > self.committed;
+        Some(DraftOrder { ticket: self.tickets, keep: self.synced, append, count, ahead })
     }
 
     /// Takes the drafts of an order: tokens that are committed at once (`cascade_token` keeps them), and the block to
@@ -235,6 +242,7 @@ impl Session {
             return (Vec::new(), None);
         }
         self.drafting = None;
+        self.speechless = drafts.is_empty() && self.history.len() > self.committed;
         // The room may have shrunk since the order was given.
         drafts.truncate(self.decoding.end().saturating_sub(self.history.len()));
         if let Strategy::CascadeToken { .. } = self.decoding.strategy {
@@ -309,6 +317,7 @@ impl Session {
         let Some(flight) = self.in_flight.pop_front() else {
             return Err("an answer came with no block in flight".into());
         };
+        self.speechless = false;
         match answer {
             Answer::Stale(_) => {
                 self.counters.stale_blocks += 1;
@@ -394,6 +403,7 @@ impl Session {
         self.history.truncate(length);
         self.synced = self.synced.min(length);
         self.drafting = None;
+        self.speechless = false;
         for flight in &mut self.in_flight {
             flight.void = true;
         }

@@ -57,12 +57,20 @@ impl Task for DecodeTask {
     }
 }
 
+/// What a [`DraftOrder`] asks for, beside the history.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    ticket: u64,
+    count: usize,
+    ahead: bool,
+}
+
 /// A drafter's session: drafts on order, one token a step.
 #[derive(Debug)]
 pub struct DraftTask {
     decoding: Arc<Decoding>,
     history: Vec<TokenId>,
-    order: Option<(u64, usize)>,
+    order: Option<Order>,
     drafts: Vec<Draft>,
     finished: Option<(u64, Vec<Draft>)>,
 }
@@ -80,12 +88,17 @@ impl DraftTask {
         self.history.extend_from_slice(&order.append);
         self.drafts.clear();
         self.finished = None;
-        self.order = Some((order.ticket, order.count));
+        self.order = Some(Order { ticket: order.ticket, count: order.count, ahead: order.ahead });
     }
 
     /// The ticket and drafts of a finished order, once.
     pub fn drain(&mut self) -> Option<(u64, Vec<Draft>)> {
         self.finished.take()
+    }
+
+    fn finish(&mut self, ticket: u64) {
+        self.order = None;
+        self.finished = Some((ticket, std::mem::take(&mut self.drafts)));
     }
 }
 
@@ -99,8 +112,13 @@ impl Task for DraftTask {
     }
 
     fn take(&mut self, rows: &Rows, first: usize) -> Result<(), NotFinite> {
-        let Some((ticket, count)) = self.order else { return Ok(()) };
-        let row = rows.finite(first).ok_or(NotFinite { tokens: self.history.len() })?;
+        let Some(Order { ticket, count, ahead }) = self.order else { return Ok(()) };
+        let Some(row) = rows.finite(first) else {
+            // Behind drafts that the expert may refuse nobody has to read it: they are asked about first.
+            let needed = self.drafts.is_empty() && !ahead;
+            self.finish(ticket);
+            return if needed { Err(NotFinite { tokens: self.history.len() }) } else { Ok(()) };
+        };
         let draft = drafting::draft(&self.decoding, &self.history, row);
         // A block may end early only on what every depth policy sees alike: keyed streams keep the law whatever the
         // length (algorithms 4.5), so a stop, or the first token that a sequential cascade must ask about, ends it.
@@ -109,8 +127,7 @@ impl Task for DraftTask {
         self.history.push(draft.token);
         self.drafts.push(draft);
         if ends || self.drafts.len() >= count {
-            self.order = None;
-            self.finished = Some((ticket, std::mem::take(&mut self.drafts)));
+            self.finish(ticket);
         }
         Ok(())
     }

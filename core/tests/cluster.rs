@@ -4,19 +4,20 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use cascadia_core::block::{Answer, Draft, DraftBlock, StaleReason};
 use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
 use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::drafting;
-use cascadia_core::engine::{Engine, Rows};
+use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::history::History;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::pipeline::Pipeline;
 use cascadia_core::rule::Rule;
 use cascadia_core::session::{Counters, Session};
-use cascadia_core::stepper::{NotFinite, Rank, Stepper, StepperConfig, Task};
+use cascadia_core::stepper::{Failed, NotFinite, Rank, Stepper, StepperConfig, Task};
 use cascadia_core::tasks::{DecodeTask, DraftTask, VerifyTask};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 
@@ -49,15 +50,42 @@ fn prompt(seed: u64) -> Vec<TokenId> {
     vec![1, (seed % 20) as TokenId, 7, 9]
 }
 
+/// An engine that computes no numbers for what follows a token.
+struct Overflowing {
+    engine: ToyEngine,
+    after: Option<TokenId>,
+}
+
+impl Engine for Overflowing {
+    fn facts(&self) -> &ModelFacts {
+        self.engine.facts()
+    }
+
+    fn progress(&self) -> Arc<AtomicU64> {
+        self.engine.progress()
+    }
+
+    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
+        self.engine.forward(batch, rows)?;
+        let scored = batch.iter().flat_map(|chunk| &chunk.tokens[chunk.tokens.len() - chunk.rows..]);
+        for (token, row) in scored.zip(rows.data.chunks_mut(rows.vocabulary)) {
+            if Some(*token) == self.after {
+                row.fill(f32::NAN);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A stepper and its engine.
 struct Side<T: Task> {
     stepper: Stepper<T>,
-    engine: ToyEngine,
+    engine: Overflowing,
 }
 
 impl<T: Task> Side<T> {
     fn new(model: ToyModel, batch_tokens: usize) -> Self {
-        let engine = ToyEngine::new(model, 512, 4096);
+        let engine = Overflowing { engine: ToyEngine::new(model, 512, 4096), after: None };
         let stepper = Stepper::new(engine.facts(), StepperConfig { batch_tokens, ..StepperConfig::default() });
         Self { stepper, engine }
     }
@@ -69,8 +97,11 @@ impl<T: Task> Side<T> {
     }
 
     fn step(&mut self) {
-        let report = self.stepper.step(&mut self.engine, Duration::ZERO);
-        assert!(report.failed.is_empty(), "{:?}", report.failed);
+        assert_eq!(self.try_step(), []);
+    }
+
+    fn try_step(&mut self) -> Vec<Failed> {
+        self.stepper.step(&mut self.engine, Duration::ZERO).failed
     }
 }
 
@@ -81,6 +112,7 @@ struct Lane {
     session: Session,
     text: Vec<TokenId>,
     over: bool,
+    failed: bool,
     /// Drafts that the engine handed over.
     finished: u64,
 }
@@ -127,7 +159,7 @@ impl Cluster {
         let session = Session::new(decoding.clone(), ids, epoch, Pipeline::new(depth, 3));
         self.drafter.open(key, DraftTask::new(decoding.clone(), Vec::new()));
         self.expert.open(key, VerifyTask::new(decoding.clone(), ids, epoch));
-        self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false, finished: 0 });
+        self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false, failed: false, finished: 0 });
     }
 
     /// Drafts as far as may be, then lets the expert answer: blocks pile up to the depth.
@@ -144,9 +176,12 @@ impl Cluster {
                 break;
             }
             while self.drafter.stepper.has_work() {
-                self.drafter.step();
+                let failed = self.drafter.try_step();
                 for lane in &mut self.lanes {
-                    let Some((ticket, drafts)) = self.drafter.stepper.get_mut(lane.key).expect("open").drain() else {
+                    lane.failed |= failed.iter().any(|failed| failed.key == lane.key);
+                    lane.over |= lane.failed;
+                    let Some((ticket, drafts)) = self.drafter.stepper.get_mut(lane.key).and_then(DraftTask::drain)
+                    else {
                         continue;
                     };
                     lane.finished += drafts.len() as u64;
@@ -404,6 +439,30 @@ fn rows_that_are_no_numbers_matter_where_the_walk_comes_to_them() {
             assert_eq!(verified(Some(wrong), overflown), expected, "draft {wrong} is wrong");
         }
     }
+}
+
+#[test]
+fn a_drafter_without_numbers_ends_a_text_at_one_place_however_far_it_drafts() {
+    let (mut whole, mut ended) = (0, 0);
+    let token_v3 = Strategy::SpeculativeCascade { rule: Rule::TokenV3 { alpha: 0.6 } };
+    for strategy in [Strategy::Speculative { coupling: Coupling::Gumbel }, token_v3] {
+        for (seed, after) in (0..4).flat_map(|seed| (10..24).map(move |after| (seed, after))) {
+            let fate = |draft_length, depth| {
+                let mut cluster = Cluster::new(64);
+                cluster.drafter.engine.after = Some(after);
+                let settings = Decoding { draft_length, ..decoding(strategy, 0.8, seed) };
+                cluster.open(1, settings, &prompt(seed), depth);
+                let text = cluster.run().remove(0);
+                (text, cluster.lanes[0].failed)
+            };
+            let expected = fate(1, 1);
+            *(if expected.1 { &mut ended } else { &mut whole }) += 1;
+            for (draft_length, depth) in [(1, 3), (3, 1), (8, 1), (5, 3), (8, 0)] {
+                assert_eq!(fate(draft_length, depth), expected, "{strategy:?} {seed} {after} {draft_length} {depth}");
+            }
+        }
+    }
+    assert!(whole > 20 && ended > 20, "{whole} whole, {ended} ended");
 }
 
 #[test]
