@@ -43,7 +43,7 @@ impl Rows {
     /// Row `index`, if it was computed from numbers.
     ///
     /// It looks at one logit: each is a product with the whole hidden state, in which one value that is no number
-    /// makes every logit none, and an infinite one has become none in the norm before it.
+    /// makes every logit none, and one that is infinite or too large to square has become none in the norm before it.
     #[must_use]
     pub fn finite(&self, index: usize) -> Option<&[f32]> {
         let row = self.row(index);

@@ -90,7 +90,8 @@ pub(crate) unsafe fn rms_norm<L: Lanes>(n: &Norm) {
         squares = L::fma(x, x, squares);
     }
     let mean = L::sum(squares) / n.width as f32;
-    let scale = L::splat(1.0 / (mean + n.eps).sqrt());
+    // A row too large to square would become one of zeros, which looks like numbers.
+    let scale = L::splat(if mean.is_finite() { 1.0 / (mean + n.eps).sqrt() } else { f32::NAN });
     for i in (0..n.width).step_by(16) {
         let mut y = L::mul(L::mul(part(n.x, i), scale), part(n.weight, i));
         if n.add {

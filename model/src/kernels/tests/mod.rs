@@ -127,6 +127,21 @@ fn quantised_blocks_are_the_definition() {
 }
 
 #[test]
+fn a_row_too_large_to_norm_is_no_numbers() {
+    for isa in isas() {
+        let (mut x, weight) = (vec![1.0; BLOCK], vec![1.0; BLOCK]);
+        x[3] = 1e20;
+        let mut out = vec![0.0; BLOCK];
+        // SAFETY: rows of `BLOCK` values.
+        unsafe {
+            let (x, weight, out) = (x.as_ptr(), weight.as_ptr(), out.as_mut_ptr());
+            isa.rms_norm(&Norm { x, weight, out, width: BLOCK, eps: 1e-5, add: false });
+        }
+        assert!(out.iter().all(|y: &f32| y.is_nan()), "{isa:?}: {out:?}");
+    }
+}
+
+#[test]
 fn norms_and_rotations_agree() {
     let mut random = Random(3);
     for _ in 0..40 {
