@@ -84,7 +84,7 @@ impl fmt::Display for StepError {
             Self::NotFinite(NotFinite { tokens }) => write!(
                 f,
                 "the logits after {tokens} tokens are not finite: the checkpoint is damaged, or its numbers overflow \
-                 (if --kv-dtype is f16, which ends at 65504, try f32)"
+                 (on a card with --dtype f16, which ends at 65504, try bf16)"
             ),
             Self::Context { tokens, context } => write!(f, "{tokens} tokens exceed the context of {context}"),
             Self::Pages { needed, total } => write!(f, "the session needs {needed} KV pages and there are {total}"),
