@@ -115,7 +115,7 @@ pub struct UpArgs {
     pub drafters: u32,
 
     /// Expert nodes.
-    #[arg(long, value_name = "M", env = "CASCADIA_EXPERTS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=64))]
+    #[arg(long, value_name = "M", env = "CASCADIA_EXPERTS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub experts: u32,
 
     /// The drafter's model: a Hugging Face folder, a GGUF file, or a model of the hub (owner/name) [default: the shipped one].
@@ -224,6 +224,7 @@ mod tests {
     fn what_cannot_be_meant_is_a_usage_error() {
         for line in [
             "",
+            "up --experts 0",
             "demo --problems 0",
             "demo --sessions 0",
             "demo --pad-expert big",

@@ -2,7 +2,7 @@
 
 mod real;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -150,6 +150,25 @@ fn a_cluster_whose_log_nobody_takes_serves() {
     assert_eq!(up.wait(PATIENCE).code(), Some(0));
     let mut alone = unread(cascadia().args(["status", "--server", &server]));
     assert_eq!(alone.wait(PATIENCE).code(), Some(1), "it fails, and does not panic");
+}
+
+#[test]
+fn what_ends_a_text_early_is_said_on_a_line_of_its_own() {
+    let server = free_address();
+    let mut up = cascadia();
+    up.args(["up", "--synthetic", "length=none,expert.step=50ms", "--listen", &server, "--http", "off"]);
+    let up = Process(up.spawn().expect("the binary runs"));
+    wait_for(&server, |status| ready(status, "drafter") > 0);
+    let mut asking = cascadia();
+    asking.args(["generate", "--server", &server, "--max-tokens", "3000", "hello"]).stdout(Stdio::piped());
+    let mut asking = Process(asking.spawn().expect("the binary runs"));
+    let mut text = BufReader::new(asking.0.stdout.take().expect("piped"));
+    assert!(!text.fill_buf().expect("text").is_empty());
+    drop(up);
+    let mut rest = String::new();
+    text.read_to_string(&mut rest).expect("UTF-8");
+    assert!(rest.ends_with('\n'), "{rest:?}");
+    assert_eq!(asking.wait(PATIENCE).code(), Some(1));
 }
 
 fn refusal(command: &mut Command) -> String {

@@ -46,7 +46,18 @@ async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
     let mut events = client.generate(request).await?;
     let mut answer = Answer::default();
     let mut first = None;
-    while let Some(event) = events.next().await? {
+    loop {
+        let event = match events.next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => break,
+            Err(failure) => {
+                // It begins a line of its own.
+                if first.is_some() {
+                    crate::print_line("")?;
+                }
+                return Err(failure.into());
+            }
+        };
         if let Event::Tokens(tokens) = &event {
             first.get_or_insert_with(|| events.elapsed());
             crate::print(&coloured(marks, tokens))?;
