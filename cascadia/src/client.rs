@@ -47,7 +47,12 @@ impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
         let code = code_name(status.code());
         let message = status.message().trim_end_matches('.').to_owned();
-        let message = if message.is_empty() { "the router gave no reason".to_owned() } else { message };
+        let message = match std::error::Error::source(&status) {
+            // What tonic made of a broken transport has a cause; what the router itself said has none.
+            Some(_) => format!("the connection to the router broke ({message}): ask again; one seed gives one text"),
+            None if message.is_empty() => "the router gave no reason".to_owned(),
+            None => message,
+        };
         Self::Refused { code, message }
     }
 }

@@ -160,7 +160,8 @@ fn what_ends_a_text_early_is_said_on_a_line_of_its_own() {
     let up = Process(up.spawn().expect("the binary runs"));
     wait_for(&server, |status| ready(status, "drafter") > 0);
     let mut asking = cascadia();
-    asking.args(["generate", "--server", &server, "--max-tokens", "3000", "hello"]).stdout(Stdio::piped());
+    asking.args(["generate", "--server", &server, "--max-tokens", "3000", "hello"]);
+    asking.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut asking = Process(asking.spawn().expect("the binary runs"));
     let mut text = BufReader::new(asking.0.stdout.take().expect("piped"));
     assert!(!text.fill_buf().expect("text").is_empty());
@@ -169,6 +170,9 @@ fn what_ends_a_text_early_is_said_on_a_line_of_its_own() {
     text.read_to_string(&mut rest).expect("UTF-8");
     assert!(rest.ends_with('\n'), "{rest:?}");
     assert_eq!(asking.wait(PATIENCE).code(), Some(1));
+    let mut said = String::new();
+    asking.0.stderr.take().expect("piped").read_to_string(&mut said).expect("UTF-8");
+    assert!(said.contains("connection to the router broke"), "{said}");
 }
 
 fn refusal(command: &mut Command) -> String {
