@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            cascadia::tell(&format!("error: {error}"));
             ExitCode::FAILURE
         }
     }

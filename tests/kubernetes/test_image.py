@@ -68,6 +68,12 @@ class Image(unittest.TestCase):
         self.assertNotEqual(packed.returncode, 0)
         self.assertIn("no/such/program", packed.stderr)
 
+    def test_a_place_that_cannot_be_written_to_is_named(self):
+        self.contents.write_text("0755 /a/\n")
+        for words in (("archive", "/no/such/out.tar", "a:b"), ("root", "/dev/null/root")):
+            packed = self.pack(*words)
+            self.assertTrue(packed.stderr.startswith("error: ") and words[1] in packed.stderr, packed.stderr)
+
     def test_the_build_gets_the_whole_workspace(self):
         let_in = set(re.findall(r"^!(\S+)", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE))
         workspace = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["workspace"]
