@@ -265,10 +265,12 @@ impl VerifyTask {
             scores.push(verify::score(&self.decoding, before, row, block.given[i]));
         }
         let (rows, history) = (&rows[scored..], &self.history.ids()[..block.base]);
-        let walk = verify::walk(&self.decoding, history, &block.drafts[..rows.len()], rows);
-        // A draft that is refused may well be followed by nonsense.
+        let mut walk = verify::walk(&self.decoding, history, &block.drafts[..rows.len()], rows);
         if walk.replacement.is_none() && rows.len() < block.drafts.len() {
-            return Err(missing);
+            // What was tested before the missing row is committed, with the last of it for a replacement: where a text
+            // ends hangs neither on the block's length nor on what is behind it.
+            walk.accepted = walk.accepted.checked_sub(1).ok_or(missing)?;
+            walk.replacement = Some(block.drafts[walk.accepted].token);
         }
         self.committed = block.base + walk.accepted;
         let whole = walk.replacement.is_none();
@@ -304,12 +306,20 @@ impl Task for VerifyTask {
         self.prefill = false;
         let mut next = first;
         self.rows = 0;
-        for _ in 0..std::mem::take(&mut self.merged) {
+        for index in 0..std::mem::take(&mut self.merged) {
             let Some(block) = self.queue.pop_front() else { break };
             let own: Vec<&[f32]> = (next..next + block.rows()).map_while(|i| rows.finite(i)).collect();
             next += block.rows();
-            if !self.verify(&block, &own)? {
-                break;
+            match self.verify(&block, &own) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(missing) if index == 0 => return Err(missing),
+                // The blocks before it have their verdicts; then it is asked about again.
+                Err(_) => {
+                    self.history.truncate(self.committed);
+                    self.queue.push_front(block);
+                    break;
+                }
             }
         }
         // What was merged behind a rejected block stands on another history now, and is answered so.

@@ -193,11 +193,22 @@ impl Cluster {
                 }
             }
         }
+        // A verdict is heard before what comes after it.
         while self.expert.stepper.has_work() {
-            self.expert.step();
+            let failed = self.expert.try_step();
+            self.hear();
+            for lane in self.lanes.iter_mut().filter(|lane| !lane.over) {
+                lane.failed |= failed.iter().any(|failed| failed.key == lane.key);
+                lane.over |= lane.failed;
+            }
         }
+        self.hear();
+    }
+
+    fn hear(&mut self) {
         for lane in &mut self.lanes {
-            for answer in self.expert.stepper.get_mut(lane.key).expect("open").drain() {
+            let answers = self.expert.stepper.get_mut(lane.key).map(VerifyTask::drain).unwrap_or_default();
+            for answer in answers {
                 if let Answer::Stale(stale) = &answer {
                     self.stale.push(stale.reason);
                 }
@@ -428,41 +439,45 @@ fn rows_that_are_no_numbers_matter_where_the_walk_comes_to_them() {
         let mut rows = Rows { vocabulary, data: data.clone(), named: None };
         rows.data[overflown * vocabulary..(overflown + 1) * vocabulary].fill(f32::NAN);
         task.take(&rows, 0).map(|()| match &task.drain()[..] {
-            [Answer::Verdict(verdict)] => verdict.accepted,
+            [Answer::Verdict(verdict)] => (verdict.accepted, verdict.replacement),
             other => panic!("{other:?}"),
         })
     };
-    for overflown in 0..4 {
-        assert_eq!(verified(None, overflown), Err(NotFinite { tokens: 4 + overflown }));
-        for wrong in 0..4 {
-            let expected = if wrong < overflown { Ok(wrong) } else { Err(NotFinite { tokens: 4 + overflown }) };
-            assert_eq!(verified(Some(wrong), overflown), expected, "draft {wrong} is wrong");
+    for wrong in [None, Some(0), Some(1), Some(2), Some(3)] {
+        assert_eq!(verified(wrong, 0), Err(NotFinite { tokens: 4 }), "nothing was tested before it");
+        for overflown in 1..4 {
+            // The last token that was tested ends the verdict: the expert's own, or a draft that is the expert's as well.
+            let last = wrong.filter(|wrong| *wrong < overflown).unwrap_or(overflown - 1);
+            assert_eq!(verified(wrong, overflown), Ok((last, Some(history[4 + last]))), "draft {wrong:?} is wrong");
         }
     }
 }
 
 #[test]
-fn a_drafter_without_numbers_ends_a_text_at_one_place_however_far_it_drafts() {
-    let (mut whole, mut ended) = (0, 0);
+fn a_model_without_numbers_ends_a_text_at_one_place_however_far_is_drafted() {
+    let (mut whole, mut ended) = ([0; 2], [0; 2]);
     let token_v3 = Strategy::SpeculativeCascade { rule: Rule::TokenV3 { alpha: 0.6 } };
     for strategy in [Strategy::Speculative { coupling: Coupling::Gumbel }, token_v3] {
-        for (seed, after) in (0..4).flat_map(|seed| (10..24).map(move |after| (seed, after))) {
+        let cases = (0..4).flat_map(|seed| (10..24).flat_map(move |after| [(seed, after, 0), (seed, after, 1)]));
+        for (seed, after, whose) in cases {
             let fate = |draft_length, depth| {
                 let mut cluster = Cluster::new(64);
-                cluster.drafter.engine.after = Some(after);
+                let engine = if whose == 0 { &mut cluster.drafter.engine } else { &mut cluster.expert.engine };
+                engine.after = Some(after);
                 let settings = Decoding { draft_length, ..decoding(strategy, 0.8, seed) };
                 cluster.open(1, settings, &prompt(seed), depth);
                 let text = cluster.run().remove(0);
                 (text, cluster.lanes[0].failed)
             };
             let expected = fate(1, 1);
-            *(if expected.1 { &mut ended } else { &mut whole }) += 1;
+            (if expected.1 { &mut ended } else { &mut whole })[whose] += 1;
             for (draft_length, depth) in [(1, 3), (3, 1), (8, 1), (5, 3), (8, 0)] {
-                assert_eq!(fate(draft_length, depth), expected, "{strategy:?} {seed} {after} {draft_length} {depth}");
+                let case = (strategy, seed, after, whose, draft_length, depth);
+                assert_eq!(fate(draft_length, depth), expected, "{case:?}");
             }
         }
     }
-    assert!(whole > 20 && ended > 20, "{whole} whole, {ended} ended");
+    assert!(whole.into_iter().chain(ended).all(|count| count > 20), "{whole:?} whole, {ended:?} ended");
 }
 
 #[test]
