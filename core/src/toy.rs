@@ -94,6 +94,7 @@ pub struct ToyEngine {
     progress: Arc<AtomicU64>,
     /// The last tokens before a row.
     last: Vec<TokenId>,
+    overflows: Option<TokenId>,
 }
 
 impl ToyEngine {
@@ -113,7 +114,12 @@ impl ToyEngine {
             fingerprint: model.fingerprint(),
             row_exact: true,
         };
-        Self { model, facts, slots: Slots::new(pages), progress: Arc::default(), last: Vec::new() }
+        Self { model, facts, slots: Slots::new(pages), progress: Arc::default(), last: Vec::new(), overflows: None }
+    }
+
+    /// From now on rows that score the token after this one are no numbers, as of a model whose numbers overflow.
+    pub fn overflow_after(&mut self, token: Option<TokenId>) {
+        self.overflows = token;
     }
 
     /// The law of its rows.
@@ -129,7 +135,11 @@ impl ToyEngine {
             for position in after.saturating_sub(self.model.order)..after {
                 self.last.push(self.slots.token(chunk.pages, position));
             }
+            let first = rows.len();
             self.model.logits(&self.last, rows);
+            if self.overflows.is_some_and(|token| self.last.last() == Some(&token)) {
+                rows[first..].fill(f32::NAN);
+            }
         }
     }
 }

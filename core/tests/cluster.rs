@@ -4,14 +4,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use cascadia_core::block::{Answer, Draft, DraftBlock, StaleReason};
 use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
 use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::drafting;
-use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
+use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::history::History;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::pipeline::Pipeline;
@@ -50,42 +49,15 @@ fn prompt(seed: u64) -> Vec<TokenId> {
     vec![1, (seed % 20) as TokenId, 7, 9]
 }
 
-/// An engine that computes no numbers for what follows a token.
-struct Overflowing {
-    engine: ToyEngine,
-    after: Option<TokenId>,
-}
-
-impl Engine for Overflowing {
-    fn facts(&self) -> &ModelFacts {
-        self.engine.facts()
-    }
-
-    fn progress(&self) -> Arc<AtomicU64> {
-        self.engine.progress()
-    }
-
-    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
-        self.engine.forward(batch, rows)?;
-        let scored = batch.iter().flat_map(|chunk| &chunk.tokens[chunk.tokens.len() - chunk.rows..]);
-        for (token, row) in scored.zip(rows.data.chunks_mut(rows.vocabulary)) {
-            if Some(*token) == self.after {
-                row.fill(f32::NAN);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// A stepper and its engine.
 struct Side<T: Task> {
     stepper: Stepper<T>,
-    engine: Overflowing,
+    engine: ToyEngine,
 }
 
 impl<T: Task> Side<T> {
     fn new(model: ToyModel, batch_tokens: usize) -> Self {
-        let engine = Overflowing { engine: ToyEngine::new(model, 512, 4096), after: None };
+        let engine = ToyEngine::new(model, 512, 4096);
         let stepper = Stepper::new(engine.facts(), StepperConfig { batch_tokens, ..StepperConfig::default() });
         Self { stepper, engine }
     }
@@ -463,7 +435,7 @@ fn a_model_without_numbers_ends_a_text_at_one_place_however_far_is_drafted() {
             let fate = |draft_length, depth| {
                 let mut cluster = Cluster::new(64);
                 let engine = if whose == 0 { &mut cluster.drafter.engine } else { &mut cluster.expert.engine };
-                engine.after = Some(after);
+                engine.overflow_after(Some(after));
                 let settings = Decoding { draft_length, ..decoding(strategy, 0.8, seed) };
                 cluster.open(1, settings, &prompt(seed), depth);
                 let text = cluster.run().remove(0);

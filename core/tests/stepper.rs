@@ -443,35 +443,15 @@ fn a_failed_pass_costs_its_sessions_and_nobody_else() {
     world.close_all();
 }
 
-/// Computes no numbers for the rows of one session.
-struct Overflown(ToyEngine, usize);
-
-impl Engine for Overflown {
-    fn facts(&self) -> &ModelFacts {
-        self.0.facts()
-    }
-
-    fn progress(&self) -> Arc<AtomicU64> {
-        self.0.progress()
-    }
-
-    fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
-        self.0.forward(batch, rows)?;
-        let width = rows.vocabulary;
-        rows.data[self.1 * width..(self.1 + 1) * width].fill(f32::NAN);
-        Ok(())
-    }
-}
-
 #[test]
 fn rows_that_are_no_numbers_cost_their_session_and_nobody_else() {
     let mut world = World::new(32, 64);
-    // Two rows each, in the order of age: the fourth is the second one's last.
+    // Two rows each; of all six only the second one's last scores the token after this one.
+    world.engine.overflow_after(tokens(2, 20).last().copied());
     for key in [1, 2, 3] {
         world.insert(key, key as u64, [prefill(key as usize, 20, 2)]);
     }
-    let mut overflown = Overflown(ToyEngine::new(MODEL, 4_096, 32), 3);
-    let report = world.stepper.step(&mut overflown, Duration::ZERO);
+    let report = world.step();
     let error = StepError::NotFinite(NotFinite { tokens: 20 });
     assert_eq!(report.failed, [Failed { key: SessionId(2), error }]);
     assert_eq!(report.ran, [SessionId(1), SessionId(3)]);

@@ -83,20 +83,20 @@ pub struct SlowEngine {
     engine: ToyEngine,
     step: Duration,
     hang: Hang,
-    overflows: Option<TokenId>,
 }
 
 impl SlowEngine {
     /// An engine for `context` positions whose every pass takes `step` of real time, and longer while it hangs.
     #[must_use]
     pub fn new(model: ToyModel, context: usize, pages: usize, step: Duration, hang: Hang) -> Self {
-        Self { engine: ToyEngine::new(model, context, pages), step, hang, overflows: None }
+        Self { engine: ToyEngine::new(model, context, pages), step, hang }
     }
 
     /// Computes no numbers for rows that score the token after this one.
     #[must_use]
-    pub fn overflowing(self, after: Option<TokenId>) -> Self {
-        Self { overflows: after, ..self }
+    pub fn overflowing(mut self, after: Option<TokenId>) -> Self {
+        self.engine.overflow_after(after);
+        self
     }
 }
 
@@ -116,14 +116,7 @@ impl Engine for SlowEngine {
         while self.hang.is_on() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.engine.forward(batch, rows)?;
-        let scored = batch.iter().flat_map(|chunk| &chunk.tokens[chunk.tokens.len() - chunk.rows..]);
-        for (token, row) in scored.zip(rows.data.chunks_mut(rows.vocabulary)) {
-            if Some(*token) == self.overflows {
-                row.fill(f32::NAN);
-            }
-        }
-        Ok(())
+        self.engine.forward(batch, rows)
     }
 }
 
