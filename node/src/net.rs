@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -180,6 +181,26 @@ pub fn check_address(address: &str) -> Result<(), NetError> {
         Some(Ok(_)) => Ok(()),
         _ => Err(NetError::Syntax { address: address.to_owned() }),
     }
+}
+
+/// Ports that no system draws outgoing connections from: one that was free and is let go is not taken by a client before
+/// its process listens, or between two starts of it.
+const UNDRAWN: std::ops::Range<u32> = 10_000..30_000;
+
+/// A loopback address that nothing listens on, for a process that is told where to listen; each call gives another one.
+///
+/// # Errors
+/// When no port is free.
+pub fn free_address() -> io::Result<String> {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let width = UNDRAWN.end - UNDRAWN.start;
+    // Processes that run side by side begin apart.
+    let first = std::process::id().wrapping_mul(61) % width;
+    let next = || UNDRAWN.start + (first + TRIED.fetch_add(1, Ordering::Relaxed)) % width;
+    let mut addresses = (0..width).map(|_| format!("127.0.0.1:{}", next()));
+    addresses.find(|address| std::net::TcpListener::bind(address).is_ok()).ok_or_else(|| {
+        io::Error::other(format!("no port from {} to {} is free on 127.0.0.1", UNDRAWN.start, UNDRAWN.end))
+    })
 }
 
 /// An address with whoever connects to it.

@@ -1,13 +1,13 @@
 //! Processes of this binary on loopback: synthetic nodes and a router, ended when dropped.
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
+use cascadia_node::net::free_address;
 use cascadia_proto::convert::role_name;
 
 use crate::Failure;
@@ -69,20 +69,18 @@ impl Cluster {
     /// # Errors
     /// When a process does not start or ends, or they do not find each other.
     pub async fn start(plan: &Plan) -> Result<Self, Failure> {
-        let mut ports = Ports::default();
-        let mut nodes = vec![ports.node(Role::Router, 1)?];
+        let mut nodes = vec![Node::new(Role::Router, 1)?];
         for number in 1..=plan.experts {
-            nodes.push(ports.node(Role::Expert, number)?);
+            nodes.push(Node::new(Role::Expert, number)?);
         }
         for number in 1..=plan.drafters {
-            nodes.push(ports.node(Role::Drafter, number)?);
+            nodes.push(Node::new(Role::Drafter, number)?);
         }
-        let http = ports.address()?;
+        let http = free_address()?;
         let list = std::env::temp_dir().join(format!("cascadia-bench-{}.json", std::process::id()));
         let synthetic: Synthetic = plan.synthetic.parse()?;
         let entries: Vec<String> = nodes.iter().map(|node| node.entry(&synthetic)).collect();
         std::fs::File::create(&list)?.write_all(format!("[{}]", entries.join(",")).as_bytes())?;
-        drop(ports);
         let mut cluster = Self { nodes, http, list };
         cluster.spawn(plan)?;
         cluster.ready().await?;
@@ -158,6 +156,11 @@ impl Cluster {
 }
 
 impl Node {
+    fn new(role: Role, number: usize) -> Result<Self, Failure> {
+        let (address, admin) = (free_address()?, free_address()?);
+        Ok(Self { id: format!("{}-{number}", role_name(role)), role, address, admin, process: None })
+    }
+
     /// Its line in the static list.
     fn entry(&self, synthetic: &Synthetic) -> String {
         let models = if self.role == Role::Router {
@@ -166,38 +169,5 @@ impl Node {
             synthetic.parts(self.role, 1).served(&[SERVED.to_owned()])
         };
         Entry::new(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models).to_json()
-    }
-}
-
-/// Free ports, held until all are known so that none is given twice.
-#[derive(Debug, Default)]
-struct Ports {
-    held: Vec<TcpListener>,
-    tried: u32,
-}
-
-impl Ports {
-    /// Ports that no system draws outgoing connections from: one that is let go is not taken by a client before its node
-    /// listens.
-    const RANGE: std::ops::Range<u32> = 10_000..30_000;
-
-    fn address(&mut self) -> Result<String, Failure> {
-        let width = Self::RANGE.end - Self::RANGE.start;
-        // Experiments that run side by side begin apart.
-        let first = std::process::id().wrapping_mul(61) % width;
-        while self.tried < width {
-            let address = format!("127.0.0.1:{}", Self::RANGE.start + (first + self.tried) % width);
-            self.tried += 1;
-            if let Ok(listener) = TcpListener::bind(&address) {
-                self.held.push(listener);
-                return Ok(address);
-            }
-        }
-        Err(format!("no port from {} to {} is free on 127.0.0.1", Self::RANGE.start, Self::RANGE.end).into())
-    }
-
-    fn node(&mut self, role: Role, number: usize) -> Result<Node, Failure> {
-        let (address, admin) = (self.address()?, self.address()?);
-        Ok(Node { id: format!("{}-{number}", role_name(role)), role, address, admin, process: None })
     }
 }
