@@ -83,12 +83,12 @@ pub struct ModelFacts {
 }
 
 impl ModelFacts {
-    /// A batch that breaks the contract is refused before anything is written.
+    /// Checks every chunk of a batch. An engine calls it before it computes anything.
     ///
     /// # Errors
-    /// What is wrong with which chunk.
+    /// [`EngineError::Chunk`]: the first chunk that breaks the contract, and how.
     pub fn check(&self, batch: &[Chunk<'_>]) -> Result<(), EngineError> {
-        for (i, chunk) in batch.iter().enumerate() {
+        for (index, chunk) in batch.iter().enumerate() {
             let end = chunk.start.saturating_add(chunk.tokens.len());
             let needed = pages_for(end);
             let problem = if chunk.tokens.is_empty() {
@@ -106,19 +106,34 @@ impl ModelFacts {
             } else {
                 continue;
             };
-            return Err(EngineError(format!("chunk {i} of the batch {problem}")));
+            return Err(EngineError::Chunk { index, problem });
         }
         Ok(())
     }
 }
 
-/// A forward pass that failed. The engine stays usable; the batch's sessions do not.
+/// A forward pass that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EngineError(pub String);
+pub enum EngineError {
+    /// The engine refuses one chunk. Nothing was computed and nothing written: without it the batch can be run again.
+    Chunk {
+        /// Which of the batch, from 0.
+        index: usize,
+        /// What is wrong with it, as the end of a sentence that begins with the chunk.
+        problem: String,
+    },
+    /// The pass failed and names no chunk. The engine stays usable; the batch's sessions do not.
+    Pass(String),
+    /// The device is lost to this process and no later pass can succeed: the node must end.
+    Fatal(String),
+}
 
 impl std::fmt::Display for EngineError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Chunk { index, problem } => write!(f, "chunk {index} of the batch {problem}"),
+            Self::Pass(problem) | Self::Fatal(problem) => f.write_str(problem),
+        }
     }
 }
 
@@ -137,6 +152,7 @@ pub trait Engine: Send {
     /// Runs `batch` and fills `rows` with the rows wanted, chunk after chunk.
     ///
     /// # Errors
-    /// When the device failed; what the batch would have written is then undefined.
+    /// [`EngineError::Chunk`] where a chunk breaks the contract; every chunk is checked before anything is computed. Where
+    /// the device failed, what the batch would have written is undefined.
     fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError>;
 }

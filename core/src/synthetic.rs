@@ -203,6 +203,7 @@ impl Engine for SyntheticEngine {
     }
 
     fn forward(&mut self, batch: &[Chunk<'_>], rows: &mut Rows) -> Result<(), EngineError> {
+        self.facts.check(batch)?;
         self.slots.next_pass();
         rows.data.clear();
         rows.vocabulary = self.model.vocabulary;
@@ -289,6 +290,18 @@ mod tests {
         let distinct: std::collections::BTreeSet<Vec<u32>> =
             whole.chunks(40).map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect();
         assert_eq!(distinct.len(), 40);
+    }
+
+    #[test]
+    fn a_refused_chunk_is_named_before_anything_is_written() {
+        let mut engine = SyntheticEngine::new(model(), Role::Expert, 64, 8);
+        let good = Chunk { start: 0, tokens: &[5], pages: &[PageId(0)], rows: 1 };
+        let bad = Chunk { start: 0, tokens: &[40], pages: &[PageId(1)], rows: 1 };
+        let refused = engine.forward(&[good, bad], &mut Rows::default()).unwrap_err();
+        let problem = "holds token 40, outside the vocabulary of 40".to_owned();
+        assert_eq!(refused, EngineError::Chunk { index: 1, problem });
+        assert_eq!(engine.progress().load(Ordering::Relaxed), 0);
+        engine.forward(&[good], &mut Rows::default()).unwrap();
     }
 
     #[test]

@@ -410,8 +410,8 @@ fn who_is_refused_and_who_is_given_up() {
     assert_eq!(world.stepper.keys().count(), 0);
 }
 
-/// Fails every pass.
-struct Broken(ModelFacts);
+/// Fails every pass in one way.
+struct Broken(ModelFacts, EngineError);
 
 impl Engine for Broken {
     fn facts(&self) -> &ModelFacts {
@@ -423,7 +423,7 @@ impl Engine for Broken {
     }
 
     fn forward(&mut self, _: &[Chunk<'_>], _: &mut Rows) -> Result<(), EngineError> {
-        Err(EngineError("no power".to_owned()))
+        Err(self.1.clone())
     }
 }
 
@@ -432,15 +432,77 @@ fn a_failed_pass_costs_its_sessions_and_nobody_else() {
     let mut world = World::new(32, 64);
     world.insert(1, 0, []);
     world.insert(2, 0, [prefill(2, 40, 1)]);
-    let mut broken = Broken(world.engine.facts().clone());
+    let mut broken = Broken(world.engine.facts().clone(), EngineError::Pass("no power".to_owned()));
     let report = world.stepper.step(&mut broken, Duration::ZERO);
-    assert_eq!(report.failed.len(), 1);
+    assert_eq!((report.failed.len(), &report.lost), (1, &None));
     assert_eq!(report.failed[0].error.to_string(), "the forward pass failed: no power");
     assert!(report.ran.is_empty());
     assert_eq!(world.stepper.keys().collect::<Vec<_>>(), [SessionId(1)]);
     world.stepper.get_mut(SessionId(1)).unwrap().give(prefill(2, 40, 1));
     world.run();
     world.close_all();
+}
+
+#[test]
+fn a_lost_device_leaves_its_sessions_to_whoever_ends_the_node() {
+    let mut world = World::new(32, 64);
+    world.insert(1, 0, [prefill(1, 40, 1)]);
+    world.insert(2, 0, [prefill(2, 20, 1)]);
+    let mut broken = Broken(world.engine.facts().clone(), EngineError::Fatal("no card".to_owned()));
+    let report = world.stepper.step(&mut broken, Duration::ZERO);
+    assert_eq!((report.lost.as_deref(), report.failed.len(), report.ran.len()), (Some("no card"), 0, 0));
+    assert_eq!(world.stepper.keys().count(), 2);
+    world.close_all();
+}
+
+#[test]
+fn a_chunk_that_the_engine_refuses_costs_its_session_and_nobody_else() {
+    let strange = |append: Vec<TokenId>| Work { keep: usize::MAX, append, rows: 1 };
+    for refused in [vec![1], vec![4], vec![2, 3], vec![1, 2, 3, 4]] {
+        let mut world = World::new(64, 128);
+        for key in 1..=4 {
+            // Some are cached for the most part, some are new to the engine.
+            let beginning = prefill(key as usize, 10 * key as usize, 1);
+            world.insert(key, key as u64, [beginning, decode(), decode()]);
+        }
+        world.step();
+        for key in &refused {
+            // The token behind what is under way is none of the sixteen.
+            world.stepper.get_mut(SessionId(*key)).unwrap().works.clear();
+            world.stepper.get_mut(SessionId(*key)).unwrap().give(strange(vec![7, 70, 7]));
+        }
+        world.insert(5, 5, [prefill(5, 30, 2)]);
+        // The first of these steps ends what was under way before the works were taken away.
+        let mut failed = Vec::new();
+        for _ in 0..3 {
+            let report = world.step();
+            let all = report.ran.len() + report.failed.len();
+            assert!(report.sessions == report.ran.len() && all <= 5, "{report:?}");
+            failed.extend(report.failed);
+        }
+        let keys: Vec<u128> = failed.iter().map(|failed| failed.key.0).collect();
+        assert_eq!(keys, refused);
+        for Failed { error, .. } in failed {
+            let sentence = "the session's chunk holds token 70, outside the vocabulary of 16";
+            assert_eq!(error.to_string(), sentence);
+        }
+        world.run();
+        for key in (1..=4).filter(|key| !refused.contains(key)) {
+            assert_eq!(world.done(key), 3, "session {key} beside {refused:?}");
+        }
+        assert_eq!(world.done(5), 1);
+        world.close_all();
+    }
+}
+
+#[test]
+fn an_engine_that_names_a_chunk_that_is_not_there_has_failed() {
+    let mut world = World::new(32, 64);
+    world.insert(1, 0, [prefill(1, 40, 1)]);
+    let error = EngineError::Chunk { index: 1, problem: "is odd".to_owned() };
+    let mut broken = Broken(world.engine.facts().clone(), error);
+    assert_eq!(world.stepper.step(&mut broken, Duration::ZERO).failed.len(), 1);
+    assert_eq!(world.stepper.keys().count(), 0);
 }
 
 #[test]

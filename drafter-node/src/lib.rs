@@ -41,7 +41,7 @@ const COMMANDS_PER_SESSION: usize = 4;
 /// Serves until told to stop.
 ///
 /// # Errors
-/// When the model fails its first pass, the node cannot register, or its listener fails.
+/// When the model fails its first pass, the node cannot register, its listener fails, or its engine is lost.
 pub async fn run(
     config: impl Into<Live<DrafterConfig>>,
     edge: Edge,

@@ -34,7 +34,7 @@ use node::ExpertNode;
 /// Serves until told to stop.
 ///
 /// # Errors
-/// When the model fails its first pass, the node cannot register, or its listener fails.
+/// When the model fails its first pass, the node cannot register, its listener fails, or its engine is lost.
 pub async fn run(
     config: impl Into<Live<ExpertConfig>>,
     edge: Edge,

@@ -56,6 +56,15 @@ impl Device {
         if self.candle.is_cuda() { "cuda" } else { "cpu" }
     }
 
+    /// Has a number brought to the device and back: after an error that leaves the process without the device, this fails
+    /// as everything does.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(crate) fn answers(&self) -> candle_core::Result<()> {
+        Tensor::new(&[1f32], &self.candle)?.to_vec1::<f32>().map(drop)
+    }
+
     /// Bytes a second that the device moves when it copies a tensor of so many: read and written. The best of ten times.
     ///
     /// # Errors

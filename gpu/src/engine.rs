@@ -8,6 +8,7 @@ use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::limits::PAGE_TOKENS;
 
 use crate::attention::Attention;
+use crate::fault;
 use crate::forward::Pass;
 use crate::plan::Plan;
 use crate::weights::{TensorType, TensorWeights};
@@ -44,14 +45,14 @@ impl TensorEngine {
         // Candle's kernels index a tensor by 32 bits, and say nothing when that is too few.
         let most = u32::MAX as usize / width / PAGE_TOKENS;
         if options.pages == 0 || options.pages > most {
-            return Err(EngineError(format!(
+            return Err(EngineError::Pass(format!(
                 "{} KV pages are asked for; this model can have 1 to {most}",
                 options.pages
             )));
         }
         let page = || Tensor::zeros((slots, width), options.kv_dtype.candle(), &weights.device.candle);
         let kv = c.blocks.iter().map(|_| page()).collect::<Result<Vec<_>, _>>().map_err(|error| {
-            EngineError(format!("no room for {} KV pages on the device ({error}); ask for fewer", options.pages))
+            EngineError::Pass(format!("no room for {} KV pages on the device ({error}); ask for fewer", options.pages))
         })?;
         let checked = match options.attention {
             Attention::Plain => Ok(()),
@@ -99,14 +100,14 @@ impl Engine for TensorEngine {
         let plan = Plan::new(batch);
         let (weights, attention) = (&self.weights, self.attention);
         let pass = Pass { weights, kv: &self.kv, plan: &plan, attention, progress: &self.progress };
-        let turn = self.weights.device.turn.lock();
+        let _turn = self.weights.device.turn.lock();
         // Reading the logits waits for the device; so does a pass without any, or work would pile up there.
         let logits = pass.run().and_then(|logits| match logits {
             Some(logits) => logits.flatten_all()?.to_vec1(),
             None => self.weights.device.candle.synchronize().map(|()| Vec::new()),
         });
-        drop(turn);
-        rows.data = logits.map_err(|error| EngineError(format!("the device failed: {error}")))?;
+        let device = &self.weights.device;
+        rows.data = logits.map_err(|error| fault::read(&error.to_string(), || device.answers()))?;
         Ok(())
     }
 }

@@ -10,6 +10,7 @@
 mod attention;
 mod device;
 mod engine;
+mod fault;
 mod forward;
 mod plan;
 mod weights;

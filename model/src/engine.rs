@@ -59,13 +59,15 @@ impl CpuEngine {
     /// When there is no page or no thread, the CPU lacks the path asked for, or the system has no room.
     pub fn new(weights: Arc<Weights>, options: EngineOptions) -> Result<Self, EngineError> {
         if options.pages == 0 || options.threads == 0 {
-            return Err(EngineError("an engine needs at least one KV page and one thread".into()));
+            return Err(EngineError::Pass("an engine needs at least one KV page and one thread".into()));
         }
         let path = options.simd.unwrap_or_else(SimdPath::detect);
-        let isa = Isa::of(path)
-            .ok_or_else(|| EngineError(format!("this CPU has no {path:?}; leave the SIMD path to be detected")))?;
+        let isa = Isa::of(path).ok_or_else(|| {
+            EngineError::Pass(format!("this CPU has no {path:?}; leave the SIMD path to be detected"))
+        })?;
         let config = weights.config();
-        let room = |what: &str, e: std::io::Error| EngineError(format!("no room for {what} ({e}); ask for fewer"));
+        let room =
+            |what: &str, e: std::io::Error| EngineError::Pass(format!("no room for {what} ({e}); ask for fewer"));
         let kv = Kv::new(config, options.pages, options.kv_dtype)
             .map_err(|e| room(&format!("{} KV pages", options.pages), e))?;
         let scratch = Scratch::new(config, options.threads, 8, 256.min(config.context.next_multiple_of(PAGE)))
@@ -159,7 +161,7 @@ impl Engine for CpuEngine {
         let tokens = self.plan.rows.len();
         self.scratch
             .reserve(config, tokens, positions.next_multiple_of(PAGE))
-            .map_err(|e| EngineError(format!("no memory for a pass over {tokens} tokens: {e}")))?;
+            .map_err(|e| EngineError::Pass(format!("no memory for a pass over {tokens} tokens: {e}")))?;
         let table = positions.next_power_of_two().min(config.context);
         for (rope, angles) in self.weights.ropes.iter().zip(&mut self.angles) {
             rope.extend(angles, table);
@@ -180,7 +182,7 @@ impl Engine for CpuEngine {
         match &mut self.team {
             Some(team) if self.always_team || work >= TEAM_WORK => team
                 .run(&|rank, barrier| pass.run(rank, barrier))
-                .map_err(|_| EngineError("a thread of the forward pass failed; restart the node".into())),
+                .map_err(|_| EngineError::Fatal("a thread of the forward pass has panicked".into())),
             _ => {
                 pass.run(0, &self.alone);
                 Ok(())

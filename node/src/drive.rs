@@ -3,6 +3,7 @@
 //! A forward pass must not starve the runtime that keeps leases and status streams alive, hence the thread; a simulated
 //! cluster must not depend on the scheduler of the operating system, hence the task.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,8 +17,8 @@ pub trait EngineLoop: Send + 'static {
     /// Takes one command; cheap, no forward.
     fn handle(&mut self, command: Self::Command, now: Duration);
 
-    /// Runs one batch.
-    fn step(&mut self, now: Duration);
+    /// Runs one batch; `Break` where no batch can ever be run again: the loop ends.
+    fn step(&mut self, now: Duration) -> ControlFlow<()>;
 
     /// Whether a step would do anything.
     fn has_work(&self) -> bool;
@@ -75,7 +76,8 @@ impl<C> Mailbox<C> {
     }
 }
 
-/// Starts `engine` and returns its mailbox, which holds `capacity` commands. The loop ends when every mailbox is gone.
+/// Starts `engine` and returns its mailbox, which holds `capacity` commands. The loop ends when every mailbox is gone, or
+/// by itself.
 pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: usize) -> Mailbox<L::Command> {
     let (sender, mut receiver) = mpsc::channel::<L::Command>(capacity.max(1));
     let born = Instant::now();
@@ -95,8 +97,8 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
                     while let Ok(command) = receiver.try_recv() {
                         engine.handle(command, born.elapsed());
                     }
-                    if is_time || engine.has_work() {
-                        engine.step(born.elapsed());
+                    if (is_time || engine.has_work()) && engine.step(born.elapsed()).is_break() {
+                        return;
                     }
                     if receiver.is_closed() && receiver.is_empty() {
                         return;
@@ -120,8 +122,8 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
                     while let Ok(command) = receiver.try_recv() {
                         engine.handle(command, born.elapsed());
                     }
-                    if is_time || engine.has_work() {
-                        engine.step(born.elapsed());
+                    if (is_time || engine.has_work()) && engine.step(born.elapsed()).is_break() {
+                        return;
                     }
                     if receiver.is_closed() && receiver.is_empty() {
                         return;

@@ -34,7 +34,7 @@ impl Parts {
             return Ok(());
         }
         let problem = "its first logits are not finite: the checkpoint is damaged, or its weights are too large";
-        Err(EngineError(problem.into()))
+        Err(EngineError::Pass(problem.into()))
     }
 
     /// What sessions are offered: the model's facts, bounded by its pages and its tokenizer.

@@ -12,7 +12,7 @@ use tonic::service::Routes;
 
 use crate::Edge;
 use crate::admin::Admin;
-use crate::membership::MembershipError;
+use crate::membership::{MembershipError, Registration};
 use crate::metrics::{self, Registry};
 use crate::net;
 use crate::status::StatusBoard;
@@ -48,10 +48,16 @@ pub enum ProcessError {
     /// The model cannot serve.
     #[error("the model cannot be served: {0}")]
     Model(EngineError),
+    /// The engine can do nothing any more.
+    #[error("the engine is lost ({0}); the node ends so that its sessions go on elsewhere")]
+    Lost(String),
     /// The listener failed.
     #[error("the node's gRPC listener failed: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
+
+/// The task that serves the node's connections.
+type ServingTask = JoinSet<Result<(), tonic::transport::Error>>;
 
 /// A node's process.
 #[derive(Debug)]
@@ -91,7 +97,7 @@ impl Process {
     /// Serves `routes`, and `metrics` with what every node says of itself, until told to stop: ready, then draining while open sessions finish, then gone.
     ///
     /// # Errors
-    /// When the node cannot register or its listener fails.
+    /// When the node cannot register, its listener fails, or its engine is lost.
     pub async fn serve(self, identity: Identity, routes: Routes, mut metrics: Registry) -> Result<(), ProcessError> {
         let Self { mut edge, board, instance, tracer } = self;
         let admin_address = edge.admin.as_ref().map(|listener| listener.address().to_owned()).unwrap_or_default();
@@ -118,7 +124,7 @@ impl Process {
         metrics::board(&mut metrics, identity.role, &board);
         let shutdown = edge.shutdown.clone();
         // Dropped with this future: a node that is aborted takes its connections with it.
-        let mut serving = JoinSet::new();
+        let mut serving: ServingTask = JoinSet::new();
         let admin = edge.admin.take();
         if let Some(admin) = &admin {
             let (live, status) = (board.clone(), board.clone());
@@ -141,6 +147,7 @@ impl Process {
             registered = edge.membership.register(record.clone()) => registered?,
             // Told to go before it was there: nothing is open.
             () = shutdown.draining() => return Ok(()),
+            reason = board.lost() => return Err(ProcessError::Lost(reason)),
         };
         board.set_state(NodeState::Ready);
         health.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -148,6 +155,7 @@ impl Process {
 
         tokio::select! {
             () = shutdown.draining() => {}
+            reason = board.lost() => return Err(cut(reason, serving, registration).await),
             Some(ended) = serving.join_next() => {
                 registration.withdraw().await;
                 return ended.unwrap_or(Ok(())).map_err(ProcessError::from);
@@ -167,6 +175,7 @@ impl Process {
         };
         tokio::select! {
             () = finished => {}
+            reason = board.lost() => return Err(cut(reason, serving, registration).await),
             () = shutdown.stopped() => {}
             () = tokio::time::sleep((identity.grace)()) => tracing::warn!(node = %edge.id, "grace is over, sessions still open are cut"),
         }
@@ -182,6 +191,15 @@ impl Process {
         tracing::info!(node = %edge.id, "stopped");
         Ok(())
     }
+}
+
+/// Ends a node whose engine is lost as the death of its process would: connections break, and whoever held one moves its
+/// sessions.
+async fn cut(reason: String, serving: ServingTask, registration: Registration) -> ProcessError {
+    tracing::error!(%reason, "the engine is lost; the node ends so that its sessions go on elsewhere");
+    drop(serving);
+    registration.withdraw().await;
+    ProcessError::Lost(reason)
 }
 
 /// Whether the node takes sessions: what its board says, and for a drafter that some expert could take them with it.

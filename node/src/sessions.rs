@@ -4,6 +4,7 @@
 //! in `cascadia-core`.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -443,12 +444,12 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
         }
     }
 
-    fn step(&mut self, now: Duration) {
+    fn step(&mut self, now: Duration) -> ControlFlow<()> {
         self.drop_abandoned();
         self.let_in(now);
         if !self.stepper.has_work() {
             self.report(0);
-            return;
+            return ControlFlow::Continue(());
         }
         // Said before the pass, so that a pass that never ends is seen to have had work.
         self.report(0);
@@ -456,6 +457,12 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
         let before = layers.load(Relaxed);
         let started = Instant::now();
         let report = self.stepper.step(self.engine.as_mut(), now);
+        if let Some(reason) = report.lost {
+            // Whoever listens hears that the engine has ended, and its session goes on elsewhere.
+            self.board.engine_lost(reason);
+            self.listeners.clear();
+            return ControlFlow::Break(());
+        }
         let elapsed = started.elapsed();
         let finished = u32::try_from(layers.load(Relaxed) - before).unwrap_or(u32::MAX);
         self.board.observe_layer(elapsed / finished.max(1));
@@ -464,6 +471,7 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
         let span = self.span(&report, elapsed);
         self.settle(report, started, span);
         self.report(tokens);
+        ControlFlow::Continue(())
     }
 
     fn has_work(&self) -> bool {

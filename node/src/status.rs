@@ -87,6 +87,8 @@ struct Board {
     routers: AtomicUsize,
     /// The state, and whether status streams go on.
     stage: watch::Sender<(NodeState, bool)>,
+    /// Why the engine can do nothing any more.
+    lost: watch::Sender<Option<String>>,
 }
 
 impl StatusBoard {
@@ -102,6 +104,7 @@ impl StatusBoard {
             serving: AtomicUsize::new(0),
             routers: AtomicUsize::new(0),
             stage: watch::Sender::new((NodeState::Starting, true)),
+            lost: watch::Sender::new(None),
         }))
     }
 
@@ -114,6 +117,22 @@ impl StatusBoard {
     #[must_use]
     pub fn state(&self) -> NodeState {
         self.0.stage.borrow().0
+    }
+
+    /// Says that the engine can do nothing any more, and why. Nobody shall place a session here from now on.
+    pub fn engine_lost(&self, reason: String) {
+        self.set_state(NodeState::Draining);
+        self.0.lost.send_replace(Some(reason));
+    }
+
+    /// Returns when the engine can do nothing any more, with the reason.
+    pub async fn lost(&self) -> String {
+        let mut lost = self.0.lost.subscribe();
+        // The board owns the sender, so there is always one to wait for.
+        match lost.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
     }
 
     /// Says how busy the engine is.

@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use cascadia_core::commit::Text;
@@ -78,18 +78,36 @@ impl Hang {
     }
 }
 
+/// A switch that takes an engine's device away: its next pass fails, and so does every later one; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Lose(Arc<AtomicBool>);
+
+impl Lose {
+    /// Takes the device away.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A toy engine that takes its time, so that faults can be timed against it.
 pub struct SlowEngine {
     engine: ToyEngine,
     step: Duration,
     hang: Hang,
+    lose: Lose,
 }
 
 impl SlowEngine {
     /// An engine for `context` positions whose every pass takes `step` of real time, and longer while it hangs.
     #[must_use]
     pub fn new(model: ToyModel, context: usize, pages: usize, step: Duration, hang: Hang) -> Self {
-        Self { engine: ToyEngine::new(model, context, pages), step, hang }
+        Self { engine: ToyEngine::new(model, context, pages), step, hang, lose: Lose::default() }
+    }
+
+    /// Loses its device when the switch says so.
+    #[must_use]
+    pub fn losing(self, lose: Lose) -> Self {
+        Self { lose, ..self }
     }
 
     /// Computes no numbers for rows that score the token after this one.
@@ -115,6 +133,9 @@ impl Engine for SlowEngine {
         }
         while self.hang.is_on() {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.lose.0.load(Ordering::Relaxed) {
+            return Err(EngineError::Fatal("the card has fallen off the bus".into()));
         }
         self.engine.forward(batch, rows)
     }
@@ -178,21 +199,27 @@ pub struct Running {
     pub shutdown: Shutdown,
     /// How to hang its engine; a router has none.
     pub hang: Hang,
+    /// How to take its engine's device away; a router has none.
+    pub lose: Lose,
+    ending: Arc<OnceLock<String>>,
     running: tokio::task::JoinHandle<()>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Running {
-    fn start<F>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang) -> F + Send + 'static) -> Self
+    fn start<F, E>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang, Lose) -> F + Send + 'static) -> Self
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display,
     {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let (id, shutdown, membership) = (NodeId(id.into()), Shutdown::new(), membership.clone());
-        let hang = Hang::default();
+        let (hang, lose) = (Hang::default(), Lose::default());
+        let ending: Arc<OnceLock<String>> = Arc::default();
         let (sender, receiver) = std::sync::mpsc::channel();
-        let (own, stop, switch) = (id.clone(), shutdown.clone(), hang.clone());
+        let (own, stop, switches) = (id.clone(), shutdown.clone(), (hang.clone(), lose.clone()));
+        let last_word = ending.clone();
         let running = runtime.spawn(async move {
             let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
             sender.send(listener.address().to_owned()).expect("the test waits");
@@ -205,10 +232,20 @@ impl Running {
                 shutdown: stop,
                 telemetry: Default::default(),
             };
-            body(edge, switch).await;
+            let id = edge.id.clone();
+            if let Err(error) = body(edge, switches.0, switches.1).await {
+                eprintln!("{id} ended: {error}");
+                last_word.set(error.to_string()).expect("a node ends once");
+            }
         });
         let address = receiver.recv().expect("the node listens");
-        Self { id, address, shutdown, hang, running, runtime: Some(runtime) }
+        Self { id, address, shutdown, hang, lose, ending, running, runtime: Some(runtime) }
+    }
+
+    /// Why the node has ended by itself, if it ended badly.
+    #[must_use]
+    pub fn ending(&self) -> Option<&str> {
+        self.ending.get().map(String::as_str)
     }
 
     /// Whether the node has ended by itself.
@@ -265,8 +302,8 @@ impl ToyCluster {
     pub async fn start(plan: Plan) -> Self {
         let membership = Membership::embedded();
         let config = plan.router.clone();
-        let router = Running::start("router-1", &membership, move |edge, _| async move {
-            cascadia_router::run(config, edge, None).await.expect("the router runs");
+        let router = Running::start("router-1", &membership, move |edge, _, _| async move {
+            cascadia_router::run(config, edge, None).await
         });
         let address = router.address.clone();
         let mut cluster = Self { router, drafters: Vec::new(), experts: Vec::new(), address, membership, plan };
@@ -284,7 +321,7 @@ impl ToyCluster {
     pub fn add_expert(&mut self) {
         let id = format!("expert-{}", self.experts.len() + 1);
         let plan = self.plan.clone();
-        let node = Running::start(&id, &self.membership, move |edge, hang| async move {
+        let node = Running::start(&id, &self.membership, move |edge, hang, lose| async move {
             let engine = SlowEngine::new(
                 plan.expert_model,
                 plan.expert_context,
@@ -292,10 +329,11 @@ impl ToyCluster {
                 plan.expert_step,
                 hang,
             )
+            .losing(lose)
             .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await.expect("the expert runs");
+            cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await
         });
         self.experts.push(node);
     }
@@ -304,13 +342,14 @@ impl ToyCluster {
     pub fn add_drafter(&mut self) {
         let id = format!("drafter-{}", self.drafters.len() + 1);
         let plan = self.plan.clone();
-        let node = Running::start(&id, &self.membership, move |edge, hang| async move {
+        let node = Running::start(&id, &self.membership, move |edge, hang, lose| async move {
             let engine =
                 SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang)
+                    .losing(lose)
                     .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await.expect("the drafter runs");
+            cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await
         });
         self.drafters.push(node);
     }

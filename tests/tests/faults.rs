@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cascadia_proto::v1;
-use cascadia_tests::{Answer, Plan, ToyCluster, cascade, parameters, request};
+use cascadia_tests::{Answer, Plan, ToyCluster, cascade, collect, parameters, request};
 
 const PROMPT: &str = "Hello world. the the the";
 
@@ -154,4 +154,45 @@ async fn by_default_a_session_waits_for_an_expert() {
     })
     .await;
     assert_eq!(answer.ids, calm.ids);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_engine_is_lost_ends_and_its_sessions_go_on_elsewhere() {
+    let asking: Vec<_> = strategies(17).into_iter().chain([parameters("expert", 0.9, 17)]).map(asked).collect();
+    let mut cluster = ToyCluster::start(slow()).await;
+    let mut calm = Vec::new();
+    for request in &asking {
+        calm.push(cluster.generate(request.clone()).await.expect("calm"));
+    }
+    // Others are served meanwhile, some of them by the nodes that are lost.
+    let client = cluster.client().await;
+    let crowd: Vec<_> = asking.iter().map(|request| tokio::spawn(collect(client.clone(), request.clone()))).collect();
+    let (mut expert, mut drafter) = (String::new(), String::new());
+    let answer = with_fault(&mut cluster, asking[0].clone(), 20, |cluster, answer| {
+        let started = answer.started.as_ref().expect("started");
+        (expert, drafter) = (started.expert.clone(), started.drafter.clone());
+        for node in cluster.experts.iter().filter(|node| node.id.0 == expert) {
+            node.lose.now();
+        }
+        for node in cluster.drafters.iter().filter(|node| node.id.0 == drafter) {
+            node.lose.now();
+        }
+    })
+    .await;
+    assert_eq!((&answer.ids, &answer.text), (&calm[0].ids, &calm[0].text));
+    assert!(answer.finished.expect("finished").reproducible);
+    for (answer, calm) in crowd.into_iter().zip(&calm) {
+        let answer = answer.await.expect("no panic").expect("no error reaches the client");
+        assert_eq!((&answer.ids, &answer.text), (&calm.ids, &calm.text));
+    }
+    for node in cluster.experts.iter().chain(&cluster.drafters) {
+        if node.id.0 == expert || node.id.0 == drafter {
+            node.gone().await;
+            let line = node.ending().expect("it ended badly");
+            assert!(line.contains("the engine is lost (the card has fallen off the bus)"), "{line}");
+            assert!(!cluster.membership.snapshots().borrow().nodes.contains_key(&node.id), "{} is listed", node.id);
+        } else {
+            assert!(!node.is_gone(), "{} is well", node.id);
+        }
+    }
 }

@@ -264,8 +264,9 @@ impl<T: Task> Stepper<T> {
         self.batches += 1;
         self.hopeless = None;
         self.cut(&mut report);
-        match self.forward(engine, &mut report) {
+        match self.pass(engine, &mut report) {
             Ok(()) => self.hand_over(now, &mut report),
+            Err(EngineError::Fatal(reason)) => report.lost = Some(reason),
             Err(error) => self.fail_batch(&error, &mut report),
         }
         self.running = (report.sessions, report.tokens);
@@ -363,7 +364,23 @@ impl<T: Task> Stepper<T> {
         }
     }
 
+    /// One forward pass over the batch, without the chunks that the engine refuses: their sessions alone are given up.
+    fn pass(&mut self, engine: &mut dyn Engine, report: &mut StepReport) -> Result<(), EngineError> {
+        loop {
+            match self.forward(engine, report) {
+                Err(EngineError::Chunk { index, problem }) if index < self.pieces.len() => {
+                    let key = self.pieces.remove(index).key;
+                    self.remove(key);
+                    let error = StepError::Engine(EngineError::Chunk { index, problem });
+                    report.failed.push(Failed { key, error });
+                }
+                ended => return ended,
+            }
+        }
+    }
+
     fn forward(&mut self, engine: &mut dyn Engine, report: &mut StepReport) -> Result<(), EngineError> {
+        (report.sessions, report.tokens, report.rows) = (self.pieces.len(), 0, 0);
         if self.pieces.is_empty() {
             return Ok(());
         }
@@ -379,7 +396,6 @@ impl<T: Task> Stepper<T> {
             report.rows += rows;
             report.tokens += piece.tokens;
         }
-        report.sessions = batch.len();
         engine.forward(&batch, &mut self.rows)?;
         assert!(self.rows.len() == report.rows, "{} rows wanted, {} given", report.rows, self.rows.len());
         Ok(())

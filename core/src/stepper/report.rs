@@ -57,7 +57,7 @@ pub struct NotFinite {
 /// Why a session was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepError {
-    /// The batch it was in failed.
+    /// The batch it was in failed, or the engine refused its chunk of it.
     Engine(EngineError),
     /// It has to read a row that is no numbers.
     NotFinite(NotFinite),
@@ -80,6 +80,8 @@ pub enum StepError {
 impl fmt::Display for StepError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // Its place in the batch says nothing to the session.
+            Self::Engine(EngineError::Chunk { problem, .. }) => write!(f, "the session's chunk {problem}"),
             Self::Engine(error) => write!(f, "the forward pass failed: {error}"),
             Self::NotFinite(NotFinite { tokens }) => write!(
                 f,
@@ -127,6 +129,9 @@ pub struct StepReport {
     pub sessions: usize,
     /// Rows of the batch.
     pub rows: usize,
+    /// The device is lost, and why: no step will ever succeed. The sessions of the batch are still open, for whoever ends
+    /// the node.
+    pub lost: Option<String>,
 }
 
 /// Who came in by the door.
