@@ -47,10 +47,16 @@ pub struct DraftBlock {
 }
 
 impl DraftBlock {
+    /// Given tokens that shall be scored.
+    #[must_use]
+    pub fn scored_given(&self) -> usize {
+        if self.score_given { self.given.len() } else { 0 }
+    }
+
     /// Rows that its verification reads: one a draft, and one a given token that shall be scored.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.drafts.len() + if self.score_given { self.given.len() } else { 0 }
+        self.drafts.len() + self.scored_given()
     }
 }
 

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answers;
 pub mod block;
 pub mod chance;
 pub mod commit;

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::answers::Asked;
 use crate::block::{Answer, Draft, DraftBlock, Provenance, Score, Verdict};
 use crate::decoding::{Decoding, Strategy};
 use crate::draft_length::DraftLength;
@@ -97,6 +98,8 @@ struct Flight {
 #[derive(Clone, Debug)]
 pub struct Session {
     decoding: Arc<Decoding>,
+    /// Tokens that the drafter's model and the text know.
+    vocabulary: usize,
     /// Committed tokens, then the drafts in flight.
     history: History,
     committed: usize,
@@ -119,9 +122,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session with `ids` committed: the prompt and whatever an earlier owner wrote.
+    /// A session with `ids` committed: the prompt and whatever an earlier owner wrote. No token of `vocabulary` or above
+    /// ever joins them.
     #[must_use]
-    pub fn new(decoding: Arc<Decoding>, ids: &[TokenId], epoch: Epoch, pipeline: Pipeline) -> Self {
+    pub fn new(decoding: Arc<Decoding>, vocabulary: usize, ids: &[TokenId], epoch: Epoch, pipeline: Pipeline) -> Self {
         let draft_length = DraftLength::fixed(decoding.draft_length);
         Self {
             history: History::from_ids(ids),
@@ -138,6 +142,7 @@ impl Session {
             pipeline,
             counters: Counters::default(),
             outcomes: BTreeMap::new(),
+            vocabulary,
             decoding,
         }
     }
@@ -312,54 +317,36 @@ impl Session {
     /// Takes the answer to the oldest block in flight; returns what it commits, and the scores of given tokens.
     ///
     /// # Errors
-    /// When no block is in flight or the answer is another block's: the peer broke the protocol.
+    /// When no block is in flight, or the answer is none that an expert gives to it: the peer broke the protocol. Nothing
+    /// has changed then, and the block is still in flight.
     pub fn answer(&mut self, answer: Answer) -> Result<Answered, String> {
         let Some(flight) = self.in_flight.pop_front() else {
             return Err("an answer came with no block in flight".into());
         };
+        let (logprobs, vocabulary) = (self.decoding.logprobs, self.vocabulary);
+        let asked = Asked { block: &flight.block, void: flight.void, logprobs, vocabulary };
+        if let Err(wrong) = asked.check(&answer) {
+            self.in_flight.push_front(flight);
+            return Err(wrong);
+        }
+        let Flight { block, void } = flight;
         self.speechless = false;
         match answer {
             Answer::Stale(_) => {
                 self.counters.stale_blocks += 1;
-                self.counters.stale_drafts += flight.block.drafts.len() as u64;
-                if !flight.void {
+                self.counters.stale_drafts += block.drafts.len() as u64;
+                if !void {
                     self.reject_from(self.committed);
                 }
-                Ok(Answered { resync: !flight.void, ..Answered::default() })
+                Ok(Answered { resync: !void, ..Answered::default() })
             }
-            Answer::Verdict(verdict) => {
-                if verdict.epoch != flight.block.epoch || verdict.base != flight.block.base {
-                    return Err(format!(
-                        "the verdict is for base {} of epoch {}, the block in flight for base {} of epoch {}",
-                        verdict.base, verdict.epoch.0, flight.block.base, flight.block.epoch.0
-                    ));
-                }
-                if flight.void {
-                    return Err("a block behind a rejected one was verified".into());
-                }
-                self.take_verdict(&flight.block, verdict)
-            }
+            Answer::Verdict(verdict) => Ok(self.take_verdict(&block, verdict)),
         }
     }
 
-    fn take_verdict(&mut self, block: &DraftBlock, verdict: Verdict) -> Result<Answered, String> {
-        let drafted = block.drafts.len();
-        let scored_given = if block.score_given { block.given.len() } else { 0 };
-        let emitted_count = verdict.accepted + usize::from(verdict.replacement.is_some());
-        if verdict.accepted > drafted || verdict.replacement.is_some() != (verdict.accepted < drafted) {
-            return Err(format!(
-                "the verdict accepts {} of {drafted} drafts and {} a replacement",
-                verdict.accepted,
-                if verdict.replacement.is_some() { "has" } else { "lacks" }
-            ));
-        }
-        if verdict.scores.len() != scored_given + emitted_count {
-            return Err(format!(
-                "the verdict has {} scores for {} positions",
-                verdict.scores.len(),
-                scored_given + emitted_count
-            ));
-        }
+    /// Commits what a verdict on this block says, which has been checked.
+    fn take_verdict(&mut self, block: &DraftBlock, verdict: Verdict) -> Answered {
+        let (drafted, scored_given) = (block.drafts.len(), block.scored_given());
         let mut scores = verdict.scores;
         let emitted_scores = scores.split_off(scored_given);
         let tokens = block.drafts[..verdict.accepted].iter().map(|d| d.token).chain(verdict.replacement);
@@ -395,7 +382,7 @@ impl Session {
         counters.relaxed += emitted.iter().filter(|e| e.provenance == Provenance::Relaxed).count() as u64;
         counters.deferred += u64::from(verdict.replacement.is_some());
         counters.expert_passes += u64::from(drafted > 0 || scored_given > 0);
-        Ok(Answered { given_scores: scores, emitted, resync: false })
+        Answered { given_scores: scores, emitted, resync: false }
     }
 
     /// Drops everything that stood on tokens at `length..`.

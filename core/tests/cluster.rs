@@ -128,7 +128,7 @@ impl Cluster {
 
     fn open(&mut self, key: u128, decoding: Decoding, ids: &[TokenId], depth: usize) {
         let (key, decoding, epoch) = (SessionId(key), Arc::new(decoding), Epoch::of_placement(1));
-        let session = Session::new(decoding.clone(), ids, epoch, Pipeline::new(depth, 3));
+        let session = Session::new(decoding.clone(), expert_model().vocabulary, ids, epoch, Pipeline::new(depth, 3));
         self.drafter.open(key, DraftTask::new(decoding.clone(), Vec::new()));
         self.expert.open(key, VerifyTask::new(decoding.clone(), ids, epoch));
         self.lanes.push(Lane { key, decoding, session, text: Vec::new(), over: false, failed: false, finished: 0 });
@@ -450,6 +450,31 @@ fn a_model_without_numbers_ends_a_text_at_one_place_however_far_is_drafted() {
         }
     }
     assert!(whole.into_iter().chain(ended).all(|count| count > 20), "{whole:?} whole, {ended:?} ended");
+}
+
+#[test]
+fn a_session_that_an_engine_refuses_ends_alone() {
+    let strategy = Strategy::SpeculativeCascade { rule: Rule::TokenV3 { alpha: 0.5 } };
+    let alone: Vec<_> = (0..6).map(|seed| text_of(&decoding(strategy, 0.8, seed), 2, 64).0).collect();
+    for refused in 0..6 {
+        let mut cluster = Cluster::new(64);
+        for seed in 0..6 {
+            let mut ids = prompt(seed);
+            if seed == refused {
+                ids[2] = 70_000;
+            }
+            cluster.open(u128::from(seed) + 1, decoding(strategy, 0.8, seed), &ids, 2);
+        }
+        let texts = cluster.run();
+        for (seed, (text, alone)) in texts.iter().zip(&alone).enumerate() {
+            let failed = cluster.lanes[seed].failed;
+            if seed as u64 == refused {
+                assert!(failed && text.is_empty());
+            } else {
+                assert_eq!((failed, text), (false, alone), "session {seed} beside {refused}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,11 +7,11 @@ use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
+use cascadia_proto::convert::{self, ConvertError};
 use cascadia_proto::v1::verify_client::VerifyClient;
 use cascadia_proto::v1::verify_request::Message as Order;
 use cascadia_proto::v1::verify_response::Message as Response;
-use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse};
-use cascadia_proto::{convert, v1::VerifyOpen};
+use cascadia_proto::v1::{self, VerifyOpen, VerifyRequest, VerifyResponse};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -46,6 +46,8 @@ pub enum Said {
     Move,
     /// It lost pages and fills them again by itself; nothing to do.
     Held,
+    /// What no expert says, and why not.
+    Wrong(String),
 }
 
 /// An open stream.
@@ -75,7 +77,7 @@ impl ExpertLink {
     /// Opens a stream and sends the history.
     ///
     /// # Errors
-    /// The transport's, or the expert's refusal.
+    /// The transport's, the expert's refusal, or what it says of itself contradicts what it was opened with.
     pub async fn open(
         (channel, lease): (Channel, Lease),
         expert: Expert,
@@ -84,6 +86,7 @@ impl ExpertLink {
         trace: &TraceContext,
     ) -> Result<Self, Status> {
         let histories = convert::histories(ids);
+        let opened = open.clone();
         // The opening and its history are queued before the call; later a session has at most its slots queued.
         let (outbound, queued) = mpsc::channel(histories.len() + 1 + cascadia_core::limits::MAX_DRAFT_LENGTH);
         let messages = std::iter::once(Order::Open(open)).chain(histories.into_iter().map(Order::History));
@@ -95,18 +98,21 @@ impl ExpertLink {
         trace.inject(request.metadata_mut());
         let mut inbound = client.stream(request).await?.into_inner();
         match inbound.message().await? {
-            Some(VerifyResponse { message: Some(Response::Held(held)) }) => Ok(Self {
-                outbound,
-                inbound,
-                sent: VecDeque::new(),
-                expert,
-                slots: held.slots.max(1) as usize,
-                fingerprint: held.fingerprint,
-                held: held.n as usize,
-                context: held.context as usize,
-                row_exact: held.row_exact,
-                _lease: lease,
-            }),
+            Some(VerifyResponse { message: Some(Response::Held(held)) }) => {
+                convert::check_held(&held, &opened).map_err(|wrong| Status::internal(wrong.to_string()))?;
+                Ok(Self {
+                    outbound,
+                    inbound,
+                    sent: VecDeque::new(),
+                    expert,
+                    slots: held.slots.max(1) as usize,
+                    fingerprint: held.fingerprint,
+                    held: held.n as usize,
+                    context: held.context as usize,
+                    row_exact: held.row_exact,
+                    _lease: lease,
+                })
+            }
             _ => Err(Status::unavailable("the expert closed the stream without saying what it holds")),
         }
     }
@@ -123,9 +129,13 @@ impl ExpertLink {
         Ok(bytes)
     }
 
-    /// How long the oldest block waited for its answer.
-    fn took(&mut self) -> Duration {
-        self.sent.pop_front().map(|sent| sent.elapsed()).unwrap_or_default()
+    /// The answer to the oldest block, if it can be one.
+    fn answer(&mut self, answer: Result<Answer, ConvertError>) -> Said {
+        let took = self.sent.pop_front().map(|sent| sent.elapsed()).unwrap_or_default();
+        match answer {
+            Ok(answer) => Said::Answer(answer, took),
+            Err(wrong) => Said::Wrong(wrong.to_string()),
+        }
     }
 
     /// What the expert says next.
@@ -135,14 +145,8 @@ impl ExpertLink {
     pub async fn next(&mut self) -> Result<Said, Status> {
         let message = self.inbound.message().await?.and_then(|response| response.message);
         match message {
-            Some(Response::Verdict(verdict)) => {
-                let verdict = convert::verdict_of(verdict).map_err(|e| Status::internal(e.to_string()))?;
-                Ok(Said::Answer(Answer::Verdict(verdict), self.took()))
-            }
-            Some(Response::Stale(stale)) => {
-                let stale = convert::stale_of(stale).map_err(|e| Status::internal(e.to_string()))?;
-                Ok(Said::Answer(Answer::Stale(stale), self.took()))
-            }
+            Some(Response::Verdict(verdict)) => Ok(self.answer(convert::verdict_of(verdict).map(Answer::Verdict))),
+            Some(Response::Stale(stale)) => Ok(self.answer(convert::stale_of(stale).map(Answer::Stale))),
             Some(Response::Move(_)) => Ok(Said::Move),
             Some(Response::Held(_)) => Ok(Said::Held),
             None => Err(Status::unavailable("the expert ended the stream")),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
-use cascadia_core::placement::{self, Wish};
+use cascadia_core::placement::{self, Role, ServedModel, Wish};
 use cascadia_node::config::Live;
 use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
@@ -82,6 +82,16 @@ impl DrafterNode {
         self.experts.placed(&node.id, wanted.tokens as u64);
         let served = node.models.iter().find(|served| served.name == wanted.model)?;
         Some(Expert { id: node.id.clone(), address: node.address.clone(), fingerprint: served.fingerprint.clone() })
+    }
+
+    /// Whether there is any such expert, be it full, away or draining.
+    pub(crate) fn knows(&self, wanted: &Wanted<'_>) -> bool {
+        let serves = |served: &ServedModel| {
+            served.name == wanted.model && (wanted.pinned.is_empty() || served.fingerprint == wanted.pinned)
+        };
+        let snapshot = self.experts.snapshot();
+        let mut nodes = snapshot.nodes.values().filter(|node| !wanted.exclude.contains(&node.id));
+        nodes.any(|node| node.role == Role::Expert && node.models.iter().any(serves))
     }
 
     /// What a session here is pinned to.

@@ -267,6 +267,12 @@ impl Opening {
                 format!("{count} tokens are more than the expert's context of {context}: shorten the prompt");
             return Err(refusal::too_long(sentence));
         }
+        if open.prompt_tokens == 0 || open.prompt_tokens > open.history_tokens {
+            return Err(Status::invalid_argument(format!(
+                "open.prompt_tokens is {} of a history of {count}; a prompt has at least 1 token and is part of the history",
+                open.prompt_tokens
+            )));
+        }
         let mut ids = Vec::with_capacity(count);
         while ids.len() < count {
             let Some(VerifyRequest { message: Some(Request::History(history)) }) = inbound.message().await? else {

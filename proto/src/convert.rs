@@ -206,6 +206,31 @@ fn score_of(score: v1::Score, i: usize) -> Result<Score, ConvertError> {
     })
 }
 
+/// Checks what an expert says it holds of a session against what it was opened with.
+///
+/// # Errors
+/// The field that contradicts the opening.
+pub fn check_held(held: &v1::Held, open: &v1::VerifyOpen) -> Result<(), ConvertError> {
+    let (history, pinned) = (u64::from(open.history_tokens), &open.pinned_fingerprint);
+    if held.n > history {
+        return Err(wrong("held.n", format!("is {}, and the session has {history} tokens", held.n)));
+    }
+    // An expert that does not say has room for whatever it took.
+    if held.context != 0 && held.context < history {
+        return Err(wrong("held.context", format!("is {}, and the session has {history} tokens", held.context)));
+    }
+    if held.fingerprint.is_empty() {
+        return Err(wrong("held.fingerprint", "is missing"));
+    }
+    if !pinned.is_empty() && held.fingerprint != *pinned {
+        return Err(wrong(
+            "held.fingerprint",
+            format!("is {}, and the session is pinned to {pinned}", held.fingerprint),
+        ));
+    }
+    Ok(())
+}
+
 /// A refusal of a stale block, as it travels.
 #[must_use]
 pub fn stale(stale: &Stale) -> v1::Stale {

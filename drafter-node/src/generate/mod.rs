@@ -44,6 +44,8 @@ pub struct Generation<'n> {
     pinned: String,
     /// Experts that failed this session since it last held one.
     failed: BTreeSet<NodeId>,
+    /// Experts that answered it wrongly: they are asked again only where nobody else has the model.
+    faulty: BTreeSet<NodeId>,
     /// Kept tokens whose scores are under way; the client gets both together.
     unscored: Vec<Emitted>,
     /// Streams in a row that ended before they committed anything.
@@ -77,7 +79,7 @@ impl<'n> Generation<'n> {
         prompt_tokens: usize,
     ) -> Self {
         let pipeline = Pipeline::new(node.config.now().pipeline_depth, limits::DEFAULT_SLOTS as usize);
-        let session = Session::new(decoding.clone(), &ids, opening.epoch, pipeline);
+        let session = Session::new(decoding.clone(), node.facts.vocabulary, &ids, opening.epoch, pipeline);
         // The router was told this expert's model when the session opened: it is pinned from there on.
         let pinned =
             opening.open.pinned.as_ref().map(|pinned| pinned.expert.clone()).filter(|pinned| !pinned.is_empty());
@@ -90,6 +92,7 @@ impl<'n> Generation<'n> {
             session,
             pinned,
             failed: BTreeSet::new(),
+            faulty: BTreeSet::new(),
             unscored: Vec::new(),
             barren: 0,
             met_full: false,
@@ -167,13 +170,11 @@ impl<'n> Generation<'n> {
                     _ => Vec::new(),
                 },
                 said = link.next() => match said {
-                    Ok(Said::Answer(answer, took)) => {
-                        // An expert that answers nonsense is not the client's fault: another may do better.
-                        match self.take_answer(answer, took) {
-                            Ok(answered) => self.score_held(answered),
-                            Err(what) => return Ok(Conversation::Over(Loss::Refused(Status::internal(what)))),
-                        }
-                    }
+                    Ok(Said::Answer(answer, took)) => match self.take_answer(answer, took) {
+                        Ok(answered) => self.score_held(answered),
+                        Err(wrong) => return Ok(Conversation::refused(self.distrust(&expert, &wrong))),
+                    },
+                    Ok(Said::Wrong(wrong)) => return Ok(Conversation::refused(self.distrust(&expert, &wrong))),
                     Ok(Said::Held) => Vec::new(),
                     Ok(Said::Move) => {
                         self.spans.told_to_move();
@@ -243,14 +244,19 @@ impl<'n> Generation<'n> {
         self.speculation.answered(took, &now.since(&self.counted));
         self.counted = now;
         if answered.resync {
-            return Err("the expert holds another history than it was told".into());
+            return Err("it holds another history than it was told".into());
         }
-        match answered.emitted.iter().find(|emitted| emitted.token as usize >= self.node.facts.vocabulary) {
-            None => Ok(answered),
-            Some(emitted) => {
-                Err(format!("the expert wrote token {}, which the tokenizer does not know", emitted.token))
-            }
-        }
+        Ok(answered)
+    }
+
+    /// An expert that answers wrongly is not the client's fault, and nothing of the answer was taken: another may do
+    /// better.
+    fn distrust(&mut self, expert: &NodeId, wrong: &str) -> Status {
+        tracing::warn!(%expert, wrong, "expert answered wrongly");
+        let status = Status::internal(format!("expert {expert} answered wrongly: {wrong}"));
+        self.spans.failed(&status);
+        self.faulty.insert(expert.clone());
+        status
     }
 
     fn order(&mut self, engine: &OpenSession<DrafterWork>) -> Result<(), Status> {
@@ -306,4 +312,10 @@ impl<'n> Generation<'n> {
 enum Conversation {
     Finished(Finish),
     Over(Loss),
+}
+
+impl Conversation {
+    fn refused(status: Status) -> Self {
+        Self::Over(Loss::Refused(status))
+    }
 }

@@ -7,8 +7,8 @@ use cascadia_core::session::{Counters, Emitted, Session};
 use cascadia_node::owner::Output;
 use tonic::Status;
 
-use super::Generation;
 use super::search::{Loss, is_final};
+use super::{Generation, MOST_BARREN};
 use crate::expert_link::{ExpertLink, Said};
 
 /// Tokens that are scored at once where the drafter answered whole; bounds the rows of one chunk.
@@ -19,11 +19,13 @@ impl Generation<'_> {
     /// unscored where the request prefers that to waiting.
     pub async fn score(&mut self, emitted: &mut [Emitted], output: &mut Output) -> Result<u64, Status> {
         let mut ids = self.session.committed().to_vec();
-        let (mut done, mut passes) = (0, 0);
+        let (mut done, mut passes, mut barren) = (0, 0, 0);
         while done < emitted.len() {
             self.count();
             self.counted = Counters::default();
-            self.session = Session::new(self.decoding.clone(), &ids, self.session.epoch(), Pipeline::Fixed(1));
+            let vocabulary = self.node.facts.vocabulary;
+            let epoch = self.session.epoch();
+            self.session = Session::new(self.decoding.clone(), vocabulary, &ids, epoch, Pipeline::Fixed(1));
             let Some(mut link) = self.any_link().await? else {
                 self.say_alone(output).await?;
                 return Ok(passes);
@@ -38,8 +40,11 @@ impl Generation<'_> {
                     Err(status) => {
                         // The next stream starts from what has been scored.
                         self.failed.insert(link.expert.id.clone());
-                        if matches!(Loss::of(status), Loss::Lost) {
-                            self.node.experts.failed(&link.expert.id);
+                        barren += 1;
+                        match Loss::of(status) {
+                            Loss::Lost => self.node.experts.failed(&link.expert.id),
+                            Loss::Refused(status) if barren >= MOST_BARREN => return Err(status),
+                            Loss::Refused(_) | Loss::Leaving => {}
                         }
                         self.session.reopen();
                         break;
@@ -51,6 +56,7 @@ impl Generation<'_> {
                 ids.extend(tokens);
                 done = end;
                 passes += 1;
+                barren = 0;
             }
         }
         Ok(passes)
@@ -68,9 +74,11 @@ impl Generation<'_> {
                 () = self.node.experts.gone(&expert) => return Err(Status::unavailable("the expert is hung")),
             };
             match said {
-                Said::Answer(answer, took) => {
-                    return Ok(self.take_answer(answer, took).map_err(Status::internal)?.given_scores);
-                }
+                Said::Answer(answer, took) => match self.take_answer(answer, took) {
+                    Ok(answered) => return Ok(answered.given_scores),
+                    Err(wrong) => return Err(self.distrust(&expert, &wrong)),
+                },
+                Said::Wrong(wrong) => return Err(self.distrust(&expert, &wrong)),
                 Said::Move => return Err(Status::unavailable("the expert drains")),
                 Said::Held => {}
             }

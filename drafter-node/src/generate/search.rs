@@ -108,13 +108,20 @@ impl Generation<'_> {
     }
 
     fn pick(&self) -> Option<Expert> {
-        self.node.pick(&Wanted {
+        let wanted = |exclude| Wanted {
             session: self.opening.session,
             model: &self.opening.open.model,
             pinned: &self.pinned,
             tokens: self.decoding.end(),
-            exclude: self.failed.clone(),
-        })
+            exclude,
+        };
+        let trusted = self.node.pick(&wanted(self.failed.union(&self.faulty).cloned().collect()));
+        if trusted.is_some() || self.faulty.is_empty() || self.prefers_drafter() {
+            return trusted;
+        }
+        // Where nobody else has the model, a faulty expert gets its chance again: [`MOST_BARREN`] bounds it.
+        let others = self.node.knows(&wanted(self.faulty.clone()));
+        if others { None } else { self.node.pick(&wanted(self.failed.clone())) }
     }
 
     fn prefers_drafter(&self) -> bool {

@@ -155,3 +155,21 @@ fn other_bad_messages_are_refused_by_field() {
     let ids = v1::Prompt { kind: Some(v1::prompt::Kind::Ids(v1::TokenIds { ids: vec![1, 2] })) };
     assert_eq!(prompt(Some(ids)).unwrap(), Prompt::Ids(vec![1, 2]));
 }
+
+#[test]
+fn an_expert_that_contradicts_its_opening_is_refused_by_field() {
+    let open = v1::VerifyOpen { history_tokens: 9, pinned_fingerprint: "f".into(), ..v1::VerifyOpen::default() };
+    let good = || v1::Held { n: 8, slots: 2, fingerprint: "f".into(), context: 9, ..v1::Held::default() };
+    assert_eq!(check_held(&good(), &open), Ok(()));
+    assert_eq!(check_held(&v1::Held { context: 0, ..good() }, &open), Ok(()), "it does not say");
+    let unpinned = v1::VerifyOpen { pinned_fingerprint: String::new(), ..open.clone() };
+    assert_eq!(check_held(&v1::Held { fingerprint: "any".into(), ..good() }, &unpinned), Ok(()));
+    for (field, bad) in [
+        ("held.n", v1::Held { n: 10, ..good() }),
+        ("held.context", v1::Held { context: 8, ..good() }),
+        ("held.fingerprint", v1::Held { fingerprint: "another".into(), ..good() }),
+        ("held.fingerprint", v1::Held { fingerprint: String::new(), ..good() }),
+    ] {
+        assert_eq!(check_held(&bad, &open).unwrap_err().field, field);
+    }
+}
