@@ -119,19 +119,19 @@ impl StatusBoard {
         self.0.stage.borrow().0
     }
 
-    /// Says that the engine can do nothing any more, and why. Nobody shall place a session here from now on.
+    /// Says that the engine can do nothing any more, and why: the node is to end.
     pub fn engine_lost(&self, reason: String) {
-        self.set_state(NodeState::Draining);
         self.0.lost.send_replace(Some(reason));
     }
 
     /// Returns when the engine can do nothing any more, with the reason.
     pub async fn lost(&self) -> String {
         let mut lost = self.0.lost.subscribe();
-        // The board owns the sender, so there is always one to wait for.
-        match lost.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(reason)) => reason.clone(),
-            Ok(None) | Err(_) => std::future::pending().await,
+        let reason = lost.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            // The board owns the sender, so there is always one to wait for.
+            None => std::future::pending().await,
         }
     }
 

@@ -42,7 +42,7 @@ impl Verify for Liar {
         let asked = request
             .into_inner()
             .take_while(|asked| std::future::ready(asked.is_ok()))
-            .filter_map(async |asked| asked.ok());
+            .filter_map(|asked| std::future::ready(asked.ok()));
         let mut client = VerifyClient::connect(format!("http://{}", self.honest))
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
@@ -264,7 +264,7 @@ async fn scores_of_a_kept_answer_come_from_an_expert_that_tells_the_truth() {
         request
     };
     let calm = cluster.generate(scored(3)).await.expect("calm");
-    let lie = verdict!(|v| v.scores.iter_mut().for_each(|score| score.expert_logprob = Some(3.0)));
+    let lie: Lie = verdict!(|v| v.scores.iter_mut().for_each(|score| score.expert_logprob = Some(3.0)));
     let liar = Liar { honest: cluster.experts[0].address.clone(), verdicts: 0, lie };
     let _listed = list(&cluster, "liar", liar, record(&cluster)).await;
     let client = cluster.client().await;

@@ -114,13 +114,15 @@ impl<'n> Generation<'n> {
             Found::Alone => return self.alone(engine, output).await,
         };
         loop {
-            let before = self.session.committed().len();
+            let (before, distrusted) = (self.session.committed().len(), self.faulty.len());
             match self.converse(&mut engine, &mut link, &mut output).await? {
                 Conversation::Finished(finish) => {
                     return output.finish(finish, self.account()).await;
                 }
                 Conversation::Over(loss) => {
-                    self.barren = if self.session.committed().len() > before { 0 } else { self.barren + 1 };
+                    // An expert that turns out faulty says nothing of the session; there are only so many of them.
+                    let barren = self.barren + u32::from(self.faulty.len() == distrusted);
+                    self.barren = if self.session.committed().len() > before { 0 } else { barren };
                     if let (Loss::Refused(status), true) = (&loss, self.barren >= MOST_BARREN) {
                         return Err(status.clone());
                     }

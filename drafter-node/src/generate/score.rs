@@ -34,13 +34,14 @@ impl Generation<'_> {
                 let end = emitted.len().min(done + SCORE_TOKENS);
                 let piece = &mut emitted[done..end];
                 let tokens: Vec<TokenId> = piece.iter().map(|e| e.token).collect();
+                let distrusted = self.faulty.len();
                 let scores = match self.score_piece(&mut link, &tokens).await {
                     Ok(scores) => scores,
                     Err(status) if is_final(&status) => return Err(status),
                     Err(status) => {
                         // The next stream starts from what has been scored.
                         self.failed.insert(link.expert.id.clone());
-                        barren += 1;
+                        barren += u32::from(self.faulty.len() == distrusted);
                         match Loss::of(status) {
                             Loss::Lost => self.node.experts.failed(&link.expert.id),
                             Loss::Refused(status) if barren >= MOST_BARREN => return Err(status),
