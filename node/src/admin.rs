@@ -4,7 +4,6 @@
 //! shows the admin token; without one set, nothing can be changed from afar.
 
 use std::fmt;
-use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,16 +14,17 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures::StreamExt;
-use futures::stream::BoxStream;
 use tokio::task::JoinHandle;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::lifecycle::Shutdown;
 use crate::metrics::Page;
-use crate::net::{BoxIo, Listener, STOP_GRACE};
+use crate::net::{self, Listener};
 use crate::token::Token;
+
+/// Connections at once: probes, scrapers and operators.
+const MOST_CONNECTIONS: usize = 256;
 
 /// How often gRPC health learns whether the node is ready.
 const HEALTH_PERIOD: Duration = Duration::from_millis(250);
@@ -111,7 +111,7 @@ impl AdminPort {
     pub fn open(listener: Listener, shutdown: &Shutdown, token: Option<Token>) -> Self {
         let port =
             Arc::new(Port { pages: OnceLock::new(), loading: Loading::default(), shutdown: shutdown.clone(), token });
-        let address = listener.address().to_owned();
+        let (address, listener) = (listener.address().to_owned(), listener.at_most(MOST_CONNECTIONS));
         Self { address, serving: tokio::spawn(serve(listener, port.clone())), port }
     }
 
@@ -153,25 +153,16 @@ impl Port {
 async fn serve(listener: Listener, port: Arc<Port>) {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reports = report(reporter, port.clone());
-    let stopped = port.shutdown.stopped();
     let router = pages(port.clone()).route_service("/grpc.health.v1.Health/{method}", health);
     let address = listener.address().to_owned();
-    let (stream, _cut) = listener.into_owned();
-    let incoming = Incoming { address: address.clone(), stream };
-    let serving = axum::serve(incoming, router).with_graceful_shutdown(stopped);
-    // A scraper that keeps its connection open does not keep the node alive.
-    let late = async {
-        port.shutdown.stopped().await;
-        tokio::time::sleep(STOP_GRACE).await;
-    };
     tokio::select! {
         biased;
-        served = serving.into_future() => {
+        // A scraper that keeps its connection open does not keep the node alive.
+        served = net::serve_pages(router, listener, &port.shutdown) => {
             if let Err(error) = served {
                 tracing::warn!(%address, %error, "the admin listener ended");
             }
         }
-        () = late => {}
         () = reports => {}
     }
 }
@@ -268,32 +259,6 @@ impl FromRequestParts<Arc<Port>> for Authorized {
         tracing::warn!(path = parts.uri.path(), "a call without the admin token was refused");
         let cure = "the admin token is missing or wrong: send `Authorization: Bearer TOKEN` with the node's own\n";
         Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], cure).into_response())
-    }
-}
-
-/// Our listener as axum wants it.
-struct Incoming {
-    address: String,
-    stream: BoxStream<'static, io::Result<BoxIo>>,
-}
-
-impl axum::serve::Listener for Incoming {
-    type Io = BoxIo;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (BoxIo, ()) {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(io)) => return (io, ()),
-                Some(Err(error)) => tracing::debug!(address = %self.address, %error, "cannot accept a connection"),
-                // Nobody will come any more; the shutdown ends the server.
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
     }
 }
 

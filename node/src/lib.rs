@@ -1,6 +1,7 @@
 //! What each process does alike: the way in and out, who else is there, how it is told to stop, what it says about itself.
 //!
-//! [`net`] listener and connections · [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
+//! [`net`] listener and connections, over `accept`, `connections` and [`descriptors`]: who is let in, and how many ·
+//! [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
 //! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
 //! metrics share · [`config`] the configuration in force · [`engine_config`] what an operator sets of any engine ·
@@ -11,8 +12,11 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 pub mod admin;
 pub mod config;
+mod connections;
+pub mod descriptors;
 pub mod drive;
 pub mod engine_config;
 mod jitter;

@@ -23,6 +23,9 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::accept::{FIRST_WORD, accept};
+pub use crate::connections::Connection;
+use crate::connections::{self, Connections};
 use crate::lanes::{LANE_STREAMS, Lanes, Lease};
 use crate::lifecycle::Shutdown;
 
@@ -46,24 +49,41 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 /// One end of a connection.
 pub struct BoxIo {
     io: Pin<Box<dyn Io>>,
+    /// Read before, and not yet taken.
+    said: Vec<u8>,
+    /// Its place among a listener's, where it was accepted.
+    connection: Option<Arc<Connection>>,
     /// Ready when the connection is to break.
-    cut: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    cuts: Vec<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl BoxIo {
     /// Wraps a byte stream.
     pub fn new(io: impl Io + 'static) -> Self {
-        Self { io: Box::pin(io), cut: None }
+        Self { io: Box::pin(io), said: Vec::new(), connection: None, cuts: Vec::new() }
+    }
+
+    /// A connection that was accepted, with what was read of it already.
+    pub(crate) fn accepted(stream: TcpStream, said: Vec<u8>, connection: Connection) -> Self {
+        Self { said, connection: Some(Arc::new(connection)), ..Self::new(stream) }
+    }
+
+    /// Its place among the listener's connections, for a server that says there when it is idle: from now on it breaks
+    /// where it has to give way. None where it was not accepted by a listener that counts.
+    pub fn connection(&mut self) -> Option<Arc<Connection>> {
+        let connection = self.connection.clone()?;
+        self.cuts.push(Box::pin(connection.ended()));
+        Some(connection)
     }
 
     fn cut_by(mut self, token: &CancellationToken) -> Self {
-        self.cut = Some(Box::pin(token.clone().cancelled_owned()));
+        self.cuts.push(Box::pin(token.clone().cancelled_owned()));
         self
     }
 
     fn poll_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let is_cut = self.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(cx).is_ready());
-        if is_cut { Err(io::Error::new(io::ErrorKind::ConnectionReset, "the server has ended")) } else { Ok(()) }
+        let is_cut = self.cuts.iter_mut().any(|cut| cut.as_mut().poll(cx).is_ready());
+        if is_cut { Err(io::Error::new(io::ErrorKind::ConnectionReset, "the server ended it")) } else { Ok(()) }
     }
 }
 
@@ -76,6 +96,13 @@ impl fmt::Debug for BoxIo {
 impl AsyncRead for BoxIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.poll_cut(cx)?;
+        if !self.said.is_empty() {
+            let count = self.said.len().min(buf.remaining());
+            buf.put_slice(&self.said[..count]);
+            // All of it at once, as a rule.
+            self.said.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         self.io.as_mut().poll_read(cx, buf)
     }
 }
@@ -207,6 +234,8 @@ pub fn free_address() -> io::Result<String> {
 pub struct Listener {
     address: String,
     incoming: BoxStream<'static, io::Result<BoxIo>>,
+    /// Those it has accepted; a simulated network counts none.
+    connections: Option<Connections>,
     origin: u64,
 }
 
@@ -227,7 +256,18 @@ impl Listener {
         let bound = listener.local_addr().map_err(|source| NetError::of(address, source))?.to_string();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
         let origin = hash_bytes(since, &std::process::id().to_le_bytes());
-        Ok(Self { address: bound, incoming: accept(listener).boxed(), origin })
+        let connections = Connections::new(connections::MOST);
+        let incoming = accept(listener, connections.clone(), FIRST_WORD).boxed();
+        Ok(Self { address: bound, incoming, connections: Some(connections), origin })
+    }
+
+    /// Takes no more than so many connections at once.
+    #[must_use]
+    pub fn at_most(self, connections: usize) -> Self {
+        if let Some(taken) = &self.connections {
+            taken.lower(connections);
+        }
+        self
     }
 
     /// Whoever a stream brings, for a simulated network.
@@ -235,7 +275,7 @@ impl Listener {
         address: String,
         incoming: impl Stream<Item = io::Result<I>> + Send + 'static,
     ) -> Self {
-        Self { address, incoming: incoming.map(|io| io.map(BoxIo::new)).boxed(), origin: 0 }
+        Self { address, incoming: incoming.map(|io| io.map(BoxIo::new)).boxed(), connections: None, origin: 0 }
     }
 
     /// The real address, `host:port`.
@@ -264,26 +304,6 @@ impl Listener {
         let guard = token.clone().drop_guard();
         (self.incoming.map(move |io| io.map(|io| io.cut_by(&token))).boxed(), guard)
     }
-}
-
-/// Accepts for ever. A failed accept says nothing of the listener: out of file descriptors, it waits for some to close.
-fn accept(listener: TcpListener) -> impl Stream<Item = io::Result<BoxIo>> + Send + 'static {
-    futures::stream::unfold(listener, |listener| async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Err(error) = stream.set_nodelay(true) {
-                        tracing::debug!(%error, "an accepted connection was gone at once");
-                    }
-                    return Some((Ok(BoxIo::new(stream)), listener));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection, trying again");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    })
 }
 
 type Dial = dyn Fn(Uri) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync;
@@ -393,8 +413,26 @@ pub fn server() -> Server {
 /// # Errors
 /// When the listener fails.
 pub async fn serve(routes: Routes, listener: Listener, shutdown: &Shutdown) -> Result<(), tonic::transport::Error> {
+    serve_by(server(), routes, listener, shutdown).await
+}
+
+/// The same for pages over HTTP/1.1 or HTTP/2; a connection that is idle for half a minute ends.
+pub(crate) async fn serve_pages(
+    pages: axum::Router,
+    listener: Listener,
+    shutdown: &Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    serve_by(server().accept_http1(true), pages.into(), listener, shutdown).await
+}
+
+async fn serve_by(
+    mut server: Server,
+    routes: Routes,
+    listener: Listener,
+    shutdown: &Shutdown,
+) -> Result<(), tonic::transport::Error> {
     let (incoming, _cut) = listener.into_owned();
-    let serving = server().add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.stopped());
+    let serving = server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.stopped());
     let late = async {
         shutdown.stopped().await;
         tokio::time::sleep(STOP_GRACE).await;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use cascadia_core::limits;
+use cascadia_node::net::Connection;
 use http_body::{Frame, SizeHint};
 use hyper::body::Buf;
 use tokio::time::Instant;
@@ -35,7 +36,7 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         const { assert!(limits::CLIENT_WRITE_TIMEOUT.as_secs() > KEEP_ALIVE.as_secs()) };
-        Self { headers: Duration::from_secs(20), idle: Duration::from_secs(600), write: limits::CLIENT_WRITE_TIMEOUT }
+        Self { headers: Duration::from_secs(10), idle: Duration::from_secs(600), write: limits::CLIENT_WRITE_TIMEOUT }
     }
 }
 
@@ -47,6 +48,7 @@ pub struct Activity(Arc<Mutex<Doing>>);
 #[derive(Debug)]
 pub struct Doing {
     patience: Patience,
+    connection: Option<Arc<Connection>>,
     /// Requests whose responses have not gone yet.
     pub busy: usize,
     /// How many of them have a response.
@@ -64,12 +66,13 @@ pub struct Doing {
 }
 
 impl Activity {
-    /// Of a connection that was just accepted.
+    /// Of a connection that was just accepted, and its place among the listener's.
     #[must_use]
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: Patience, connection: Option<Arc<Connection>>) -> Self {
         let now = Instant::now();
         Self(Arc::new(Mutex::new(Doing {
             patience,
+            connection,
             busy: 0,
             sending: 0,
             moved: now,
@@ -91,6 +94,7 @@ impl Activity {
         self.update(|doing| {
             doing.busy += 1;
             doing.heard = None;
+            doing.say_whether_idle();
         });
         Busy { activity: self.clone(), sends: false }
     }
@@ -124,6 +128,13 @@ impl Activity {
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Doing {
+    /// At the first request that begins, and when the last has its answer.
+    fn say_whether_idle(&self) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| self.busy <= 1) {
+            connection.set_idle(self.busy == 0);
+        }
+    }
+
     /// When the client will have forgotten the connection, or when to look again.
     fn forgotten(&self, linger: Duration, now: Instant) -> Instant {
         match (self.http2, self.busy, self.heard) {
@@ -178,6 +189,7 @@ impl Drop for Busy {
             doing.busy -= 1;
             doing.sending -= usize::from(self.sends);
             doing.idle_since = Instant::now();
+            doing.say_whether_idle();
         });
     }
 }

@@ -1,7 +1,7 @@
 //! The life of a connection: HTTP/1.1 or HTTP/2 on one port, and no connection that is only held.
 //!
 //! A client that sends its headers slowly, says nothing for minutes or does not read what it asked for loses its own
-//! connection; nobody waits for it.
+//! connection; nobody waits for it. Where the listener has no place left, whoever is idle for longest gives way.
 //!
 //! When the router drains, nobody's request meets a closed connection. Over HTTP/2 a GOAWAY says it. Over HTTP/1.1 every
 //! response from then on says `Connection: close`, and a connection that is idle stays until its client has forgotten it:
@@ -23,9 +23,6 @@ use tower::ServiceExt;
 
 use crate::http::activity::{Activity, Patience};
 use crate::http::socket::Watched;
-
-/// Connections at once; who comes later waits in the system's queue.
-const MOST_CONNECTIONS: usize = 16_384;
 
 /// Headers of a request, bytes with its path, and how many.
 pub const HEADER_BYTES: usize = 64 * 1024;
@@ -54,7 +51,7 @@ pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave
             biased;
             linger = &mut leave => break linger,
             Some(_) = connections.join_next() => {}
-            accepted = incoming.next(), if connections.len() < MOST_CONNECTIONS => match accepted {
+            accepted = incoming.next() => match accepted {
                 Some(Ok(io)) => {
                     connections.spawn(connection(io, routes.clone(), patience, told.clone()));
                 }
@@ -69,8 +66,8 @@ pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<Option<Duration>>) {
-    let activity = Activity::new(patience);
+async fn connection(mut io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<Option<Duration>>) {
+    let activity = Activity::new(patience, io.connection());
     let seen = activity.clone();
     let service = tower::service_fn(move |request: Request<Incoming>| {
         let (routes, busy) = (routes.clone(), seen.begin());
@@ -163,11 +160,32 @@ mod tests {
         let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG }).await;
         let mut silent = TcpStream::connect(&address).await.unwrap();
         let mut slow = TcpStream::connect(&address).await.unwrap();
+        assert!(ask(&mut silent, "/").await.is_some() && ask(&mut slow, "/").await.is_some());
         slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nA: ").await.unwrap();
         assert_eq!(closed(&mut slow).await, "");
         // As long as the slow one was borne and more, the silent one has said nothing, and is served.
         silent.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
         assert!(closed(&mut silent).await.ends_with("here"));
+    }
+
+    #[tokio::test]
+    async fn at_the_bound_an_idle_connection_gives_way_and_a_busy_one_does_not() {
+        let (address, _leave, _serving) = started_with(LINGER, 2).await;
+        // From two addresses: one alone has half of the places.
+        let mut busy = TcpStream::connect(&address).await.unwrap();
+        let slow = tokio::spawn(async move { ask(&mut busy, "/slow").await });
+        let elsewhere = || {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            socket.connect(address.parse().unwrap())
+        };
+        let mut idle = elsewhere().await.unwrap();
+        assert!(ask(&mut idle, "/").await.is_some());
+        // The server may learn a moment after its client that the response has gone.
+        let served = async { while ask(&mut elsewhere().await.unwrap(), "/").await.is_none() {} };
+        tokio::time::timeout(LIMIT, served).await.expect("there is a place");
+        assert_eq!(closed(&mut idle).await, "");
+        assert!(slow.await.unwrap().is_some());
     }
 
     #[tokio::test]
@@ -227,7 +245,12 @@ mod tests {
 
     /// A server that is told to leave by the sender, and has left when the task ends.
     async fn started(linger: Duration) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        started_with(linger, usize::MAX).await
+    }
+
+    /// The same with so many connections at most.
+    async fn started_with(linger: Duration, most: usize) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap().at_most(most);
         let address = listener.address().to_owned();
         let (leave, told) = oneshot::channel();
         let routes = Routes::new().route("/", get(|| async { "here" })).route(
