@@ -67,7 +67,8 @@ pub struct RouterConfig {
     #[arg(long, env = "CASCADIA_MOST_TOKENS", add = Reloads, default_value_t = Defaults::default().most_tokens)]
     pub most_tokens: u32,
 
-    /// Tenants that have metrics of their own, the first that come; the others are counted together.
+    /// Tenants that have metrics of their own, the first that come; the others are counted together. One that has asked
+    /// nothing for ten minutes gives way.
     #[arg(long, env = "CASCADIA_METRICS_TENANTS", default_value_t = limits::METRICS_TENANTS)]
     pub metrics_tenants: usize,
 

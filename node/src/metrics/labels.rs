@@ -1,10 +1,11 @@
 //! Labels: few names, and of each only so many values, whatever clients send.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::metrics::family::{Family, MetricConstructor};
+use tokio::time::Instant;
 
 /// What a value is called that came when all places were taken.
 pub const OTHER: &str = "other";
@@ -37,6 +38,11 @@ impl<M: Clone, const N: usize> Labelled<M, N> {
         self.family.clone()
     }
 
+    /// Takes the metric of these values off the page; who still holds it counts for nobody.
+    pub fn forget(&self, values: [&str; N]) {
+        self.family.remove(&label_set(self.keys, values.map(str::to_owned)));
+    }
+
     /// The metric of these values; it stands on the page from then on. Takes a lock: hot paths keep what it returns.
     pub fn of(&self, values: [&str; N]) -> M {
         self.family.get_or_create_owned(&label_set(self.keys, values.map(str::to_owned)))
@@ -61,7 +67,8 @@ impl<M> MetricConstructor<M> for Make<M> {
 #[derive(Debug)]
 pub struct Values {
     limit: usize,
-    known: Mutex<BTreeSet<String>>,
+    /// With when each was last admitted.
+    known: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Values {
@@ -73,21 +80,34 @@ impl Values {
 
     /// The value itself if it has a place or there is one, else [`OTHER`].
     pub fn admit<'a>(&self, value: &'a str) -> &'a str {
+        self.admit_for(value, |_, _| false).0
+    }
+
+    /// The same, where a value that may go (so it was last admitted then) leaves its place to one that comes: of several the
+    /// one that was not admitted for longest. Returns the one that went, too.
+    pub fn admit_for<'a>(&self, value: &'a str, may_go: impl Fn(&str, Instant) -> bool) -> (&'a str, Option<String>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(value) {
-            return value;
+        let now = Instant::now();
+        if let Some(last) = known.get_mut(value) {
+            *last = now;
+            return (value, None);
         }
+        let mut gone = None;
         if known.len() >= self.limit {
-            return OTHER;
+            let may_go = known.iter().filter(|(value, last)| may_go(value, **last));
+            let Some((oldest, _)) = may_go.min_by_key(|(_, last)| **last) else { return (OTHER, None) };
+            let oldest = oldest.clone();
+            known.remove(&oldest);
+            gone = Some(oldest);
         }
-        known.insert(value.to_owned());
-        value
+        known.insert(value.to_owned(), now);
+        (value, gone)
     }
 
     /// The value itself if it has a place, else [`OTHER`]: for what was refused and must not take one.
     pub fn known<'a>(&self, value: &'a str) -> &'a str {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(value) { value } else { OTHER }
+        if known.contains_key(value) { value } else { OTHER }
     }
 }
 

@@ -6,7 +6,7 @@
 mod names;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cascadia_core::placement::Role;
@@ -20,6 +20,10 @@ use names::{Names, OfModel, OfTenant};
 
 /// Served models that have series of their own.
 const MODELS: usize = 32;
+
+/// A tenant that has asked nothing for so long leaves its series to one that comes. What it had counted is added nowhere: it
+/// would count a second time in every rate.
+const TENANT_IDLE: Duration = Duration::from_secs(600);
 
 /// What HTTP answers are counted under, with what is below; any other path is `other`.
 pub const ROUTES: [&str; 6] = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/version", OTHER];
@@ -115,25 +119,43 @@ impl Metrics {
 
     fn model(&self, name: &str) -> Arc<OfModel> {
         let name = if name == OTHER { name } else { self.models.admit(name) };
-        of(&self.of_model, name, |name| OfModel::new(&self.names, name))
+        of(&mut locked(&self.of_model), name, |name| OfModel::new(&self.names, name))
     }
 
+    /// The tenant's counters; where all places are taken, one that has been idle for long leaves its own.
     fn tenant(&self, name: &str) -> Arc<OfTenant> {
-        self.of_tenant(if name.is_empty() { NO_TENANT } else { self.tenants.admit(name) })
+        let mut known = locked(&self.of_tenant);
+        if name.is_empty() {
+            return self.of_tenant(&mut known, NO_TENANT);
+        }
+        // A session that runs holds its tenant's.
+        let is_idle = |tenant: &str| known.get(tenant).is_none_or(|of_tenant| Arc::strong_count(of_tenant) == 1);
+        let (label, gone) =
+            self.tenants.admit_for(name, |tenant, last| last.elapsed() >= TENANT_IDLE && is_idle(tenant));
+        if let Some(gone) = gone {
+            known.remove(&gone);
+            OfTenant::forget(&self.names, &gone);
+        }
+        self.of_tenant(&mut known, label)
     }
 
     /// The tenant's counters where something of it was admitted.
     fn known_tenant(&self, name: &str) -> Arc<OfTenant> {
-        self.of_tenant(if name.is_empty() { NO_TENANT } else { self.tenants.known(name) })
+        let mut known = locked(&self.of_tenant);
+        let label = if name.is_empty() { NO_TENANT } else { self.tenants.known(name) };
+        self.of_tenant(&mut known, label)
     }
 
-    fn of_tenant(&self, label: &str) -> Arc<OfTenant> {
-        of(&self.of_tenant, label, |name| OfTenant::new(&self.names, name))
+    fn of_tenant(&self, known: &mut BTreeMap<String, Arc<OfTenant>>, label: &str) -> Arc<OfTenant> {
+        of(known, label, |name| OfTenant::new(&self.names, name))
     }
 }
 
-fn of<T>(known: &Mutex<BTreeMap<String, Arc<T>>>, name: &str, new: impl FnOnce(&str) -> T) -> Arc<T> {
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn of<T>(known: &mut BTreeMap<String, Arc<T>>, name: &str, new: impl FnOnce(&str) -> T) -> Arc<T> {
     known.entry(name.to_owned()).or_insert_with(|| Arc::new(new(name))).clone()
 }
 
@@ -377,6 +399,31 @@ mod tests {
             let line = format!("cascadia_tenant_requests_total{{tenant=\"{tenant}\",outcome=\"failure\"}} {refused}");
             has(&page, &[&line]);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_that_is_idle_for_long_gives_way_and_one_that_is_not_stays() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry, 3);
+        let page = registry.page();
+        let served = |tenant: &str| drop(metrics.admitted("m", tenant));
+        let has_series = |tenant: &str| page.render("").1.contains(&format!("tenant=\"{tenant}\""));
+        let running = metrics.admitted("m", "long-runner");
+        ["invented-1", "invented-2", "late"].into_iter().for_each(served);
+        assert!(has_series("invented-1") && has_series("invented-2") && !has_series("late"));
+        tokio::time::advance(TENANT_IDLE / 2).await;
+        served("invented-2");
+        tokio::time::advance(TENANT_IDLE / 2).await;
+        // One of them is idle, one was seen since, one has a session open all the time.
+        ["late", "later"].into_iter().for_each(served);
+        assert!(has_series("late") && !has_series("invented-1") && !has_series("later"), "{}", page.render("").1);
+        assert!(has_series("invented-2") && has_series("long-runner"));
+        drop(running);
+        metrics.refused(None, "invented-1", "internal");
+        assert!(!has_series("invented-1"), "what is refused takes no place");
+        tokio::time::advance(TENANT_IDLE).await;
+        served("later");
+        assert!(has_series("later") && has_series("late") && !has_series("long-runner"));
     }
 
     #[test]

@@ -266,4 +266,16 @@ impl OfTenant {
             e2e: names.tenant_e2e.of([name]),
         }
     }
+
+    /// Takes a tenant's series off the page.
+    pub(super) fn forget(names: &Names, name: &str) {
+        for outcome in ["success", "failure", CLIENT_LEFT] {
+            names.tenant_requests.forget([name, outcome]);
+        }
+        names.tenant_running.forget([name]);
+        names.tenant_prompt_tokens.forget([name]);
+        names.tenant_generation_tokens.forget([name]);
+        names.tenant_first_token.forget([name]);
+        names.tenant_e2e.forget([name]);
+    }
 }
