@@ -8,6 +8,7 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;
 use cascadia_node::admin::AdminPort;
+use cascadia_node::cluster::ClusterName;
 use cascadia_node::config::{Live, Replace};
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
@@ -198,12 +199,14 @@ impl LocalCluster {
         let (drafter, replace_drafter) = Live::new(config.drafter.clone());
         let (expert, replace_expert) = Live::new(config.expert.clone());
         let reconfigure = Reconfigure { router: replace_router, drafter: replace_drafter, expert: replace_expert };
+        // Its own: whoever lists one of its nodes by mistake is of another.
+        let name: ClusterName = format!("up-{}", listener.address()).parse().unwrap_or_default();
         let mut cluster = Self {
             in_force: InForce { router, drafter, expert },
             reconfigure: Some(reconfigure),
             http: door.as_ref().map(|door| door.listener.address().to_owned()),
             address: listener.address().to_owned(),
-            membership: Membership::embedded(),
+            membership: Membership::embedded().named(name),
             nodes: Vec::new(),
             started: [0, 0],
             config,

@@ -8,8 +8,8 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Role, ServedModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::Edge;
 use cascadia_node::admin::{AdminPort, Loading};
+use cascadia_node::cluster::ClusterName;
 use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
 use cascadia_node::engine_config::EngineConfig;
@@ -19,6 +19,7 @@ use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::parts::Parts;
 use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
 use cascadia_node::token::Token;
+use cascadia_node::Edge;
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
@@ -28,7 +29,7 @@ use clap::builder::ArgPredicate;
 use crate::cli::Command;
 use crate::config::{FileArgs, Settings, follow};
 use crate::load::Model;
-use crate::static_list::{self, Entry};
+use crate::static_list;
 use crate::synthetic::{self, Synthetic};
 use crate::{Failure, Outcome};
 
@@ -64,6 +65,11 @@ pub struct NodeArgs {
 
     #[command(flatten)]
     source: Source,
+
+    /// The name of the cluster that the node belongs to: nodes of another name are left alone, also where both are in one
+    /// etcd or list.
+    #[arg(long, value_name = "NAME", env = "CASCADIA_CLUSTER_NAME", default_value_t = ClusterName::default(), help_heading = "Membership")]
+    pub cluster_name: ClusterName,
 
     #[command(flatten)]
     access: EtcdAccess,
@@ -336,14 +342,15 @@ impl NodeArgs {
         let token = Token::find(self.admin_token_file.as_deref())?;
         let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
+        let id = self.name(role);
         // It answers from here on, while etcd is looked for and the model loads.
         let admin = AdminPort::open(Listener::bind(&self.admin).await?, shutdown, token);
         let membership = match &self.source.fixed {
-            Some(file) => Membership::fixed(static_list::read(file)?),
-            None => self.etcd().await?,
+            Some(file) => Membership::fixed(static_list::read(file)?).named(self.cluster_name.clone()),
+            None => self.etcd(&id).await?,
         };
         Ok(Edge {
-            id: self.name(role),
+            id,
             listener,
             admin: Some(admin),
             connector: Connector::tcp(),
@@ -360,23 +367,25 @@ impl NodeArgs {
         let source = match &self.source.fixed {
             Some(file) => static_list::read(file).map(drop).map_err(|error| error.to_string()),
             None if self.source.print_record => Ok(()),
-            None => self.etcd_config().check().map_err(|error| error.to_string()),
+            None => self.etcd_config("").check().map_err(|error| error.to_string()),
         };
         let token = Token::find(self.admin_token_file.as_deref()).map(drop).map_err(|error| error.to_string());
         [listen, address(&self.admin), source, token, self.telemetry.check()]
     }
 
-    fn etcd_config(&self) -> EtcdConfig {
+    fn etcd_config(&self, node: &str) -> EtcdConfig {
         EtcdConfig {
             endpoints: self.source.etcd.clone(),
             prefix: self.etcd_prefix.clone(),
             lease_ttl: Duration::from_secs(self.lease_ttl.into()),
             access: self.access.clone(),
+            cluster: self.cluster_name.clone(),
+            node: node.to_owned(),
         }
     }
 
-    async fn etcd(&self) -> Result<Membership, Failure> {
-        let config = self.etcd_config();
+    async fn etcd(&self, node: &NodeId) -> Result<Membership, Failure> {
+        let config = self.etcd_config(&node.0);
         let patience = self.etcd_wait.map(|seconds| Duration::from_secs(seconds.into()));
         let began = Instant::now();
         while let Err(error) = probe(&config, PROBE.min(patience.unwrap_or(PROBE)).max(PAUSE)).await {
@@ -422,8 +431,7 @@ impl NodeArgs {
         if address.ends_with(":0") {
             return Err("a node of a static list needs a fixed port; give one with --listen".into());
         }
-        let entry = Entry::new(self.name(role), role, address, self.admin.clone(), served);
-        crate::print_line(&entry.to_json())?;
+        crate::print_line(&static_list::line(self.name(role), role, address, self.admin.clone(), served))?;
         Ok(())
     }
 }

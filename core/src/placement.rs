@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use crate::history::{hash_bytes, splitmix64};
 use crate::ids::NodeId;
@@ -21,6 +22,53 @@ pub enum Role {
     Expert,
 }
 
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Router, Self::Drafter, Self::Expert];
+
+    /// Its word in membership, metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Router => "router",
+            Self::Drafter => "drafter",
+            Self::Expert => "expert",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let unknown = || UnknownWord { word: word.to_owned(), known: Self::ALL.map(Self::name) };
+        Self::ALL.into_iter().find(|role| role.name() == word).ok_or_else(unknown)
+    }
+}
+
+/// A word that names no role, or no state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownWord {
+    /// The word.
+    pub word: String,
+    /// Those there are.
+    pub known: [&'static str; 3],
+}
+
+impl fmt::Display for UnknownWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" is none of {}", self.word, self.known.join(", "))
+    }
+}
+
+impl std::error::Error for UnknownWord {}
+
 /// Where a node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NodeState {
@@ -30,6 +78,36 @@ pub enum NodeState {
     Ready,
     /// Takes none.
     Draining,
+}
+
+impl NodeState {
+    /// Every state, in the order of a life.
+    pub const ALL: [Self; 3] = [Self::Starting, Self::Ready, Self::Draining];
+
+    /// Its word in membership, metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for NodeState {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        let unknown = || UnknownWord { word: word.to_owned(), known: Self::ALL.map(Self::name) };
+        Self::ALL.into_iter().find(|state| state.name() == word).ok_or_else(unknown)
+    }
 }
 
 /// One model under one name.

@@ -69,6 +69,8 @@ pub struct ExpertLink {
     pub context: usize,
     /// Whether its arithmetic gives every row one value.
     pub row_exact: bool,
+    /// The cluster it says it is of.
+    pub cluster: String,
     /// Its share of a connection.
     _lease: Lease,
 }
@@ -110,6 +112,7 @@ impl ExpertLink {
                     held: held.n as usize,
                     context: held.context as usize,
                     row_exact: held.row_exact,
+                    cluster: held.cluster,
                     _lease: lease,
                 })
             }

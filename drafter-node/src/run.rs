@@ -70,6 +70,7 @@ async fn serve(
                 protocol: opening.protocol,
                 fingerprints: Some(node.fingerprints(&fingerprint, node.facts.row_exact)),
                 prompt_tokens: begun.prompt_tokens as u32,
+                cluster: node.board.cluster().to_string(),
             }))
             .await?;
         if let Some(finish) = begun.output.over.take() {

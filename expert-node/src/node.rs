@@ -88,6 +88,7 @@ impl ExpertNode {
             fingerprint: self.facts.fingerprint.clone(),
             row_exact: self.facts.row_exact,
             context: self.facts.context as u64,
+            cluster: self.board.cluster().to_string(),
         }
     }
 

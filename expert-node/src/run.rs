@@ -71,6 +71,7 @@ async fn decode(
             protocol: opening.protocol,
             fingerprints: Some(node.fingerprints()),
             prompt_tokens: prompt_tokens as u32,
+            cluster: node.board.cluster().to_string(),
         }))
         .await?;
     if let Some(finish) = output.over.take() {

@@ -253,6 +253,7 @@ impl Opening {
         let protocol = cascadia_proto::negotiate(theirs).map_err(Status::failed_precondition)?;
         let key = open.key.as_ref().ok_or_else(|| missing("key"))?;
         let (key, epoch) = convert::session_key(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        node.board.cluster().admits_session("the drafter", &open.cluster)?;
         node.admits(&open)?;
         let resolved = open.resolved.as_ref().ok_or_else(|| missing("resolved"))?;
         // The owner has merged its EOS into the stop ids, so that both sides test one stop set.

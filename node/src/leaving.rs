@@ -117,7 +117,7 @@ mod tests {
     /// A node that only says how it is.
     async fn another(id: &str, role: Role, membership: &Membership) -> (StatusBoard, crate::membership::Registration) {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let board = StatusBoard::new(1, Arc::default());
+        let board = StatusBoard::new(1, Arc::default(), membership.cluster());
         board.set_state(NodeState::Ready);
         let record = NodeRecord { instance: 1, address: listener.address().to_owned(), ..record(id, role) };
         let routes = crate::net::server().add_service(board.service());

@@ -1,7 +1,7 @@
 //! What each process does alike: the way in and out, who else is there, how it is told to stop, what it says about itself.
 //!
 //! [`net`] listener and connections, over `accept`, `connections` and [`descriptors`]: who is let in, and how many ·
-//! [`membership`] who is there · [`loads`] how busy they are · [`status`] what this
+//! [`membership`] who is there, [`cluster`] in the cluster of which name · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
 //! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
 //! metrics share · [`config`] the configuration in force · [`engine_config`] what an operator sets of any engine ·
@@ -14,6 +14,7 @@
 
 mod accept;
 pub mod admin;
+pub mod cluster;
 pub mod config;
 mod connections;
 pub mod descriptors;

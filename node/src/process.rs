@@ -73,7 +73,7 @@ impl Process {
     #[must_use]
     pub fn new(edge: Edge, role: Role, progress: Arc<AtomicU64>) -> Self {
         let (instance, tracer) = (edge.instance(), edge.tracer(role));
-        Self { board: StatusBoard::new(instance, progress), edge, instance, tracer }
+        Self { board: StatusBoard::new(instance, progress, edge.membership.cluster()), edge, instance, tracer }
     }
 
     /// What the node records its spans with.

@@ -69,6 +69,7 @@ async fn own(
 ) -> Result<(), Status> {
     let _serving = owner.board().serving();
     let mut opening = Opening::read(&mut inbound, owner.facts(), caller, owner.tracer()).await?;
+    owner.board().cluster().admits_session("the router", &opening.open.cluster)?;
     let ended = owner.serve(&opening, inbound, sender).instrument(opening.log_span()).await;
     opening.ended(&ended);
     ended

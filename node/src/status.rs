@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use crate::cluster::ClusterName;
+
 /// How busy an engine is, as it says after each step and each opened session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineLoad {
@@ -77,6 +79,7 @@ pub struct StatusBoard(Arc<Board>);
 #[derive(Debug)]
 struct Board {
     instance: u64,
+    cluster: ClusterName,
     progress: Arc<AtomicU64>,
     longest_layer_us: AtomicU64,
     load: Mutex<EngineLoad>,
@@ -94,9 +97,10 @@ struct Board {
 impl StatusBoard {
     /// A starting node; `progress` counts the engine's finished layers.
     #[must_use]
-    pub fn new(instance: u64, progress: Arc<AtomicU64>) -> Self {
+    pub fn new(instance: u64, progress: Arc<AtomicU64>, cluster: &ClusterName) -> Self {
         Self(Arc::new(Board {
             instance,
+            cluster: cluster.clone(),
             progress,
             longest_layer_us: AtomicU64::new(0),
             load: Mutex::default(),
@@ -106,6 +110,12 @@ impl StatusBoard {
             stage: watch::Sender::new((NodeState::Starting, true)),
             lost: watch::Sender::new(None),
         }))
+    }
+
+    /// The cluster that the node belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.0.cluster
     }
 
     /// Says where the node is in its life; watchers hear it at once.
@@ -216,6 +226,7 @@ impl StatusBoard {
         let now = self.now();
         serde_json::json!({
             "instance": format!("{:016x}", now.instance),
+            "cluster": self.cluster().to_string(),
             "state": convert::state_name(self.state()),
             "seen_by_router": self.seen_by_router(),
             "progress_layers": now.progress,
@@ -314,6 +325,9 @@ impl node_server::Node for Watched {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<NodeStatus, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchRequest { watcher, cluster } = request.get_ref();
+        let who = if watcher.is_empty() { "a watcher" } else { watcher };
+        self.0.cluster().admits(who, cluster).map_err(Status::failed_precondition)?;
         let router = request.get_ref().watcher.starts_with("router").then(|| Router::watches(&self.0));
         Ok(Response::new(Box::pin(self.0.clone().stream(router))))
     }
@@ -327,10 +341,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_watcher_hears_at_once_then_every_period_and_at_every_change() {
-        let board = StatusBoard::new(7, Arc::new(AtomicU64::new(3)));
+        let board = StatusBoard::new(7, Arc::new(AtomicU64::new(3)), &"blue".parse().unwrap());
         assert!(board.ready().unwrap_err().starts_with("starting"));
         let service = Watched(board.clone());
-        let watch = |watcher: &str| Request::new(WatchRequest { watcher: watcher.into() });
+        let watch_of = |watcher: &str, cluster: &str| {
+            Request::new(WatchRequest { watcher: watcher.into(), cluster: cluster.into() })
+        };
+        let watch = |watcher: &str| watch_of(watcher, "blue");
+        let refused = service.watch(watch_of("router-9", "green")).await.err().expect("it is of another cluster");
+        assert!(refused.message().contains("\"green\"") && refused.message().contains("\"blue\""), "{refused}");
+        assert!(!board.seen_by_router());
+        assert!(service.watch(watch_of("drafter-9", "")).await.is_ok(), "it is of a release without names");
         drop(service.watch(watch("drafter-1")).await.unwrap());
         assert!(!board.seen_by_router());
         let mut statuses = service.watch(watch("router-1")).await.unwrap().into_inner();
@@ -374,7 +395,7 @@ mod tests {
 
     #[test]
     fn the_longest_layer_counts() {
-        let board = StatusBoard::new(1, Arc::default());
+        let board = StatusBoard::new(1, Arc::default(), &ClusterName::default());
         board.observe_layer(Duration::from_micros(40));
         board.observe_layer(Duration::from_micros(7));
         assert_eq!(board.now().longest_layer_us, 40);

@@ -306,6 +306,31 @@ async fn a_node_that_starts_while_etcd_is_away_waits() {
 }
 
 #[tokio::test]
+async fn two_clusters_under_one_prefix_do_not_see_each_other() {
+    let etcd = Etcd::started().await;
+    let of = async |name: &str| {
+        Membership::etcd(EtcdConfig { cluster: name.parse().unwrap(), ..etcd.config() }).await.unwrap()
+    };
+    let (blue, green) = (of("blue").await, of("green").await);
+    let _a = blue.register(record("a")).await.unwrap();
+    let _b = green.register(record("b")).await.unwrap();
+    // As a release before there were names writes it.
+    let old =
+        r#"{"instance":1,"role":"expert","address":"h:1","models":[],"capacity":2,"protocol":[1,1],"state":"ready"}"#;
+    let mut client = etcd_client::Client::connect(etcd.config().endpoints, None).await.unwrap();
+    client.put("/cascadia/nodes/old", old, None).await.unwrap();
+    sees(&mut blue.snapshots(), &["a", "old"]).await;
+    sees(&mut green.snapshots(), &["b", "old"]).await;
+    // A list leaves the others out as the watch does.
+    sees(&mut of("blue").await.snapshots(), &["a", "old"]).await;
+    // A node of the same name takes the key: it is ours no more.
+    let again = green.register(NodeRecord { instance: 2, ..record("a") }).await.unwrap();
+    sees(&mut green.snapshots(), &["a", "b", "old"]).await;
+    sees(&mut blue.snapshots(), &["old"]).await;
+    again.withdraw().await;
+}
+
+#[tokio::test]
 async fn keys_that_are_no_records_are_passed_over() {
     let etcd = Etcd::started().await;
     let membership = etcd.membership().await;

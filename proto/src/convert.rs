@@ -328,21 +328,13 @@ pub fn node_state_of(state: v1::NodeState) -> Option<NodeState> {
 /// The state's word in `ClusterStatus`, membership and logs.
 #[must_use]
 pub fn state_name(state: NodeState) -> &'static str {
-    match state {
-        NodeState::Starting => "starting",
-        NodeState::Ready => "ready",
-        NodeState::Draining => "draining",
-    }
+    state.name()
 }
 
 /// The role's word in `ClusterStatus`, membership and logs.
 #[must_use]
 pub fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Router => "router",
-        Role::Drafter => "drafter",
-        Role::Expert => "expert",
-    }
+    role.name()
 }
 
 #[cfg(test)]

@@ -223,6 +223,7 @@ fn run_open() -> RunOpen {
         pinned: Some(fingerprints()),
         request_id: "r".into(),
         age_ms: 77,
+        cluster: String::new(),
     }
 }
 
@@ -241,6 +242,7 @@ fn verify_open() -> VerifyOpen {
         pinned_fingerprint: "e0".into(),
         tokenizer_fingerprint: "t0".into(),
         age_ms: 78,
+        cluster: String::new(),
     }
 }
 
@@ -306,14 +308,22 @@ fn samples() -> Vec<Sample> {
         RunRequest { message: Some(run_request::Message::Open(run_open())) },
         Continued { prompt_tokens: 12, history_tokens: 20, handed_over: true },
         RunResponse { message: Some(run_response::Message::Moved(moved())) },
-        Opened { protocol: 1, fingerprints: Some(fingerprints()), prompt_tokens: 12 },
+        Opened { protocol: 1, fingerprints: Some(fingerprints()), prompt_tokens: 12, cluster: String::new() },
         Handover { score: -1.5, speculation: Some(speculation()) },
         Move { reason: MoveReason::Drain.into() },
         VerifyRequest { message: Some(verify_request::Message::Block(block())) },
         VerifyResponse { message: Some(verify_response::Message::Verdict(verdict())) },
-        Held { protocol: 1, n: 20, slots: 2, fingerprint: "e0".into(), row_exact: true, context: 4096 },
+        Held {
+            protocol: 1,
+            n: 20,
+            slots: 2,
+            fingerprint: "e0".into(),
+            row_exact: true,
+            context: 4096,
+            cluster: String::new(),
+        },
         Stale { epoch: 2, base: 20, committed: 19, tail: 5, reason: StaleReason::Tail.into() },
-        WatchRequest { watcher: "router-1".into() },
+        WatchRequest { watcher: "router-1".into(), cluster: String::new() },
         NodeStatus {
             instance: 9,
             state: NodeState::Draining.into(),
@@ -340,6 +350,11 @@ fn samples() -> Vec<Sample> {
             "NodeStatus+waiting",
             NodeStatus { sessions: 13, sessions_waiting: 17, tokens_waiting: 1800, ..NodeStatus::default() },
         ),
+        sample("RunOpen+cluster", RunOpen { cluster: "blue".into(), ..run_open() }),
+        sample("Opened+cluster", Opened { protocol: 1, cluster: "blue".into(), ..Default::default() }),
+        sample("VerifyOpen+cluster", VerifyOpen { cluster: "blue".into(), ..verify_open() }),
+        sample("Held+cluster", Held { protocol: 1, cluster: "blue".into(), ..Default::default() }),
+        sample("WatchRequest+cluster", WatchRequest { watcher: "router-1".into(), cluster: "blue".into() }),
         sample("BlockOutcome", outcome()),
         sample("Piece", piece()),
     ]);

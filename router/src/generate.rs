@@ -291,7 +291,7 @@ mod tests {
             streams: OpenStreams::default(),
             shutdown,
         });
-        tokio::spawn(crate::observe(router.clone(), StatusBoard::new(1, Arc::default())));
+        tokio::spawn(crate::observe(router.clone(), StatusBoard::new(1, Arc::default(), &Default::default())));
         (router, registry.page())
     }
 

@@ -98,7 +98,7 @@ pub async fn run(config: impl Into<Live<RouterConfig>>, edge: Edge, door: Option
         protocol: cascadia_proto::PROTOCOL,
         state: NodeState::Ready,
     };
-    let board = StatusBoard::new(instance, Arc::default());
+    let board = StatusBoard::new(instance, Arc::default(), membership.cluster());
     let observing = tokio::spawn(observe(router.clone(), board.clone()));
     if let Some(admin) = &admin {
         admin.show(pages(&router, registry, &board));

@@ -2,6 +2,7 @@
 
 use cascadia_core::ids::Epoch;
 use cascadia_core::limits;
+use cascadia_node::cluster::ClusterName;
 use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::convert;
@@ -71,6 +72,8 @@ impl Run {
 pub struct Opening<'a> {
     /// What was admitted.
     pub terms: &'a Terms,
+    /// The router's cluster.
+    pub cluster: &'a ClusterName,
     /// The parameters in force.
     pub parameters: &'a v1::Parameters,
     /// What is committed.
@@ -109,6 +112,7 @@ impl Opening<'_> {
             pinned: Some(self.pinned.clone()),
             request_id: terms.request_id.clone(),
             age_ms: now.saturating_duration_since(terms.arrived).as_millis() as u64,
+            cluster: self.cluster.to_string(),
         };
         let history = if continues { transcript.ids() } else { &[] };
         let history = convert::histories(history).into_iter().map(Order::History);

@@ -189,6 +189,7 @@ impl<'a> Session<'a> {
         let owner = &seat.owner;
         let opening = Opening {
             terms: self.terms,
+            cluster: router.loads.cluster(),
             parameters: &self.parameters,
             transcript: &self.transcript,
             pinned: &self.pinned,
@@ -230,7 +231,12 @@ impl<'a> Session<'a> {
 
     async fn take(&mut self, seat: &Seat, message: Message) -> Result<ControlFlow<End>, Breach> {
         match message {
-            Message::Opened(opened) => self.opened(seat, opened).await?,
+            Message::Opened(opened) => {
+                if self.router.loads.cluster().admits(&seat.owner.id, &opened.cluster).is_err() {
+                    return Ok(ControlFlow::Break(End::Lost(Loss::Unfit)));
+                }
+                self.opened(seat, opened).await?;
+            }
             Message::History(history) => self.transcript.prompt(&history.ids)?,
             Message::Tokens(tokens) => {
                 if let Some(tokens) = self.transcript.commit(tokens)? {

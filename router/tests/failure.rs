@@ -226,3 +226,17 @@ async fn an_owner_that_cannot_continue_is_left_for_one_that_can() {
     again.finish(Speculation::default()).await;
     assert!(soon(told).await.unwrap().finished.is_some());
 }
+
+#[tokio::test]
+async fn an_owner_of_another_cluster_is_left_for_one_of_ours() {
+    let (_cluster, told, [_first, mut second], _expert, call) = started(parameters("speculative")).await;
+    assert_eq!(call.open.cluster, "default");
+    call.opened_in("another").await;
+    let again = second.call().await;
+    assert_eq!(again.placement(), 2);
+    again.opened(&[1, 2, 3]).await;
+    again.tokens(3, &[4]).await;
+    again.finish(Speculation::default()).await;
+    let told = soon(told).await.unwrap();
+    assert_eq!((told.started.len(), told.ids()), (1, vec![4]));
+}

@@ -147,6 +147,19 @@ class Agreement(unittest.TestCase):
         accounts = {pod(thing)["serviceAccountName"] for thing in workloads(render("--set", "serviceAccount.create=false"))}
         self.assertEqual(accounts, {"default"})
 
+    def test_all_nodes_of_a_release_are_of_one_cluster(self):
+        for case, things in cases():
+            with self.subTest(case):
+                values = yaml.safe_load((CHART / f"ci/{case}.yaml").read_text()) or {}
+                args = [main_container(thing)["args"] for thing in of_kind(workloads(things), "Deployment")]
+                names = {arg for args in args for arg in args if arg.startswith("--cluster-name=")}
+                self.assertEqual(len(names), 1, names)
+                self.assertTrue(all(names & set(args) for args in args))
+                if "clusterName" in values:
+                    self.assertEqual(names, {"--cluster-name=" + values["clusterName"]})
+                else:
+                    self.assertRegex(names.pop(), r"^--cluster-name=[a-z0-9-]+/[a-z0-9-]+$")
+
     def test_routers_have_no_model(self):
         for values in ('download={"repository": "a/b"}', 'modelVolume={"claim": "a"}', 'synthetic="step=1ms"'):
             with self.subTest(values):

@@ -16,7 +16,7 @@ CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 # What the chart sets itself, by values of its own, or what has no place in a pod.
 OWN = {
     "id", "listen", "admin", "admin_token_file", "etcd", "etcd_ca_file", "etcd_cert_file", "etcd_key_file", "etcd_user",
-    "etcd_password_file", "etcd_prefix", "static", "log", "log_json", "model", "served_model",
+    "etcd_password_file", "etcd_prefix", "cluster_name", "static", "log", "log_json", "model", "served_model",
     "grace_seconds", "synthetic", "http", "api_key", "api_key_file", "max_timeout_ms", "default_timeout_ms", "lame_duck_ms",
     "otlp_endpoint", "trace_ratio",
 }

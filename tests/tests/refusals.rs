@@ -229,6 +229,10 @@ struct Stream {
 
 impl Stream {
     async fn open(address: &str, epoch: u64) -> Self {
+        Self::open_in("default", address, epoch).await
+    }
+
+    async fn open_in(cluster: &str, address: &str, epoch: u64) -> Self {
         let (ask, asked) = mpsc::channel(8);
         let mut client =
             v1::verify_client::VerifyClient::connect(format!("http://{address}")).await.expect("the expert listens");
@@ -243,6 +247,7 @@ impl Stream {
             prompt_tokens: 2,
             history_tokens: 2,
             tokenizer_fingerprint: text().fingerprint().to_owned(),
+            cluster: cluster.to_owned(),
             ..v1::VerifyOpen::default()
         };
         for message in [Ask::Open(open), Ask::History(v1::History { ids: vec![5, 6] })] {
@@ -289,6 +294,49 @@ async fn an_equal_epoch_is_refused_and_the_first_session_goes_on() {
     assert!(matches!(third.next().await, Ok(Said::Held(_))));
     assert_eq!(first.next().await.expect_err("it is stale").code(), Code::Aborted);
     drop((first, third));
+    cluster.quiesce().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_another_cluster_is_refused_at_its_first_word() {
+    let cluster = ToyCluster::start(plan(1, 1, 0)).await;
+    let names_both = |refused: Status, code: Code| {
+        assert_eq!(refused.code(), code, "{refused}");
+        for word in ["\"another\"", "\"default\"", "--cluster-name"] {
+            assert!(refused.message().contains(word), "{refused}");
+        }
+    };
+    let expert = cluster.experts[0].address.clone();
+    let mut stream = Stream::open_in("another", &expert, 1).await;
+    // Whoever takes a session elsewhere takes this for a node that has gone.
+    names_both(stream.next().await.expect_err("a refusal"), Code::Unavailable);
+    let mut unnamed = Stream::open_in("", &expert, 1).await;
+    let Ok(Said::Held(held)) = unnamed.next().await else { panic!("an older drafter is served") };
+    assert_eq!(held.cluster, "default");
+    drop(unnamed);
+    for node in [&cluster.experts[0], &cluster.drafters[0], &cluster.router] {
+        let address = format!("http://{}", node.address);
+        let asked = v1::WatchRequest { watcher: "router-9".into(), cluster: "another".into() };
+        let mut watcher = v1::node_client::NodeClient::connect(address.clone()).await.expect("the node listens");
+        names_both(watcher.watch(asked).await.expect_err("a refusal"), Code::FailedPrecondition);
+        if node.id == cluster.router.id {
+            continue;
+        }
+        let open = v1::RunOpen {
+            protocol: Some(cascadia_proto::range()),
+            key: Some(v1::SessionKey { session: vec![8; 16], epoch: 1 << 32 }),
+            model: MODEL.into(),
+            resolved: Some(v1::Resolved { parameters: Some(parameters("drafter", 0.0, 1)), ..Default::default() }),
+            prompt: Some(v1::Prompt { kind: Some(v1::prompt::Kind::Text(PROMPT.into())) }),
+            remaining_ms: 30_000,
+            cluster: "another".into(),
+            ..v1::RunOpen::default()
+        };
+        let open = v1::RunRequest { message: Some(v1::run_request::Message::Open(open)) };
+        let mut owner = v1::session_client::SessionClient::connect(address).await.expect("the node listens");
+        let mut said = owner.run(futures::stream::iter([open])).await.expect("a stream").into_inner();
+        names_both(said.message().await.expect_err("a refusal"), Code::Unavailable);
+    }
     cluster.quiesce().await;
 }
 

@@ -12,7 +12,7 @@ use cascadia_proto::convert::role_name;
 
 use crate::Failure;
 use crate::client::Client;
-use crate::static_list::Entry;
+use crate::static_list;
 use crate::synthetic::{SERVED, Synthetic};
 
 /// How long nodes may take to find each other.
@@ -168,6 +168,6 @@ impl Node {
         } else {
             synthetic.parts(self.role, 1).served(&[SERVED.to_owned()])
         };
-        Entry::new(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models).to_json()
+        static_list::line(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models)
     }
 }

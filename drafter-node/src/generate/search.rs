@@ -156,7 +156,10 @@ impl Generation<'_> {
         let channel = self.node.connector.lease(&expert.address);
         let opened = tokio::select! {
                 biased;
-            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &trace) => opened,
+            opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &trace) => opened.and_then(|link| {
+                self.node.experts.cluster().admits_session(&id.0, &link.cluster)?;
+                Ok(link)
+            }),
             () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
         };
         let status = match opened {
@@ -202,6 +205,7 @@ impl Generation<'_> {
             history_tokens: self.session.told().len() as u32,
             pinned_fingerprint: self.pinned.clone(),
             tokenizer_fingerprint: self.node.text.fingerprint().to_owned(),
+            cluster: self.node.experts.cluster().to_string(),
         }
     }
 

@@ -20,7 +20,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Code;
 
+use crate::cluster::ClusterName;
 use crate::jitter::Backoff;
 use crate::lifecycle::Shutdown;
 use crate::membership::Membership;
@@ -63,7 +65,8 @@ impl LoadWatch {
         roles: &'static [Role],
         shutdown: &Shutdown,
     ) -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(()) });
+        let cluster = membership.cluster().clone();
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(()), cluster });
         let stop = CancellationToken::new();
         let follower = Follower { shared: shared.clone(), connector: connector.clone(), watcher: watcher.into() };
         // What is known now is in the snapshot before anyone asks.
@@ -79,6 +82,12 @@ impl LoadWatch {
             }
         });
         Self { shared, _stop: Arc::new(stop.drop_guard()) }
+    }
+
+    /// The cluster whose nodes are followed.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.shared.cluster
     }
 
     /// Load of every followed node: as last reported, with what was placed since; hung, silent and failed ones are
@@ -143,6 +152,7 @@ impl LoadWatch {
 struct Shared {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    cluster: ClusterName,
 }
 
 #[derive(Default)]
@@ -320,10 +330,15 @@ impl Follower {
     async fn watch(&self, record: &NodeRecord, pauses: &mut Backoff) -> String {
         let channel = self.connector.channel(&record.address);
         let mut client = NodeClient::new(channel).max_decoding_message_size(limits::CONTROL_BYTES);
-        let asked = WatchRequest { watcher: self.watcher.clone() };
+        let asked = WatchRequest { watcher: self.watcher.clone(), cluster: self.shared.cluster.to_string() };
         let mut stream = match timeout(limits::WATCH_SILENCE, client.watch(asked)).await {
             Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) => return status.message().to_owned(),
+            Ok(Err(status)) => {
+                if status.code() == Code::FailedPrecondition {
+                    self.shared.cluster.refused_by(record, status.message());
+                }
+                return status.message().to_owned();
+            }
             Err(_) => {
                 // Perhaps the connection died unseen: the next attempt gets a new one.
                 self.connector.forget(&record.address);

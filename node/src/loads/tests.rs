@@ -20,9 +20,13 @@ struct Served {
 
 impl Served {
     async fn start(id: &str, instance: u64) -> Self {
+        Self::start_in(id, instance, &ClusterName::default()).await
+    }
+
+    async fn start_in(id: &str, instance: u64, cluster: &ClusterName) -> Self {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let record = NodeRecord { address: listener.address().into(), instance, ..record(id, Role::Expert) };
-        let (board, shutdown) = (StatusBoard::new(instance, Arc::new(AtomicU64::new(1))), Shutdown::new());
+        let (board, shutdown) = (StatusBoard::new(instance, Arc::new(AtomicU64::new(1)), cluster), Shutdown::new());
         board.set_state(NodeState::Ready);
         let (routes, stop) = (Routes::new(board.service()), shutdown.clone());
         let task = tokio::spawn(async move { net::serve(routes, listener, &stop).await.unwrap() });
@@ -162,4 +166,19 @@ fn a_pause_of_this_process_is_nobodys_silence() {
         }
         assert!(state.nodes[&id].is_gone(now));
     }
+}
+
+#[tokio::test]
+async fn a_node_of_another_cluster_is_never_heard_and_gets_nothing() {
+    let (node, shutdown) = (Served::start_in("e", 1, &"green".parse().unwrap()).await, Shutdown::new());
+    // A list knows nothing of clusters; the node does.
+    let list = || Membership::fixed(vec![node.record.clone()]);
+    let id = &node.record.id;
+    let wrong = watch(&list().named("blue".parse().unwrap()), &shutdown);
+    until("it is refused", &wrong, |w| w.loads()[id].quarantined).await;
+    let right = watch(&list().named("green".parse().unwrap()), &shutdown);
+    until("its own hear it", &right, |w| !w.statuses().is_empty() && !w.loads()[id].quarantined).await;
+    assert!(wrong.statuses().is_empty() && wrong.loads()[id].quarantined);
+    shutdown.stop();
+    node.stop().await;
 }

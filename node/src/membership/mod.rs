@@ -5,7 +5,7 @@
 mod embedded;
 mod etcd;
 mod fixed;
-mod record;
+pub mod record;
 mod roster;
 
 use std::fmt;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use cascadia_core::placement::{NodeRecord, Snapshot};
 use tokio::sync::watch;
 
+use crate::cluster::ClusterName;
 pub use etcd::{EtcdAccess, EtcdConfig, probe};
 
 /// Why membership cannot be used.
@@ -42,7 +43,10 @@ pub enum MembershipError {
 
 /// Who is there; clones share one source.
 #[derive(Clone)]
-pub struct Membership(Source);
+pub struct Membership {
+    source: Source,
+    cluster: ClusterName,
+}
 
 #[derive(Clone)]
 enum Source {
@@ -53,7 +57,7 @@ enum Source {
 
 impl fmt::Debug for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
+        f.write_str(match self.source {
             Source::Embedded(_) => "Membership(embedded)",
             Source::Fixed(_) => "Membership(fixed)",
             Source::Etcd(_) => "Membership(etcd)",
@@ -65,13 +69,25 @@ impl Membership {
     /// A registry inside this process; clones share it.
     #[must_use]
     pub fn embedded() -> Self {
-        Self(Source::Embedded(embedded::Registry::new()))
+        Self { source: Source::Embedded(embedded::Registry::new()), cluster: ClusterName::default() }
     }
 
     /// These nodes for ever. Their state is what their status streams say.
     #[must_use]
     pub fn fixed(records: Vec<NodeRecord>) -> Self {
-        Self(Source::Fixed(fixed::List::new(records)))
+        Self { source: Source::Fixed(fixed::List::new(records)), cluster: ClusterName::default() }
+    }
+
+    /// The same nodes as a cluster of this name. Those of an etcd have its configuration's.
+    #[must_use]
+    pub fn named(self, cluster: ClusterName) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// The cluster whose nodes these are.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
     }
 
     /// The nodes registered in etcd. Returns at once: an unreachable etcd is waited for, with an empty snapshot meanwhile.
@@ -79,13 +95,14 @@ impl Membership {
     /// # Errors
     /// Only where the configuration is wrong.
     pub async fn etcd(config: EtcdConfig) -> Result<Self, MembershipError> {
-        Ok(Self(Source::Etcd(Arc::new(etcd::Etcd::start(config)?))))
+        let cluster = config.cluster.clone();
+        Ok(Self { source: Source::Etcd(Arc::new(etcd::Etcd::start(config)?)), cluster })
     }
 
     /// Who is there, now and at every change.
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
-        match &self.0 {
+        match &self.source {
             Source::Embedded(registry) => registry.snapshots(),
             Source::Fixed(list) => list.snapshots(),
             Source::Etcd(etcd) => etcd.snapshots(),
@@ -95,7 +112,7 @@ impl Membership {
     /// Within what time a registry that lost all it held knows every living node again.
     #[must_use]
     pub fn recovers_within(&self) -> Duration {
-        match &self.0 {
+        match &self.source {
             Source::Embedded(_) | Source::Fixed(_) => Duration::ZERO,
             Source::Etcd(etcd) => etcd.recovers_within(),
         }
@@ -106,7 +123,7 @@ impl Membership {
     /// # Errors
     /// When the source has ended.
     pub async fn register(&self, record: NodeRecord) -> Result<Registration, MembershipError> {
-        Ok(Registration(match &self.0 {
+        Ok(Registration(match &self.source {
             Source::Embedded(registry) => Held::Embedded(registry.register(record)),
             Source::Fixed(_) => Held::Fixed,
             Source::Etcd(etcd) => Held::Etcd(etcd.register(record).await?),

@@ -260,7 +260,7 @@ pub struct Owner {
 impl Owner {
     async fn start(id: &str, role: Role, membership: &Membership) -> Self {
         let (calls, received) = mpsc::channel(64);
-        let board = StatusBoard::new(7, Arc::new(AtomicU64::new(0)));
+        let board = StatusBoard::new(7, Arc::new(AtomicU64::new(0)), membership.cluster());
         board.set_state(NodeState::Ready);
         // A runtime of its own: it can die with all its connections.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -372,8 +372,13 @@ impl Call {
             tokenizer: "tokenizer".into(),
             row_exact: true,
         };
-        let opened = v1::Opened { protocol: 1, fingerprints: Some(fingerprints), prompt_tokens };
+        let opened = v1::Opened { protocol: 1, fingerprints: Some(fingerprints), prompt_tokens, ..Default::default() };
         self.send(Message::Opened(opened)).await;
+    }
+
+    /// Opens it as a node of another cluster would.
+    pub async fn opened_in(&self, cluster: &str) {
+        self.send(Message::Opened(v1::Opened { protocol: 1, cluster: cluster.into(), ..Default::default() })).await;
     }
 
     pub async fn prompt(&self, ids: &[u32]) {

@@ -98,6 +98,7 @@ A pool is its role's defaults with what its own entry says on top.
 {{- end }}
 {{- end }}
 - {{ printf "--etcd-prefix=%s" ($values.etcd.prefix | default (printf "/cascadia/%s/%s/" .root.Release.Namespace .root.Release.Name)) | quote }}
+- {{ printf "--cluster-name=%s" ($values.clusterName | default (printf "%s/%s" .root.Release.Namespace .root.Release.Name)) | quote }}
 - --config=/etc/cascadia/cascadia.toml
 {{- if eq .node.role "router" }}
 - --listen={{ $values.router.bind }}:50051

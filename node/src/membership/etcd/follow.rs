@@ -18,14 +18,7 @@ use crate::membership::roster::Roster;
 
 /// Follows etcd for ever, whether it is there or not.
 pub(super) async fn follow(config: Arc<EtcdConfig>, snapshots: watch::Sender<Arc<Snapshot>>) {
-    let mut follower = Follower {
-        pauses: Backoff::new(&config.prefix, FIRST_PAUSE, LONGEST_PAUSE),
-        jitter: Jitter::new(&config.prefix),
-        config,
-        snapshots,
-        roster: Roster::default(),
-        seen: None,
-    };
+    let mut follower = Follower::new(config, snapshots);
     loop {
         let Err(reason) = follower.session().await;
         let (endpoints, pause) = (follower.config.endpoints.join(", "), follower.pauses.pause());
@@ -51,6 +44,19 @@ struct Follower {
 }
 
 impl Follower {
+    fn new(config: Arc<EtcdConfig>, snapshots: watch::Sender<Arc<Snapshot>>) -> Self {
+        // After an outage of etcd all nodes come back, each at its own time.
+        let name = format!("{} of {}", config.node, config.prefix);
+        Self {
+            pauses: Backoff::new(&name, FIRST_PAUSE, LONGEST_PAUSE),
+            jitter: Jitter::new(&name),
+            config,
+            snapshots,
+            roster: Roster::default(),
+            seen: None,
+        }
+    }
+
     /// One connection, from its first list to its failure.
     async fn session(&mut self) -> Result<std::convert::Infallible, String> {
         let mut client = self.config.connect().await?;
@@ -117,12 +123,14 @@ impl Follower {
                 seen.revision = seen.revision.max(kv.mod_revision());
             }
             match event.event_type() {
-                EventType::Put => {
-                    if let Some(record) = self.read(kv) {
+                EventType::Put => match self.read(kv) {
+                    Some(record) => {
                         gone.retain(|id| *id != record.id);
                         self.roster.put(record);
                     }
-                }
+                    // A key that another cluster's node took, or somebody else, is none of ours any more.
+                    None => gone.extend(self.id(kv)),
+                },
                 EventType::Delete => gone.extend(self.id(kv)),
             }
         }
@@ -137,9 +145,10 @@ impl Follower {
 
     fn read(&self, kv: &KeyValue) -> Option<NodeRecord> {
         let id = self.id(kv)?;
-        record::decode(&id.0, kv.value())
-            .inspect_err(|error| tracing::warn!(node = %id, %error, "a key in etcd is no node record; delete it"))
-            .ok()
+        let decoded = record::decode(&id.0, kv.value())
+            .inspect_err(|error| tracing::warn!(node = %id, %error, "a key in etcd is no node record; delete it"));
+        let (record, cluster) = decoded.ok()?;
+        self.config.cluster.has(&id, &cluster).then_some(record)
     }
 
     fn publish(&self) {
@@ -153,5 +162,27 @@ impl Follower {
             *snapshot = Arc::new(Snapshot { revision: revision.max(snapshot.revision + 1), nodes });
             true
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn two_nodes_of_a_cluster_pause_differently() {
+        let follower = |node: &str| {
+            let config = EtcdConfig { node: node.into(), ..EtcdConfig::default() };
+            Follower::new(Arc::new(config), watch::Sender::new(Arc::default()))
+        };
+        let times = |mut follower: Follower| -> Vec<Duration> {
+            let pauses: Vec<_> = (0..8).map(|_| follower.pauses.pause()).collect();
+            let lists = (0..8).map(|_| follower.jitter.up_to(follower.config.list_period()));
+            pauses.into_iter().chain(lists).collect()
+        };
+        let (one, other) = (times(follower("expert-1")), times(follower("expert-2")));
+        assert!(one.iter().zip(&other).all(|(one, other)| one != other), "{one:?} and {other:?}");
+        assert_eq!(one, times(follower("expert-1")), "a simulation repeats itself");
     }
 }

@@ -112,7 +112,8 @@ impl Keeper {
     async fn put(&mut self, client: &mut Client, lease: i64) -> Result<(), String> {
         let (key, value) = {
             let record = self.records.borrow_and_update();
-            (format!("{}{}", self.config.prefix, record.id), record::encode(&record))
+            let value = record::encode(&record, &self.config.cluster.to_string());
+            (format!("{}{}", self.config.prefix, record.id), value)
         };
         timed(CALL_TIMEOUT, client.put(key, value, Some(PutOptions::new().with_lease(lease)))).await?;
         if let Some(registered) = self.registered.take() {

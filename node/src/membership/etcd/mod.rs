@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::MembershipError;
+use crate::cluster::ClusterName;
 pub use access::EtcdAccess;
 pub(super) use lease::Lease;
 
@@ -37,6 +38,10 @@ pub struct EtcdConfig {
     pub lease_ttl: Duration,
     /// What etcd wants to see.
     pub access: EtcdAccess,
+    /// The cluster whose nodes these are; those of another under the same prefix are left aside.
+    pub cluster: ClusterName,
+    /// Who asks: its pauses are not those of other nodes.
+    pub node: String,
 }
 
 impl Default for EtcdConfig {
@@ -46,6 +51,8 @@ impl Default for EtcdConfig {
             prefix: "/cascadia/nodes/".into(),
             lease_ttl: Duration::from_secs(15),
             access: EtcdAccess::default(),
+            cluster: ClusterName::default(),
+            node: String::new(),
         }
     }
 }
