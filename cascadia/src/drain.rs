@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use cascadia_node::proving::{ANSWER, Asking, Challenge};
 use cascadia_node::token::Token;
 use cascadia_proto::v1;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -38,7 +39,7 @@ pub async fn run(args: &DrainArgs) -> Outcome {
         "no admin token: give --admin-token-file FILE or set CASCADIA_ADMIN_TOKEN, to the token the node was started with",
     )?;
     let target = match (&args.admin, &args.node) {
-        (Some(admin), _) => Target { name: admin.clone(), admin: admin.clone(), hint: "" },
+        (Some(admin), _) => Target { name: admin.clone(), node: None, admin: admin.clone(), hint: "" },
         (None, Some(node)) => find(&Client::connect(&args.server).await?.status().await?, node, &args.server)?,
         (None, None) => return Err("name a node, or give its admin listener with --admin".into()),
     };
@@ -61,10 +62,24 @@ pub async fn run(args: &DrainArgs) -> Outcome {
     Ok(crate::print_line(&format!("{} is gone after {:.1} s", target.name, began.elapsed().as_secs_f64()))?)
 }
 
+/// What the node is asked for, and what that is to be proven over.
+const DRAIN: &str = "/drain";
+const CHALLENGE: &str = "/challenge";
+
+/// What an admin listener answered.
+struct Answer {
+    status: StatusCode,
+    /// That it knows the token, where it was to prove it.
+    proof: Vec<u8>,
+    body: Bytes,
+}
+
 /// A node's admin listener.
 #[derive(Debug, PartialEq, Eq)]
 struct Target {
     name: String,
+    /// The node that is meant, where it was named.
+    node: Option<String>,
     admin: String,
     /// What to say where nobody answers.
     hint: &'static str,
@@ -89,7 +104,7 @@ fn find(status: &v1::ClusterStatusResponse, node: &str, server: &str) -> Result<
     } else {
         ""
     };
-    Ok(Target { name: node.to_owned(), admin, hint })
+    Ok(Target { name: node.to_owned(), node: Some(node.to_owned()), admin, hint })
 }
 
 /// What a node says of itself.
@@ -109,7 +124,7 @@ impl Said {
 
 impl Target {
     async fn status(&self) -> Result<Said, Failure> {
-        let (status, body) = self.call(Method::GET, "/status", None).await.map_err(|cause| {
+        let Answer { status, body, .. } = self.call(Method::GET, "/status", None).await.map_err(|cause| {
             format!("nobody answers at {}'s admin listener {} ({cause}){}", self.name, self.admin, self.hint)
         })?;
         match serde_json::from_slice(&body) {
@@ -121,14 +136,42 @@ impl Target {
         }
     }
 
+    /// Asks it to drain, and believes only who knows the token that it does. The token itself is never sent.
     async fn drain(&self, token: &Token) -> Outcome {
-        let (status, body) = self.call(Method::POST, "/drain", Some(token)).await?;
-        match status {
-            StatusCode::ACCEPTED => Ok(()),
-            _ => {
-                let reason = String::from_utf8_lossy(&body);
-                Err(format!("{} does not drain ({status}): {}", self.name, reason.trim_end()).into())
-            }
+        let refuses = |answer: &Answer| -> Failure {
+            let reason = String::from_utf8_lossy(&answer.body);
+            format!("{} does not drain ({}): {}", self.name, answer.status, reason.trim_end()).into()
+        };
+        let answer = self.call(Method::GET, CHALLENGE, None).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Err(format!(
+                "{} is of an older release, which takes the token in clear only: send it SIGTERM, or, where nobody listens \
+                 in, `curl -X POST -H \"Authorization: Bearer TOKEN\" http://{}{DRAIN}`",
+                self.name, self.admin
+            )
+            .into());
+        }
+        let challenge = match serde_json::from_slice::<Challenge>(&answer.body) {
+            Ok(challenge) if answer.status == StatusCode::OK => challenge,
+            _ => return Err(refuses(&answer)),
+        };
+        if let Some(node) = self.node.as_ref().filter(|node| **node != challenge.node) {
+            return Err(format!(
+                "what answers at {} says that it is {:?}, not {node}: it was asked nothing; see `cascadia status`",
+                self.admin, challenge.node
+            )
+            .into());
+        }
+        let asking = Asking::new(token, &challenge, Method::POST.as_str(), DRAIN);
+        let answer = self.call(Method::POST, DRAIN, Some(asking.authorization())).await?;
+        match answer.status {
+            StatusCode::ACCEPTED if asking.is_answered_by(&answer.proof) => Ok(()),
+            StatusCode::ACCEPTED => Err(format!(
+                "what answers at {} does not know the admin token, so it is not {}; the node itself was not reached",
+                self.admin, self.name
+            )
+            .into()),
+            _ => Err(refuses(&answer)),
         }
     }
 
@@ -138,7 +181,7 @@ impl Target {
         loop {
             match self.call(Method::GET, "/status", None).await {
                 Err(_) => absences += 1,
-                Ok((_, body)) => {
+                Ok(Answer { body, .. }) => {
                     absences = 0;
                     let said = serde_json::from_slice(&body).as_ref().map(Said::of).unwrap_or_default();
                     if said.instance != before.instance && !before.instance.is_empty() {
@@ -157,19 +200,20 @@ impl Target {
         }
     }
 
-    async fn call(&self, method: Method, path: &str, token: Option<&Token>) -> Result<(StatusCode, Bytes), Failure> {
+    async fn call(&self, method: Method, path: &str, authorization: Option<&str>) -> Result<Answer, Failure> {
         let calling = async {
             let stream = TcpStream::connect(&self.admin).await?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             let mut request = Request::builder().method(method).uri(path).header(HOST, &self.admin);
-            if let Some(token) = token {
-                request = request.header(AUTHORIZATION, token.bearer());
+            if let Some(authorization) = authorization {
+                request = request.header(AUTHORIZATION, authorization);
             }
             let request = request.body(Empty::<Bytes>::new())?;
             let answer = async {
                 let (head, body) = sender.send_request(request).await?.into_parts();
                 let body = Limited::new(body, PAGE_BYTES).collect().await?.to_bytes();
-                Ok::<_, Failure>((head.status, body))
+                let proof = head.headers.get(ANSWER).map(|proof| proof.as_bytes().to_vec()).unwrap_or_default();
+                Ok::<_, Failure>(Answer { status: head.status, proof, body })
             };
             tokio::pin!(answer);
             tokio::select! {
@@ -195,6 +239,8 @@ fn progress(name: &str, said: &Said) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn member(address: &str, admin_address: &str) -> v1::ClusterStatusResponse {
@@ -231,5 +277,58 @@ mod tests {
         let node = said(serde_json::json!({"instance": "ab", "state": "draining", "sessions": 2}));
         assert_eq!(progress("d", &node), "d is draining: 2 sessions are open");
         assert_eq!(progress("d", &Said { sessions: 0, ..node }), "d is draining: no session is open");
+    }
+
+    /// Answers with these, one a connection, and keeps what it was sent.
+    async fn impostor(answers: Vec<String>) -> (Target, tokio::task::JoinHandle<String>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = listener.local_addr().unwrap().to_string();
+        let serving = tokio::spawn(async move {
+            let mut heard = String::new();
+            for answer in answers {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut piece = [0; 4096];
+                while !heard.ends_with("\r\n\r\n") {
+                    let read = socket.read(&mut piece).await.unwrap();
+                    heard.push_str(&String::from_utf8_lossy(&piece[..read]));
+                }
+                socket.write_all(answer.as_bytes()).await.unwrap();
+                heard.push('|');
+            }
+            heard
+        });
+        (Target { name: "d7".into(), node: Some("d7".into()), admin, hint: "" }, serving)
+    }
+
+    fn answer(status: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn whoever_stands_in_for_a_node_gets_no_token_and_is_not_believed() {
+        let token = Token::new("correct-horse-battery", "a test").unwrap();
+        let challenge = r#"{"node": "d7", "instance": "05", "nonce": "ab"}"#;
+        let answers = vec![answer("200 OK", challenge), answer("202 Accepted", "draining")];
+        let (target, serving) = impostor(answers).await;
+        let error = target.drain(&token).await.unwrap_err().to_string();
+        assert!(error.contains("does not know the admin token") && error.contains(&target.admin), "{error}");
+        let heard = serving.await.unwrap();
+        assert!(heard.contains("POST /drain") && heard.contains("authorization: Cascadia-HMAC-SHA256 ab."), "{heard}");
+        assert!(!heard.contains("correct-horse"), "{heard}");
+    }
+
+    #[tokio::test]
+    async fn another_node_and_an_older_one_are_sent_nothing() {
+        let token = Token::new("correct-horse-battery", "a test").unwrap();
+        let other = r#"{"node": "d8", "instance": "05", "nonce": "ab"}"#;
+        for (first, says) in
+            [(answer("200 OK", other), "\"d8\", not d7"), (answer("404 Not Found", ""), "older release")]
+        {
+            let (target, serving) = impostor(vec![first]).await;
+            let error = target.drain(&token).await.unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+            let heard = serving.await.unwrap();
+            assert!(heard.starts_with("GET /challenge") && !heard.contains("uthorization"), "{heard}");
+        }
     }
 }

@@ -17,9 +17,10 @@ use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::parts::Parts;
+use cascadia_node::proving::Proving;
 use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
 use cascadia_node::token::Token;
-use cascadia_node::Edge;
+use cascadia_node::{Edge, instance};
 use cascadia_proto::convert::role_name;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
@@ -343,8 +344,9 @@ impl NodeArgs {
         let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
         let id = self.name(role);
+        let proving = token.map(|token| Proving::new(token, &id, instance(&listener, &id)));
         // It answers from here on, while etcd is looked for and the model loads.
-        let admin = AdminPort::open(Listener::bind(&self.admin).await?, shutdown, token);
+        let admin = AdminPort::open(Listener::bind(&self.admin).await?, shutdown, proving);
         let membership = match &self.source.fixed {
             Some(file) => Membership::fixed(static_list::read(file)?).named(self.cluster_name.clone()),
             None => self.etcd(&id).await?,

@@ -1,7 +1,9 @@
-//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, `/targets` at a router, gRPC health, and `POST /drain`. Plain HTTP, no prompts.
+//! The operator's port: `/live`, `/ready`, `/status`, `/metrics`, `/targets` at a router, gRPC health, `/challenge`, and
+//! `POST /drain`. Plain HTTP, no prompts.
 //!
 //! It answers from the first moment of a process, while a model still loads. Whatever changes something is a POST that
-//! shows the admin token; without one set, nothing can be changed from afar.
+//! proves that its sender knows the admin token ([`crate::proving`]), or shows it; without one set, nothing can be changed from
+//! afar.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,7 +13,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{FromRequestParts, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::task::JoinHandle;
@@ -21,7 +23,7 @@ use tonic_health::server::HealthReporter;
 use crate::lifecycle::Shutdown;
 use crate::metrics::Page;
 use crate::net::{self, Listener};
-use crate::token::Token;
+use crate::proving::{self, Proving};
 
 /// Connections at once: probes, scrapers and operators.
 const MOST_CONNECTIONS: usize = 256;
@@ -102,15 +104,15 @@ struct Port {
     /// What it says before.
     loading: Loading,
     shutdown: Shutdown,
-    token: Option<Token>,
+    proving: Option<Proving>,
 }
 
 impl AdminPort {
     /// Answers from now on: alive, and not ready until [`AdminPort::show`] says otherwise.
     #[must_use]
-    pub fn open(listener: Listener, shutdown: &Shutdown, token: Option<Token>) -> Self {
-        let port =
-            Arc::new(Port { pages: OnceLock::new(), loading: Loading::default(), shutdown: shutdown.clone(), token });
+    pub fn open(listener: Listener, shutdown: &Shutdown, proving: Option<Proving>) -> Self {
+        let (pages, loading, shutdown) = (OnceLock::new(), Loading::default(), shutdown.clone());
+        let port = Arc::new(Port { pages, loading, shutdown, proving });
         let (address, listener) = (listener.address().to_owned(), listener.at_most(MOST_CONNECTIONS));
         Self { address, serving: tokio::spawn(serve(listener, port.clone())), port }
     }
@@ -196,6 +198,7 @@ fn pages(port: Arc<Port>) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/targets", get(targets))
+        .route("/challenge", get(challenge))
         .route("/drain", post(drain))
         .with_state(port)
 }
@@ -232,32 +235,50 @@ async fn targets(State(port): Shared) -> Response {
     }
 }
 
+/// What a call that changes something is to be proven over.
+async fn challenge(State(port): Shared) -> Response {
+    match &port.proving {
+        Some(proving) => ([(header::CACHE_CONTROL, "no-store")], Json(proving.challenge())).into_response(),
+        None => (StatusCode::FORBIDDEN, NO_TOKEN).into_response(),
+    }
+}
+
 /// What SIGTERM does.
-async fn drain(_: Authorized, State(port): Shared) -> (StatusCode, &'static str) {
+async fn drain(Authorized { answer }: Authorized, State(port): Shared) -> (StatusCode, HeaderMap, &'static str) {
     if !port.shutdown.is_draining() {
         tracing::info!("told to drain at the admin listener");
         port.shutdown.drain();
     }
-    (StatusCode::ACCEPTED, "draining: no new sessions, open ones finish or move, then the process ends\n")
+    let answer = answer.map(|answer| (HeaderName::from_static(proving::ANSWER), answer));
+    let says = "draining: no new sessions, open ones finish or move, then the process ends\n";
+    (StatusCode::ACCEPTED, answer.into_iter().collect(), says)
 }
 
-/// A request that shows the admin token.
-struct Authorized;
+const NO_TOKEN: &str = "this node has no admin token, so nothing can be changed from afar: start it with \
+                        --admin-token-file FILE or CASCADIA_ADMIN_TOKEN, or send it SIGTERM\n";
+
+/// A request by somebody who knows the admin token.
+struct Authorized {
+    /// The node's own proof, where one was given.
+    answer: Option<HeaderValue>,
+}
 
 impl FromRequestParts<Arc<Port>> for Authorized {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, port: &Arc<Port>) -> Result<Self, Response> {
-        let Some(token) = &port.token else {
-            let cure = "this node has no admin token, so nothing can be changed from afar: start it with \
-                        --admin-token-file FILE or CASCADIA_ADMIN_TOKEN, or send it SIGTERM\n";
-            return Err((StatusCode::FORBIDDEN, cure).into_response());
+        let Some(proving) = &port.proving else {
+            return Err((StatusCode::FORBIDDEN, NO_TOKEN).into_response());
         };
-        if token.is_shown(&parts.headers) {
-            return Ok(Self);
+        if let Some(answer) = proving.proven(&parts.headers, parts.method.as_str(), parts.uri.path()) {
+            return Ok(Self { answer: HeaderValue::try_from(answer).ok() });
+        }
+        if proving.is_shown(&parts.headers) {
+            return Ok(Self { answer: None });
         }
         tracing::warn!(path = parts.uri.path(), "a call without the admin token was refused");
-        let cure = "the admin token is missing or wrong: send `Authorization: Bearer TOKEN` with the node's own\n";
+        let cure = "the admin token is missing or wrong: give `cascadia drain` the node's own, or send it as \
+                    `Authorization: Bearer TOKEN`\n";
         Err((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], cure).into_response())
     }
 }
@@ -265,6 +286,9 @@ impl FromRequestParts<Arc<Port>> for Authorized {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proving::{Asking, Challenge};
+    use crate::token::Token;
+    use cascadia_core::ids::NodeId;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tonic_health::pb::health_check_response::ServingStatus;
@@ -285,6 +309,7 @@ mod tests {
     async fn open(token: Option<&str>) -> (AdminPort, Shutdown) {
         let shutdown = Shutdown::new();
         let token = token.map(|token| Token::new(token, "a test").unwrap());
+        let token = token.map(|token| Proving::new(token, &NodeId("d7".into()), 5));
         (AdminPort::open(Listener::bind("127.0.0.1:0").await.unwrap(), &shutdown, token), shutdown)
     }
 
@@ -362,6 +387,26 @@ mod tests {
             assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
         }
         assert!(shutdown.is_draining() && !shutdown.is_stopped(), "asking twice is not SIGTERM twice");
+    }
+
+    #[tokio::test]
+    async fn a_proof_drains_once_and_is_answered_by_one() {
+        let (port, shutdown) = open(Some("secret")).await;
+        let address = port.address().to_owned();
+        let challenge = page(&address, "/challenge").await;
+        let challenge: Challenge = serde_json::from_str(challenge.rsplit("\r\n").next().unwrap()).unwrap();
+        assert_eq!((challenge.node.as_str(), challenge.instance.as_str()), ("d7", "0000000000000005"));
+        let ask = |token: &str| Asking::new(&Token::new(token, "a test").unwrap(), &challenge, "POST", "/drain");
+        let wrong = format!("Authorization: {}\r\n", ask("another").authorization());
+        assert!(call(&address, "POST /drain", &wrong).await.starts_with("HTTP/1.1 401"));
+        assert!(!shutdown.is_draining());
+        let asking = ask("secret");
+        let header = format!("Authorization: {}\r\n", asking.authorization());
+        let answer = call(&address, "POST /drain", &header).await;
+        let proof = answer.lines().find_map(|line| line.strip_prefix("authentication-info: ")).expect("a proof");
+        assert!(answer.starts_with("HTTP/1.1 202") && asking.is_answered_by(proof.as_bytes()), "{answer}");
+        assert!(shutdown.is_draining());
+        assert!(call(&address, "POST /drain", &header).await.starts_with("HTTP/1.1 401"), "once");
     }
 
     #[tokio::test]

@@ -3,12 +3,13 @@
 //! [`net`] listener and connections, over `accept`, `connections` and [`descriptors`]: who is let in, and how many ·
 //! [`membership`] who is there, [`cluster`] in the cluster of which name · [`loads`] how busy they are · [`status`] what this
 //! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
-//! the operator's port, [`token`] what changes need there · [`telemetry`] logs and traces · [`metrics`] what all nodes'
+//! the operator's port, [`token`] what changes need there and [`proving`] how it is proven · [`telemetry`] logs and traces · [`metrics`] what all nodes'
 //! metrics share · [`config`] the configuration in force · [`engine_config`] what an operator sets of any engine ·
 //! [`parts`] a loaded model · [`drive`], [`sessions`], [`owner`], [`session_service`], [`process`] what drafters and
 //! experts share.
 //!
-//! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance.
+//! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance but in
+//! [`proving`]'s nonces.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +32,7 @@ pub mod net;
 pub mod owner;
 pub mod parts;
 pub mod process;
+pub mod proving;
 pub mod session_service;
 pub mod sessions;
 pub mod status;
@@ -40,6 +42,12 @@ pub mod token;
 use cascadia_core::history::hash_bytes;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
+
+/// Names a start of a node at a listener, as [`Edge::instance`] has it.
+#[must_use]
+pub fn instance(listener: &net::Listener, id: &NodeId) -> u64 {
+    hash_bytes(hash_bytes(listener.origin(), listener.address().as_bytes()), id.0.as_bytes())
+}
 
 /// Where a node meets the world: what every node's `run` is handed.
 #[derive(Debug)]
@@ -70,7 +78,7 @@ impl Edge {
     /// Names this start of the node: differs from start to start, but not from run to run of a simulation.
     #[must_use]
     pub fn instance(&self) -> u64 {
-        hash_bytes(hash_bytes(self.listener.origin(), self.listener.address().as_bytes()), self.id.0.as_bytes())
+        instance(&self.listener, &self.id)
     }
 
     /// What the node records its spans with.

@@ -1,4 +1,4 @@
-//! The secret that state-changing calls of the admin listener must show.
+//! The secret that state-changing calls of the admin listener must prove, or show.
 
 use std::path::{Path, PathBuf};
 
@@ -81,13 +81,12 @@ impl Token {
         }
     }
 
-    /// What a caller sends in `Authorization`.
-    #[must_use]
-    pub fn bearer(&self) -> String {
-        format!("Bearer {}", self.0)
+    /// What proofs are made with.
+    pub(crate) fn secret(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 
-    /// Whether a request shows this token.
+    /// Whether a request shows this token itself, as scripts do (`curl -H "Authorization: Bearer TOKEN"`).
     #[must_use]
     pub fn is_shown(&self, headers: &HeaderMap) -> bool {
         let shown = headers.get(AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
@@ -121,7 +120,7 @@ mod tests {
             let headers = HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())]);
             token.is_shown(&headers)
         };
-        assert!(shown(&token.bearer()) && shown("bearer correct-horse"));
+        assert!(shown("Bearer correct-horse") && shown("bearer correct-horse"));
         for wrong in [
             "",
             "Bearer",
