@@ -44,6 +44,9 @@ pub fn to_text(status: &v1::ClusterStatusResponse) -> String {
             "silent: listed and not heard of yet; it loads its model (its admin listener says how far, at /status) or is away\n",
         );
     }
+    if status.members.iter().any(|member| member.failing) {
+        text.push_str("failing: it failed one session after another by its own fault, and gets no new ones for a while; its log says why\n");
+    }
     text.push('\n');
     if status.pairs.is_empty() {
         text.push_str("no pair: nothing can be served until a drafter and an expert of one tokenizer are ready\n");
@@ -76,12 +79,19 @@ pub fn to_text(status: &v1::ClusterStatusResponse) -> String {
 /// Where a static list says ready and the node has said nothing itself.
 const SILENT: &str = "silent";
 
+/// Where a node lives, and the router gives it no sessions all the same.
+const FAILING: &str = "failing";
+
 fn is_silent(member: &v1::Member) -> bool {
     member.load.is_none() && member.role != "router" && member.state == "ready"
 }
 
 fn member(member: &v1::Member) -> Vec<String> {
-    let state = if is_silent(member) { SILENT } else { &member.state };
+    let state = match member {
+        member if is_silent(member) => SILENT,
+        member if member.failing => FAILING,
+        member => &member.state,
+    };
     let mut row = vec![member.id.clone(), member.role.clone(), state.to_owned(), member.address.clone()];
     match &member.load {
         Some(load) => row.extend([
@@ -116,6 +126,7 @@ pub fn to_json(status: &v1::ClusterStatusResponse) -> Value {
             "models": m.models,
             "fingerprints": m.fingerprints,
             "instance": m.instance,
+            "failing": m.failing,
             "load": m.load.as_ref().map(|l| json!({
                 "sessions": l.sessions,
                 "queued_tokens": l.queued_tokens,
@@ -190,6 +201,16 @@ mod tests {
             text.lines().nth(1).is_some_and(|line| line.contains("silent")) && text.contains("admin listener"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_failing_node_is_not_called_ready() {
+        let mut status = status();
+        status.members[0].failing = true;
+        let text = to_text(&status);
+        assert!(text.lines().nth(1).is_some_and(|line| line.contains("failing")), "{text}");
+        assert!(text.contains("one session after another"), "{text}");
+        assert_eq!(to_json(&status)["members"][0]["failing"], true);
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod limits;
 pub mod pages;
 pub mod pipeline;
 pub mod placement;
+pub mod quarantine;
 pub mod rule;
 pub mod scheduler;
 pub mod session;

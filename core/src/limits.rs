@@ -82,6 +82,15 @@ pub const WATCH_SILENCE: Duration = Duration::from_secs(3);
 /// without it waits so long before it goes on.
 pub const MAY_COME_BACK: Duration = Duration::from_secs(2);
 
+/// Sessions of different requests that a node fails by its own fault, one after another, before it gets no new ones.
+pub const QUARANTINE_FAILURES: usize = 3;
+
+/// The time within which these sessions fail.
+pub const QUARANTINE_WINDOW: Duration = Duration::from_secs(10);
+
+/// How long such a node gets no sessions before one may try it again.
+pub const QUARANTINE_RETRY: Duration = Duration::from_secs(5);
+
 /// Work of at most this many tokens goes before any prefill: two verified blocks of the greatest length.
 pub const SHORT_TOKENS: usize = 2 * MAX_DRAFT_LENGTH;
 

@@ -165,8 +165,10 @@ pub struct Load {
     pub running_tokens: u64,
     /// Tokens this chooser has placed there since that report.
     pub placed_tokens: u64,
-    /// Hung or cut off: takes no sessions.
+    /// Hung or cut off: takes no sessions, and those it has are lost.
     pub quarantined: bool,
+    /// Failed one session after another ([`crate::quarantine`]): takes no new ones.
+    pub failing: bool,
 }
 
 impl Load {
@@ -398,7 +400,7 @@ impl<'a> Chooser<'a, '_> {
 
     fn is_open(&self, node: &NodeRecord) -> bool {
         node.state == NodeState::Ready
-            && !self.loads.get(&node.id).is_some_and(|load| load.quarantined)
+            && !self.loads.get(&node.id).is_some_and(|load| load.quarantined || load.failing)
             && !self.wish.exclude.contains(&node.id)
     }
 

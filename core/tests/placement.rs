@@ -55,6 +55,10 @@ fn quarantined(id: &str) -> Loads {
     BTreeMap::from([(NodeId(id.to_owned()), Load { quarantined: true, ..Load::default() })])
 }
 
+fn failing(id: &str) -> Loads {
+    BTreeMap::from([(NodeId(id.to_owned()), Load { failing: true, ..Load::default() })])
+}
+
 fn wish(model: &str) -> Wish<'_> {
     Wish { model, session_tokens: 100, ..Wish::default() }
 }
@@ -73,6 +77,7 @@ fn who_may_be_chosen() {
         ("not draining", "d drafter chat/t/s\ne expert chat/t/b draining\nf expert chat/t/b", &none, "f", "d"),
         ("not starting", "d drafter chat/t/s starting\nc drafter chat/t/s\ne expert chat/t/b", &none, "e", "c"),
         ("not quarantined", "d drafter chat/t/s\ne expert chat/t/b\nf expert chat/t/b", &quarantined("e"), "f", "d"),
+        ("not failing", "c drafter chat/t/s\nd drafter chat/t/s\ne expert chat/t/b", &failing("c"), "e", "d"),
         (
             "not another model",
             "d drafter x/t/s\nc drafter chat/t/s\ne expert chat/t/b\nf expert x/t/b",

@@ -8,6 +8,7 @@ use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::convert::{self, ConvertError};
+use cascadia_proto::fault;
 use cascadia_proto::v1::verify_client::VerifyClient;
 use cascadia_proto::v1::verify_request::Message as Order;
 use cascadia_proto::v1::verify_response::Message as Response;
@@ -79,7 +80,8 @@ impl ExpertLink {
     /// Opens a stream and sends the history.
     ///
     /// # Errors
-    /// The transport's, the expert's refusal, or what it says of itself contradicts what it was opened with.
+    /// The transport's, the expert's refusal, or what it says of itself contradicts what it was opened with. `UNAVAILABLE` is
+    /// always the expert's own word.
     pub async fn open(
         (channel, lease): (Channel, Lease),
         expert: Expert,
@@ -101,7 +103,7 @@ impl ExpertLink {
         let mut inbound = client.stream(request).await?.into_inner();
         match inbound.message().await? {
             Some(VerifyResponse { message: Some(Response::Held(held)) }) => {
-                convert::check_held(&held, &opened).map_err(|wrong| Status::internal(wrong.to_string()))?;
+                convert::check_held(&held, &opened).map_err(|wrong| fault::of(&expert.id.0, Status::internal(wrong.to_string())))?;
                 Ok(Self {
                     outbound,
                     inbound,
@@ -116,7 +118,7 @@ impl ExpertLink {
                     _lease: lease,
                 })
             }
-            _ => Err(Status::unavailable("the expert closed the stream without saying what it holds")),
+            _ => Err(Status::unknown("the expert closed the stream without saying what it holds")),
         }
     }
 
@@ -144,7 +146,7 @@ impl ExpertLink {
     /// What the expert says next.
     ///
     /// # Errors
-    /// When the stream has ended, or with the expert's error.
+    /// When the stream has ended, or with the expert's error; `INTERNAL` and `UNAVAILABLE` are its own words.
     pub async fn next(&mut self) -> Result<Said, Status> {
         let message = self.inbound.message().await?.and_then(|response| response.message);
         match message {
@@ -152,7 +154,7 @@ impl ExpertLink {
             Some(Response::Stale(stale)) => Ok(self.answer(convert::stale_of(stale).map(Answer::Stale))),
             Some(Response::Move(_)) => Ok(Said::Move),
             Some(Response::Held(_)) => Ok(Said::Held),
-            None => Err(Status::unavailable("the expert ended the stream")),
+            None => Err(Status::unknown("the expert ended the stream")),
         }
     }
 }
@@ -160,5 +162,5 @@ impl ExpertLink {
 fn queue(outbound: &mpsc::Sender<VerifyRequest>, message: Order) -> Result<(), Status> {
     outbound
         .try_send(VerifyRequest { message: Some(message) })
-        .map_err(|_| Status::unavailable("the stream to the expert has ended"))
+        .map_err(|_| Status::unknown("the stream to the expert has ended"))
 }

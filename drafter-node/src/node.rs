@@ -69,7 +69,6 @@ pub struct Wanted<'a> {
 impl DrafterNode {
     /// Picks an expert by the router's own function; `None` while there is none.
     pub(crate) fn pick(&self, wanted: &Wanted<'_>) -> Option<Expert> {
-        let snapshot = self.experts.snapshot();
         let wish = Wish {
             model: wanted.model,
             chance: wanted.session.0 as u64,
@@ -78,8 +77,12 @@ impl DrafterNode {
             exclude: wanted.exclude.clone(),
             ..Wish::default()
         };
-        let node = placement::pick_expert(&snapshot, &self.experts.loads(), &wish).ok()?;
-        self.experts.placed(&node.id, wanted.tokens as u64);
+        let mut snapshot = self.experts.snapshot();
+        let mut node = placement::pick_expert(&snapshot, &self.experts.loads(), &wish).ok()?;
+        while !self.experts.place(&[&node.id], wanted.tokens as u64) {
+            snapshot = self.experts.snapshot();
+            node = placement::pick_expert(&snapshot, &self.experts.loads(), &wish).ok()?;
+        }
         let served = node.models.iter().find(|served| served.name == wanted.model)?;
         Some(Expert { id: node.id.clone(), address: node.address.clone(), fingerprint: served.fingerprint.clone() })
     }

@@ -9,6 +9,7 @@ use cascadia_node::session_service::Owner;
 use cascadia_node::sessions::OpenSession;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
+use cascadia_proto::fault;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest};
 use tonic::{Status, Streaming};
@@ -94,7 +95,7 @@ async fn serve(
         // Dropping the work closes the session at the engine and the stream to the expert.
         cancelled = owner::cancelled(&mut inbound) => cancelled,
         () = gone.closed() => Ok(()),
-        () = node.leaving.wait(expert) => Err(Status::unavailable("the drafter goes: the session continues on another")),
+        () = node.leaving.wait(expert) => Err(fault::leaving("the drafter goes: the session continues on another")),
         () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
     }
 }

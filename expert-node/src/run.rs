@@ -10,6 +10,7 @@ use cascadia_node::session_service::Owner;
 use cascadia_node::sessions::Heard;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
+use cascadia_proto::fault;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest};
 use tonic::{Status, Streaming};
@@ -62,7 +63,7 @@ async fn decode(
         opened = node.engine.open(open) => opened?,
         cancelled = owner::cancelled(&mut inbound) => return cancelled,
         () = sender.closed() => return Ok(()),
-        () = node.leaving.wait(None) => return Err(Status::unavailable("the expert goes: another may have room")),
+        () = node.leaving.wait(None) => return Err(fault::leaving("the expert goes: another may have room")),
         () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
     };
     output.cached_tokens = session.cached.min(prompt_tokens) as u32;
@@ -102,7 +103,7 @@ async fn decode(
             // The router has nothing more to say to an owner that has no expert to leave; an error is its cancellation.
             message = inbound.message(), if listening => listening = message?.is_some(),
             () = output.closed() => return Ok(()),
-            () = node.leaving.wait(None) => return Err(Status::unavailable("the expert goes: the session continues on another")),
+            () = node.leaving.wait(None) => return Err(fault::leaving("the expert goes: the session continues on another")),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
     }

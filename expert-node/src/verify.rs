@@ -17,7 +17,7 @@ use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_request::Message as Request;
 use cascadia_proto::v1::verify_response::Message as Response;
 use cascadia_proto::v1::{self, VerifyRequest, VerifyResponse, verify_server};
-use cascadia_proto::{convert, parameters, refusal};
+use cascadia_proto::{convert, fault, parameters, refusal};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -86,7 +86,7 @@ async fn converse(
     let to_leave = node.leaving.wait(None);
     tokio::pin!(to_leave);
     if node.leaving.is_time(None) {
-        return Err(Status::unavailable("the expert drains; another has its model"));
+        return Err(fault::leaving("the expert drains; another has its model"));
     }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
@@ -97,7 +97,7 @@ async fn converse(
         biased;
         opened = node.engine.open(open) => opened?,
         () = outbound.closed() => return Ok(()),
-        () = &mut to_leave => return Err(Status::unavailable("the expert drains; another has its model")),
+        () = &mut to_leave => return Err(fault::leaving("the expert drains; another has its model")),
         () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
     };
     spans.held(session.cached);
@@ -150,7 +150,7 @@ async fn converse(
                 say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Drain.into() })).await?;
             }
             () = stayed(told_to_move), if told_to_move.is_some() => {
-                return Err(Status::unavailable("the expert drains and the session was told to move"));
+                return Err(fault::leaving("the expert drains and the session was told to move"));
             }
             () = outbound.closed() => return Ok(()),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Loads, NodeState, Role, Snapshot};
+use cascadia_proto::fault;
 use tonic::Status;
 
 use crate::Edge;
@@ -54,7 +55,7 @@ impl Leaving {
     /// `UNAVAILABLE`: whoever asked looks elsewhere.
     pub fn admits(&self, pinned: &str) -> Result<(), Status> {
         if self.shutdown.is_draining() && pinned.is_empty() {
-            return Err(Status::unavailable("the node drains: it takes no new sessions"));
+            return Err(fault::leaving("the node drains: it takes no new sessions"));
         }
         Ok(())
     }

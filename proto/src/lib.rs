@@ -1,11 +1,12 @@
 //! The wire: messages, services, and conversions to and from core types.
 //!
 //! [`convert`] turns messages into core types and back, [`parameters`] turns what a request asks into what is meant,
-//! [`refusal`] is what a status says beside its sentence.
+//! [`refusal`] is what a status says beside its sentence, [`fault`] whose fault it is.
 
 #![forbid(unsafe_code)]
 
 pub mod convert;
+pub mod fault;
 pub mod parameters;
 mod protocol;
 pub mod refusal;

@@ -178,6 +178,7 @@ fn member() -> Member {
         fingerprints: vec!["e0".into()],
         instance: u64::MAX - 1,
         load: Some(load()),
+        failing: false,
     }
 }
 
@@ -283,7 +284,7 @@ fn verdict() -> Verdict {
 }
 
 fn samples() -> Vec<Sample> {
-    let moved = || Moved { expert: Some(node_ref()), reason: MoveReason::Loss.into(), epoch: 9 };
+    let moved = || Moved { expert: Some(node_ref()), reason: MoveReason::Loss.into(), epoch: 9, failed: Vec::new() };
     let mut samples = samples![
         GenerateRequest {
             model: "m".into(),

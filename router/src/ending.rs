@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use cascadia_proto::v1;
+use cascadia_proto::{fault, v1};
 use tonic::{Code, Status};
 
 use crate::transcript::Breach;
@@ -18,6 +18,8 @@ pub enum End {
     Full(Status),
     /// The owner said no, and another would say the same.
     Refused(Status),
+    /// The owner failed, and says that it is its own fault.
+    Failed(Status),
     /// The owner is gone, or goes.
     Lost(Loss),
     /// The owner broke the protocol.
@@ -33,15 +35,17 @@ pub enum Loss {
     Stream,
     /// Its status says that it hangs.
     Hung,
-    /// It answered that it takes or keeps no sessions.
+    /// It answered that it takes or keeps no sessions, because it drains.
     Leaving,
+    /// It answered that it failed: its engine did, or has ended.
+    Failed,
     /// It cannot continue what another began: another model, another protocol.
     Unfit,
 }
 
 impl Loss {
     /// Every way.
-    pub const ALL: [Self; 5] = [Self::Connection, Self::Stream, Self::Hung, Self::Leaving, Self::Unfit];
+    pub const ALL: [Self; 6] = [Self::Connection, Self::Stream, Self::Hung, Self::Leaving, Self::Failed, Self::Unfit];
 
     /// The metric's label.
     #[must_use]
@@ -51,6 +55,7 @@ impl Loss {
             Self::Stream => "owner_stream_lost",
             Self::Hung => "owner_hung",
             Self::Leaving => "owner_drain",
+            Self::Failed => "owner_failed",
             Self::Unfit => "owner_unfit",
         }
     }
@@ -64,6 +69,7 @@ pub fn read_status(status: Status) -> End {
         return End::Lost(Loss::Connection);
     }
     match status.code() {
+        _ if fault::is_own(&status) => End::Failed(status),
         Code::Unavailable => End::Lost(Loss::Leaving),
         // No owner says these; they stand for streams that ended without a word.
         Code::Unknown | Code::Cancelled | Code::Aborted => End::Lost(Loss::Stream),
@@ -83,6 +89,8 @@ pub struct SoFar {
     pub full: u32,
     /// Owners that could not continue it.
     pub unfit: u32,
+    /// Owners in turn that failed by their own fault before they committed anything.
+    pub failed: u32,
     /// Owners in turn whose streams ended after they opened the session and before they committed anything, or that hung
     /// before they did.
     pub barren: u32,
@@ -98,6 +106,9 @@ impl SoFar {
 
 /// Owners that may be unable to continue a session before the last one's answer is the client's.
 pub const MOST_UNFIT: u32 = 4;
+
+/// Owners in turn that may fail a session by what they call their own fault before the last one's answer is the client's.
+pub const MOST_FAILED: u32 = 4;
 
 /// Owners in turn that may die of a session before it counts as the cause. Nodes lost otherwise are never counted.
 pub const MOST_BARREN: u32 = 8;
@@ -129,7 +140,11 @@ pub fn after(end: End, so_far: SoFar) -> Next {
         End::HandedOver(handover) => Next::HandOver(handover),
         End::Full(status) if so_far.begun || so_far.full <= 1 => Next::TryElsewhere(status),
         End::Refused(status) if so_far.is_unfit(status.code()) => Next::Move(Loss::Unfit),
-        End::Full(status) | End::Refused(status) => Next::Answer(status),
+        // An engine that has ended is a lost node; one that failed may do so because of the session.
+        End::Failed(status) if status.code() == Code::Unavailable || so_far.failed < MOST_FAILED => {
+            Next::Move(Loss::Failed)
+        }
+        End::Full(status) | End::Refused(status) | End::Failed(status) => Next::Answer(status),
         End::Broke(Breach::Fingerprint { .. }) if so_far.is_unfit(Code::FailedPrecondition) => Next::Move(Loss::Unfit),
         End::Broke(breach) => Next::Break(breach),
         End::Lost(_) if so_far.barren >= MOST_BARREN => Next::Condemn,
@@ -151,8 +166,9 @@ mod tests {
             Status::invalid_argument("the prompt is over the context"),
             Status::not_found("no such model"),
             Status::failed_precondition("protocols"),
-            Status::internal("the engine failed"),
             Status::deadline_exceeded("too late"),
+            Status::data_loss("no numbers"),
+            fault::of("expert-1", Status::internal("no expert could serve it")),
         ] {
             assert!(matches!(after(read_status(status), SoFar::default()), Next::Answer(_)));
         }
@@ -169,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_lost_owner_is_replaced() {
-        assert!(matches!(read_status(Status::unavailable("draining")), End::Lost(Loss::Leaving)));
+        assert!(matches!(read_status(fault::leaving("draining")), End::Lost(Loss::Leaving)));
         assert!(matches!(read_status(Status::unknown("no trailers")), End::Lost(Loss::Stream)));
         let broken = Status::from_error(Box::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
         assert!(matches!(read_status(broken), End::Lost(Loss::Connection)));
@@ -178,6 +194,17 @@ mod tests {
                 assert!(matches!(after(End::Lost(loss), so_far), Next::Move(to) if to == loss));
             }
         }
+    }
+
+    #[test]
+    fn an_owner_that_failed_is_left_for_another_until_so_many_did() {
+        let after = |status: Status, failed| after(read_status(status), SoFar { failed, ..SoFar::default() });
+        let failed = |failed| after(Status::internal("the engine failed"), failed);
+        assert!(matches!(failed(1), Next::Move(Loss::Failed)));
+        assert!(matches!(failed(MOST_FAILED - 1), Next::Move(Loss::Failed)));
+        assert!(matches!(failed(MOST_FAILED), Next::Answer(status) if status.code() == Code::Internal));
+        let ended = |failed| after(Status::unavailable("the engine has ended"), failed);
+        assert!(matches!(ended(MOST_FAILED), Next::Move(Loss::Failed)), "whatever the session is");
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Inference for Service {
         _: Request<ClusterStatusRequest>,
     ) -> Result<Response<ClusterStatusResponse>, Status> {
         let loads = &self.0.loads;
-        Ok(Response::new(status::cluster_status(&self.0.id, &loads.snapshot(), &loads.statuses())))
+        Ok(Response::new(status::cluster_status(&self.0.id, &loads.snapshot(), &loads.loads(), &loads.statuses())))
     }
 }
 

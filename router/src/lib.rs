@@ -266,14 +266,16 @@ fn pages(router: &Arc<Router>, mut registry: Registry, board: &StatusBoard) -> A
     let config = router.config.clone();
     let limit = move || config.now().max_sessions;
     cascadia_node::metrics::sessions(&mut registry, Role::Router, limit, move || admission.admitted());
+    let also = loads.clone();
     metrics::cluster(&mut registry, move || status::census(&loads.snapshot(), &loads.loads()));
+    metrics::failing(&mut registry, move || status::failing(&also.snapshot(), &also.loads()));
     Admin {
         // Whether it answers is all there is to ask.
         live: Arc::new(|| Ok(())),
         ready: ready_now,
         status: Arc::new(move || {
             let loads = &for_status.loads;
-            let status = status::cluster_status(&for_status.id, &loads.snapshot(), &loads.statuses());
+            let status = status::cluster_status(&for_status.id, &loads.snapshot(), &loads.loads(), &loads.statuses());
             let own = status::Own {
                 instance: for_board.now().instance,
                 state: for_board.state(),

@@ -56,6 +56,8 @@ pub struct Session<'a> {
     /// What the last owner without room said.
     refusal: Option<Status>,
     waiting_for: Option<PlacementError>,
+    /// The expert that works for the present owner.
+    expert: Option<NodeId>,
     /// How much was committed when the present owner opened the session.
     opened_at: Option<usize>,
     /// When the owner last said something.
@@ -87,6 +89,7 @@ impl<'a> Session<'a> {
             avoid: BTreeMap::new(),
             refusal: None,
             waiting_for: None,
+            expert: None,
             opened_at: None,
             heard: terms.arrived,
             metrics: router.metrics.admitted(&terms.model, &terms.tenant),
@@ -131,9 +134,11 @@ impl<'a> Session<'a> {
             let loads = &self.router.loads;
             match place::choose(&loads.snapshot(), &loads.loads(), &self.need(since)) {
                 Ok(seat) => {
+                    if !loads.place(&seat.nodes().collect::<Vec<_>>(), self.terms.tokens) {
+                        continue;
+                    }
                     self.waiting_for = None;
                     self.spans.placed(&seat);
-                    seat.nodes().for_each(|node| loads.placed(node, self.terms.tokens));
                     return Ok(seat);
                 }
                 Err(NoSeat::Ever(error)) => return Err(GenerateError::Misconfigured(error)),
@@ -200,6 +205,7 @@ impl<'a> Session<'a> {
         let opening = opening.messages(seat, now);
         self.heard = now;
         self.opened_at = None;
+        self.expert = seat.expert.as_ref().map(|expert| expert.id.clone());
         let _running = self.metrics.running();
         let trace = self.spans.running(seat);
         let mut run = tokio::select! {
@@ -303,6 +309,7 @@ impl<'a> Session<'a> {
         self.metrics.tokens(&tokens, self.heard, self.terms.arrived);
         self.spans.tokens(tokens.ids.len(), self.terms.arrived);
         self.so_far.barren = 0;
+        self.so_far.failed = 0;
         self.refusal = None;
         self.tally.committed(&tokens);
         if let Some(answer) = &mut self.answer {
@@ -317,6 +324,10 @@ impl<'a> Session<'a> {
             self.pinned.expert.is_empty() || expert.fingerprint.is_empty() || expert.fingerprint == self.pinned.expert
         });
         self.exact &= same;
+        self.expert = moved.expert.as_ref().map(|expert| NodeId(expert.id.clone()));
+        for expert in &moved.failed {
+            self.router.loads.session_failed(&NodeId(expert.clone()), &self.terms.request_id);
+        }
         self.tally.moved();
         let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
         self.metrics.migrated(reason);
@@ -343,6 +354,8 @@ impl<'a> Session<'a> {
         self.so_far.begun = self.begun();
         self.so_far.opened = self.opened_at.is_some();
         self.so_far.full += u32::from(matches!(end, End::Full(_)));
+        self.so_far.failed += u32::from(matches!(end, End::Failed(_)));
+        self.tell(owner, &end);
         let barren = self.opened_at == Some(self.transcript.committed());
         self.so_far.barren += u32::from(match end {
             End::Lost(Loss::Connection | Loss::Stream) => barren,
@@ -393,6 +406,17 @@ impl<'a> Session<'a> {
             Next::Condemn => return Err(GenerateError::Condemned { owners: self.so_far.barren }),
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Whoever fails session after session gets none for a while, and whoever serves one does.
+    fn tell(&self, owner: &NodeId, end: &End) {
+        let loads = &self.router.loads;
+        match end {
+            End::Failed(_) => loads.session_failed(owner, &self.terms.request_id),
+            End::Finished(_) => std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node)),
+            End::HandedOver(_) => loads.session_served(owner),
+            _ => {}
+        }
     }
 
     fn lose(&mut self, seat: &Seat, loss: Loss) {

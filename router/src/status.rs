@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cascadia_core::ids::NodeId;
-use cascadia_core::placement::{Loads, NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
+use cascadia_core::placement::{Load, Loads, NodeRecord, NodeState, Role, ServedModel, Snapshot, served_models};
 use cascadia_proto::convert::{role_name, state_name};
 use cascadia_proto::v1::{self, ClusterStatusResponse, ListModelsResponse, Member, MemberLoad, NodeStatus, Pair};
 use serde_json::{Value, json};
@@ -49,17 +49,23 @@ pub fn list_models(snapshot: &Snapshot) -> ListModelsResponse {
 pub fn cluster_status(
     router: &NodeId,
     snapshot: &Snapshot,
+    loads: &Loads,
     statuses: &BTreeMap<NodeId, NodeStatus>,
 ) -> ClusterStatusResponse {
+    let failing = |node: &NodeRecord| is(loads, node, |load| load.failing);
     ClusterStatusResponse {
         revision: snapshot.revision,
-        members: snapshot.nodes.values().map(|node| member(node, statuses.get(&node.id))).collect(),
+        members: snapshot.nodes.values().map(|node| member(node, statuses.get(&node.id), failing(node))).collect(),
         pairs: pairs(snapshot),
         router: router.0.clone(),
     }
 }
 
-fn member(node: &NodeRecord, status: Option<&NodeStatus>) -> Member {
+fn is(loads: &Loads, node: &NodeRecord, what: impl Fn(&Load) -> bool) -> bool {
+    loads.get(&node.id).is_some_and(what)
+}
+
+fn member(node: &NodeRecord, status: Option<&NodeStatus>, failing: bool) -> Member {
     Member {
         id: node.id.0.clone(),
         role: role_name(node.role).to_owned(),
@@ -77,6 +83,7 @@ fn member(node: &NodeRecord, status: Option<&NodeStatus>) -> Member {
             kv_pages: status.kv_pages,
             batch_occupancy: status.batch_occupancy,
         }),
+        failing,
     }
 }
 
@@ -130,7 +137,7 @@ pub fn census(snapshot: &Snapshot, loads: &Loads) -> Vec<([String; 2], f64)> {
         }
     }
     for node in snapshot.nodes.values() {
-        let quarantined = loads.get(&node.id).is_some_and(|load| load.quarantined);
+        let quarantined = is(loads, node, |load| load.quarantined || load.failing);
         let state = if quarantined { QUARANTINED } else { state_name(node.state) };
         *counts.entry([role_name(node.role), state]).or_default() += 1;
     }
@@ -138,6 +145,16 @@ pub fn census(snapshot: &Snapshot, loads: &Loads) -> Vec<([String; 2], f64)> {
 }
 
 const QUARANTINED: &str = "quarantined";
+
+/// How many nodes of each role get no new sessions because they failed one after another.
+#[must_use]
+pub fn failing(snapshot: &Snapshot, loads: &Loads) -> Vec<([String; 1], f64)> {
+    let of = |role| {
+        let nodes = snapshot.nodes.values().filter(move |node| node.role == role);
+        nodes.filter(|node| is(loads, node, |load| load.failing)).count()
+    };
+    [Role::Drafter, Role::Expert].map(|role| ([role_name(role).to_owned()], of(role) as f64)).to_vec()
+}
 
 /// The nodes that were there before and are gone, or are another process now, and had not said that they would go.
 pub fn lost<'a>(before: &'a Snapshot, now: &'a Snapshot) -> impl Iterator<Item = &'a NodeRecord> {
@@ -164,6 +181,7 @@ pub fn page(status: &ClusterStatusResponse, own: &Own) -> Value {
             "admin_address": member.admin_address,
             "models": member.models,
             "fingerprints": member.fingerprints,
+            "failing": member.failing,
             "load": member.load.as_ref().map(|load| json!({
                 "sessions": load.sessions,
                 "queued_tokens": load.queued_tokens,
@@ -198,8 +216,6 @@ pub fn page(status: &ClusterStatusResponse, own: &Own) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use cascadia_core::placement::Load;
-
     use super::*;
     use crate::samples;
 
@@ -239,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_failing_node_is_shown_as_such() {
+        let failing = Loads::from([(NodeId("e1".into()), Load { failing: true, ..Load::default() })]);
+        let of = |labels: &[&str], counts: Vec<(Vec<String>, f64)>| {
+            counts.iter().find(|(has, _)| has == labels).unwrap_or_else(|| panic!("{labels:?}")).1
+        };
+        let states = || census(&cluster(), &failing).into_iter().map(|(labels, n)| (labels.to_vec(), n)).collect();
+        assert_eq!((of(&["expert", "ready"], states()), of(&["expert", "quarantined"], states())), (1.0, 1.0));
+        let counts = || super::failing(&cluster(), &failing).into_iter().map(|(role, n)| (role.to_vec(), n)).collect();
+        assert_eq!((of(&["expert"], counts()), of(&["drafter"], counts())), (1.0, 0.0));
+        let status = cluster_status(&NodeId("r".into()), &cluster(), &failing, &BTreeMap::new());
+        let own = Own { instance: 1, state: NodeState::Ready, sessions: 0, ready: Ok(()) };
+        let page = page(&status, &own);
+        let shown: Vec<bool> = page["members"].as_array().unwrap().iter().map(|m| m["failing"] == true).collect();
+        assert_eq!(shown, [false, false, true, false]);
+    }
+
+    #[test]
     fn only_a_node_that_did_not_drain_is_lost() {
         let before = cluster();
         let mut now = before.clone();
@@ -260,7 +293,7 @@ mod tests {
     #[test]
     fn status_counts_ready_nodes_of_each_pair() {
         let loads = BTreeMap::from([(NodeId("e1".into()), NodeStatus { sessions: 3, ..NodeStatus::default() })]);
-        let status = cluster_status(&NodeId("r".into()), &cluster(), &loads);
+        let status = cluster_status(&NodeId("r".into()), &cluster(), &Loads::new(), &loads);
         assert_eq!((status.revision, status.router.as_str(), status.members.len()), (4, "r", 4));
         assert_eq!(status.members[2].load.as_ref().unwrap().sessions, 3);
         assert!(status.members[3].load.is_none());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cascadia_core::placement::Role;
 use cascadia_node::status::EngineLoad;
+use cascadia_proto::fault;
 use cascadia_proto::v1::{OnDrafterLoss, Parameters, Speculation};
 use cluster::{Asked, Cluster, Owner, config, parameters, request, soon};
 use tonic::{Code, Status};
@@ -161,6 +162,19 @@ async fn an_owner_that_leaves_hands_its_session_back() {
     again.finish(Speculation::default()).await;
     let told = soon(told).await.unwrap();
     assert_eq!(told.finished.unwrap().speculation.unwrap().moves, 1);
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_by_its_own_fault_is_left_for_another() {
+    let (_cluster, told, [_first, mut second], _expert, call) = started(parameters("speculative")).await;
+    call.opened(&[1]).await;
+    call.tokens(1, &[2]).await;
+    call.fail(Status::internal("the engine failed")).await;
+    let again = second.call().await;
+    assert_eq!(again.history, [1, 2]);
+    again.continued().await;
+    again.fail(fault::of("expert-1", Status::internal("no expert serves it"))).await;
+    assert_eq!(soon(told).await.unwrap().message(), "no expert serves it", "another would say the same");
 }
 
 #[tokio::test]

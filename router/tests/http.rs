@@ -127,11 +127,11 @@ async fn what_breaks_is_a_status_before_the_first_event_and_a_frame_behind_it() 
     let call = drafter.call().await;
     call.opened(&[1]).await;
     call.tokens(1, &[10]).await;
-    call.fail(Status::internal("the engine failed")).await;
+    call.fail(Status::data_loss("the model computes no numbers")).await;
     let reply = soon(asked).await.unwrap();
     let frames = reply.frames();
     assert_eq!(reply.status, 200);
-    assert_eq!(frames.last().unwrap()["error"]["message"], "the engine failed");
+    assert_eq!(frames.last().unwrap()["error"]["message"], "the model computes no numbers");
     assert!(!frames.contains(&json!("[DONE]")), "the text is not whole");
 }
 

@@ -63,9 +63,15 @@ pub fn text() -> cascadia_text::Tokenizer {
     cascadia_text::toy::byte_level()
 }
 
-/// A switch that hangs an engine in its next pass; clones share it.
+/// A switch that hangs an engine in its next pass, or fails its passes; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Hang(Arc<AtomicBool>);
+pub struct Hang(Arc<AtomicBool>, Arc<Failing>);
+
+#[derive(Debug, Default)]
+struct Failing {
+    on: AtomicBool,
+    passes: AtomicU64,
+}
 
 impl Hang {
     /// Hangs the engine, or lets it go on.
@@ -73,8 +79,27 @@ impl Hang {
         self.0.store(on, Ordering::Relaxed);
     }
 
+    /// Fails every pass of the engine, or none.
+    pub fn fail(&self, on: bool) {
+        self.1.on.store(on, Ordering::Relaxed);
+    }
+
+    /// Passes that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.1.passes.load(Ordering::Relaxed)
+    }
+
     fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        if self.1.on.load(Ordering::Relaxed) {
+            self.1.passes.fetch_add(1, Ordering::Relaxed);
+            return Err(EngineError::Pass("it was told to fail".into()));
+        }
+        Ok(())
     }
 }
 
@@ -137,6 +162,7 @@ impl Engine for SlowEngine {
         if self.lose.0.load(Ordering::Relaxed) {
             return Err(EngineError::Fatal("the card has fallen off the bus".into()));
         }
+        self.hang.check()?;
         self.engine.forward(batch, rows)
     }
 }
@@ -197,7 +223,7 @@ pub struct Running {
     pub address: String,
     /// How to ask it to go.
     pub shutdown: Shutdown,
-    /// How to hang its engine; a router has none.
+    /// How to hang or fail its engine; a router has none.
     pub hang: Hang,
     /// How to take its engine's device away; a router has none.
     pub lose: Lose,

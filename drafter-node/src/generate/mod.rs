@@ -17,8 +17,8 @@ use cascadia_core::session::{Answered, Counters, Emitted, Session};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Opening, Output, Scorer};
 use cascadia_node::sessions::{Heard, OpenSession};
-use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
+use cascadia_proto::{fault, v1};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -46,6 +46,8 @@ pub struct Generation<'n> {
     failed: BTreeSet<NodeId>,
     /// Experts that answered it wrongly: they are asked again only where nobody else has the model.
     faulty: BTreeSet<NodeId>,
+    /// Experts that said that they failed by their own fault, for the router to know.
+    blamed: BTreeSet<NodeId>,
     /// Kept tokens whose scores are under way; the client gets both together.
     unscored: Vec<Emitted>,
     /// Streams in a row that ended before they committed anything.
@@ -93,6 +95,7 @@ impl<'n> Generation<'n> {
             pinned,
             failed: BTreeSet::new(),
             faulty: BTreeSet::new(),
+            blamed: BTreeSet::new(),
             unscored: Vec::new(),
             barren: 0,
             met_full: false,
@@ -117,6 +120,7 @@ impl<'n> Generation<'n> {
             let (before, distrusted) = (self.session.committed().len(), self.faulty.len());
             match self.converse(&mut engine, &mut link, &mut output).await? {
                 Conversation::Finished(finish) => {
+                    self.node.experts.session_served(&link.expert.id);
                     return output.finish(finish, self.account()).await;
                 }
                 Conversation::Over(loss) => {
@@ -124,7 +128,7 @@ impl<'n> Generation<'n> {
                     let barren = self.barren + u32::from(self.faulty.len() == distrusted);
                     self.barren = if self.session.committed().len() > before { 0 } else { barren };
                     if let (Loss::Refused(status), true) = (&loss, self.barren >= MOST_BARREN) {
-                        return Err(status.clone());
+                        return Err(fault::of(&link.expert.id.0, status.clone()));
                     }
                     match self.next_link(link, &loss, &mut output).await? {
                         Found::Link(next) => link = next,
@@ -186,6 +190,7 @@ impl<'n> Generation<'n> {
                     Err(status) => {
                         tracing::warn!(expert = %expert, %status, "expert lost");
                         self.spans.failed(&status);
+                        self.blame(&expert, &status);
                         return Ok(Conversation::Over(Loss::of(status)));
                     }
                 },
@@ -255,7 +260,8 @@ impl<'n> Generation<'n> {
     /// better.
     fn distrust(&mut self, expert: &NodeId, wrong: &str) -> Status {
         tracing::warn!(%expert, wrong, "expert answered wrongly");
-        let status = Status::internal(format!("expert {expert} answered wrongly: {wrong}"));
+        // Seen here, not said by the expert.
+        let status = fault::of(&expert.0, Status::internal(format!("expert {expert} answered wrongly: {wrong}")));
         self.spans.failed(&status);
         self.faulty.insert(expert.clone());
         status
@@ -303,10 +309,21 @@ impl<'n> Generation<'n> {
     }
 
     /// The router notes it: should this drafter die too, what follows is no better for it.
-    async fn say_alone(&self, output: &mut Output) -> Result<(), Status> {
+    async fn say_alone(&mut self, output: &mut Output) -> Result<(), Status> {
         output.reproducible = false;
-        let moved = v1::Moved { expert: None, reason: v1::MoveReason::Loss.into(), epoch: self.session.epoch().0 };
-        output.send(Response::Moved(moved)).await
+        self.say_moved(None, v1::MoveReason::Loss, output).await
+    }
+
+    /// Tells the router which expert the session has now, and which failed it meanwhile by their own fault.
+    async fn say_moved(
+        &mut self,
+        expert: Option<v1::NodeRef>,
+        reason: v1::MoveReason,
+        output: &mut Output,
+    ) -> Result<(), Status> {
+        let failed = std::mem::take(&mut self.blamed).into_iter().map(|expert| expert.0).collect();
+        let epoch = self.session.epoch().0;
+        output.send(Response::Moved(v1::Moved { expert, reason: reason.into(), epoch, failed })).await
     }
 }
 

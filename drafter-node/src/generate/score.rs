@@ -5,6 +5,7 @@ use cascadia_core::ids::TokenId;
 use cascadia_core::pipeline::Pipeline;
 use cascadia_core::session::{Counters, Emitted, Session};
 use cascadia_node::owner::Output;
+use cascadia_proto::fault;
 use tonic::Status;
 
 use super::search::{Loss, is_final};
@@ -39,12 +40,13 @@ impl Generation<'_> {
                     Ok(scores) => scores,
                     Err(status) if is_final(&status) => return Err(status),
                     Err(status) => {
+                        self.blame(&link.expert.id, &status);
                         // The next stream starts from what has been scored.
                         self.failed.insert(link.expert.id.clone());
                         barren += u32::from(self.faulty.len() == distrusted);
                         match Loss::of(status) {
                             Loss::Lost => self.node.experts.failed(&link.expert.id),
-                            Loss::Refused(status) if barren >= MOST_BARREN => return Err(status),
+                            Loss::Refused(status) if barren >= MOST_BARREN => return Err(fault::of(&link.expert.id.0, status)),
                             Loss::Refused(_) | Loss::Leaving => {}
                         }
                         self.session.reopen();
@@ -72,7 +74,7 @@ impl Generation<'_> {
             let said = tokio::select! {
                 biased;
                 said = link.next() => said?,
-                () = self.node.experts.gone(&expert) => return Err(Status::unavailable("the expert is hung")),
+                () = self.node.experts.gone(&expert) => return Err(Status::unknown("the expert is hung")),
             };
             match said {
                 Said::Answer(answer, took) => match self.take_answer(answer, took) {
@@ -80,7 +82,7 @@ impl Generation<'_> {
                     Err(wrong) => return Err(self.distrust(&expert, &wrong)),
                 },
                 Said::Wrong(wrong) => return Err(self.distrust(&expert, &wrong)),
-                Said::Move => return Err(Status::unavailable("the expert drains")),
+                Said::Move => return Err(fault::leaving("the expert drains")),
                 Said::Held => {}
             }
         }

@@ -3,8 +3,7 @@
 use cascadia_core::ids::NodeId;
 use cascadia_core::limits;
 use cascadia_node::owner::Output;
-use cascadia_proto::v1;
-use cascadia_proto::v1::run_response::Message as Response;
+use cascadia_proto::{fault, v1};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -93,11 +92,18 @@ impl Generation<'_> {
         self.search(reason, output).await
     }
 
+    /// An expert said this; whoever fails session after session by its own fault is not asked for a while.
+    pub(super) fn blame(&mut self, expert: &NodeId, status: &Status) {
+        if fault::is_own(status) {
+            self.node.experts.session_failed(expert, &self.opening.open.request_id);
+            self.blamed.insert(expert.clone());
+        }
+    }
+
     /// Looks for an expert and tells the router which it is.
     async fn search(&mut self, reason: v1::MoveReason, output: &mut Output) -> Result<Found, Status> {
         let Some(link) = self.any_link().await? else { return Ok(Found::Alone) };
-        let (expert, epoch) = (Some(link.expert.node_ref()), self.session.epoch().0);
-        output.send(Response::Moved(v1::Moved { expert, reason: reason.into(), epoch })).await?;
+        self.say_moved(Some(link.expert.node_ref()), reason, output).await?;
         Ok(self.hold(link, output))
     }
 
@@ -160,7 +166,7 @@ impl Generation<'_> {
                 self.node.experts.cluster().admits_session(&id.0, &link.cluster)?;
                 Ok(link)
             }),
-            () = self.node.experts.gone(&id) => Err(Status::unavailable("the expert is hung")),
+            () = self.node.experts.gone(&id) => Err(Status::unknown("the expert is hung")),
         };
         let status = match opened {
             Ok(link) => {
@@ -170,6 +176,7 @@ impl Generation<'_> {
             Err(status) => status,
         };
         self.spans.failed(&status);
+        self.blame(&id, &status);
         // A session that has been served elsewhere is not at fault: this expert does not fit it.
         if is_final(&status) && !self.met {
             return Err(status);

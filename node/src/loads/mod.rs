@@ -1,7 +1,8 @@
 //! How busy the others are and whether they live: one status stream to each node of interest.
 //!
 //! Death and hanging are seen here, on the data plane; membership only says whom to ask. A node whose stream lives stays
-//! in the snapshot when its key vanishes, and a node whose stream is silent takes no sessions whatever its key says.
+//! in the snapshot when its key vanishes, and a node whose stream is silent takes no sessions whatever its key says. A node
+//! that lives and fails session after session is seen by those whose sessions it fails, and takes none for a while.
 
 mod watched;
 
@@ -14,6 +15,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::limits;
 use cascadia_core::limits::WATCH_PERIOD;
 use cascadia_core::placement::{Loads, NodeRecord, Role, Snapshot};
+use cascadia_core::quarantine::Quarantine;
 use cascadia_proto::v1::node_client::NodeClient;
 use cascadia_proto::v1::{NodeStatus, WatchRequest};
 use tokio::sync::watch;
@@ -66,7 +68,8 @@ impl LoadWatch {
         shutdown: &Shutdown,
     ) -> Self {
         let cluster = membership.cluster().clone();
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(()), cluster });
+        let state = Mutex::new(State::new(Instant::now()));
+        let shared = Arc::new(Shared { state, changed: watch::Sender::new(()), cluster });
         let stop = CancellationToken::new();
         let follower = Follower { shared: shared.clone(), connector: connector.clone(), watcher: watcher.into() };
         // What is known now is in the snapshot before anyone asks.
@@ -91,17 +94,50 @@ impl LoadWatch {
     }
 
     /// Load of every followed node: as last reported, with what was placed since; hung, silent and failed ones are
-    /// quarantined.
+    /// quarantined, and those that fail session after session are failing.
     #[must_use]
     pub fn loads(&self) -> Loads {
         let (state, now) = self.shared.look();
-        state.nodes.iter().map(|(id, node)| (id.clone(), node.load(now))).collect()
+        state.loads(now)
     }
 
-    /// Counts a placement until the node's reports contain it.
-    pub fn placed(&self, node: &NodeId, tokens: u64) {
-        if let Some(watched) = self.shared.lock().nodes.get_mut(node) {
-            watched.placed(tokens);
+    /// Counts a placement of so many tokens until the nodes' reports contain it; false where one of them takes no session
+    /// any more, as after another session became the one that tries a failing node: then the choice is to be made again.
+    #[must_use]
+    pub fn place(&self, nodes: &[&NodeId], tokens: u64) -> bool {
+        let (mut state, now) = self.shared.look();
+        if !state.admit(nodes, now) {
+            return false;
+        }
+        for node in nodes {
+            if let Some(watched) = state.nodes.get_mut(*node) {
+                watched.placed(tokens);
+            }
+        }
+        true
+    }
+
+    /// A session of a request failed at a node, which says that it is its own fault.
+    pub fn session_failed(&self, node: &NodeId, request: &str) {
+        let mut closed = false;
+        self.shared.change_quarantine(node, |quarantine, now| {
+            closed = quarantine.failed(node, request, now);
+            true
+        });
+        if closed {
+            tracing::warn!(%node, "it fails session after session by its own fault: it gets no new ones for a while");
+        }
+    }
+
+    /// A session ended well at a node.
+    pub fn session_served(&self, node: &NodeId) {
+        let mut lifted = false;
+        self.shared.change_quarantine(node, |quarantine, _| {
+            lifted = quarantine.served(node);
+            lifted
+        });
+        if lifted {
+            tracing::info!(%node, "it serves again");
         }
     }
 
@@ -155,17 +191,52 @@ struct Shared {
     cluster: ClusterName,
 }
 
-#[derive(Default)]
 struct State {
     source: Arc<Snapshot>,
     merged: Arc<Snapshot>,
     nodes: BTreeMap<NodeId, Watched>,
-    quarantined: Vec<NodeId>,
+    quarantine: Quarantine,
+    /// What the quarantine's times are since.
+    began: Instant,
+    /// The nodes that take no sessions, for whichever reason.
+    closed: Vec<NodeId>,
     /// When somebody last looked.
     looked: Option<Instant>,
 }
 
 impl State {
+    fn new(began: Instant) -> Self {
+        Self {
+            source: Arc::default(),
+            merged: Arc::default(),
+            nodes: BTreeMap::new(),
+            quarantine: Quarantine::default(),
+            began,
+            closed: Vec::new(),
+            looked: None,
+        }
+    }
+
+    /// Loads but for who is failing.
+    fn loads_reported(&self, now: Instant) -> Loads {
+        self.nodes.iter().map(|(id, node)| (id.clone(), node.load(now))).collect()
+    }
+
+    fn loads(&self, now: Instant) -> Loads {
+        let mut loads = self.loads_reported(now);
+        for failing in self.quarantine.closed(&self.merged, &loads, now - self.began) {
+            if let Some(load) = loads.get_mut(&failing) {
+                load.failing = true;
+            }
+        }
+        loads
+    }
+
+    fn admit(&mut self, nodes: &[&NodeId], now: Instant) -> bool {
+        let loads = self.loads_reported(now);
+        self.quarantine.admit(nodes, &self.merged, &loads, now - self.began)
+    }
+
     /// Somebody looks. Time in which nobody could is nobody's silence: what the others said meanwhile is still to be read.
     fn look(&mut self, now: Instant) {
         let missed = self.looked.map(|looked| now.duration_since(looked)).filter(|missed| *missed > PAUSED);
@@ -183,16 +254,14 @@ impl State {
                 nodes.entry(id.clone()).or_insert_with(|| watched.record().clone()).state = state;
             }
         }
-        let quarantined: Vec<NodeId> = {
-            let quarantined = self.nodes.iter().filter(|(_, node)| node.is_quarantined(now));
-            quarantined.map(|(id, _)| id.clone()).collect()
-        };
         let moved = nodes != self.merged.nodes;
         if moved {
             let revision = self.source.revision.max(self.merged.revision + 1);
             self.merged = Arc::new(Snapshot { revision, nodes });
         }
-        let flipped = std::mem::replace(&mut self.quarantined, quarantined) != self.quarantined;
+        let closed = self.loads(now).into_iter().filter(|(_, load)| load.quarantined || load.failing);
+        let closed = closed.map(|(id, _)| id).collect();
+        let flipped = std::mem::replace(&mut self.closed, closed) != self.closed;
         moved || flipped
     }
 }
@@ -230,6 +299,18 @@ impl Shared {
         }
     }
 
+    /// Notes how a session ended at a node that is followed, and tells if that matters; `change` says whether it may.
+    fn change_quarantine(&self, node: &NodeId, change: impl FnOnce(&mut Quarantine, Duration) -> bool) {
+        let matters = {
+            let (mut state, now) = self.look();
+            let at = now - state.began;
+            state.nodes.contains_key(node) && change(&mut state.quarantine, at) && state.refresh(now)
+        };
+        if matters {
+            self.changed.send_replace(());
+        }
+    }
+
     /// Takes what membership says; returns whom to follow.
     fn adopt(&self, source: Arc<Snapshot>, roles: &[Role]) -> Vec<NodeRecord> {
         let (followed, matters) = {
@@ -237,10 +318,18 @@ impl Shared {
             for record in source.nodes.values().filter(|record| roles.contains(&record.role)) {
                 let is_known = state.nodes.get_mut(&record.id).is_some_and(|watched| watched.renew(record));
                 if !is_known {
+                    state.quarantine.forget(&record.id);
                     state.nodes.insert(record.id.clone(), Watched::new(record.clone(), now));
                 }
             }
-            state.nodes.retain(|id, watched| source.nodes.contains_key(id) || watched.is_living(now));
+            let State { nodes, quarantine, .. } = &mut *state;
+            nodes.retain(|id, watched| {
+                let stays = source.nodes.contains_key(id) || watched.is_living(now);
+                if !stays {
+                    quarantine.forget(id);
+                }
+                stays
+            });
             state.source = source;
             (state.nodes.values().map(|watched| watched.record().clone()).collect(), state.refresh(now))
         };
@@ -257,6 +346,7 @@ impl Shared {
         let listed = state.source.nodes.contains_key(id);
         if !listed {
             state.nodes.remove(id);
+            state.quarantine.forget(id);
         }
         drop(state);
         self.change(None, |_, _| {});

@@ -66,7 +66,7 @@ async fn load_and_state_come_over_the_stream() {
     assert_eq!(watch.snapshot().nodes[&id].state, NodeState::Starting, "known before anyone asks");
     until("the stream's state wins", &watch, |w| w.snapshot().nodes[&id].state == NodeState::Ready).await;
     assert!(node.board.seen_by_router());
-    watch.placed(&id, 7);
+    assert!(watch.place(&[&id], 7));
     assert_eq!(watch.loads()[&id].placed_tokens, 7);
 
     node.board.record(EngineLoad { queued_tokens: 3, running_tokens: 2, ..EngineLoad::default() });
@@ -117,6 +117,45 @@ async fn a_dead_node_is_quarantined_and_its_next_start_is_not() {
 }
 
 #[tokio::test]
+async fn a_node_that_fails_session_after_session_lives_and_takes_none() {
+    let (shutdown, membership) = (Shutdown::new(), Membership::embedded());
+    let (failing, other) = (Served::start("e", 1).await, Served::start("f", 1).await);
+    let _registrations = [
+        membership.register(failing.record.clone()).await.unwrap(),
+        membership.register(other.record.clone()).await.unwrap(),
+    ];
+    let watch = watch(&membership, &shutdown);
+    let (id, well) = (failing.record.id.clone(), other.record.id.clone());
+    until("the streams", &watch, |w| w.statuses().len() == 2).await;
+    for request in ["a", "b", "b", "a"] {
+        watch.session_failed(&id, request);
+        assert!(!watch.loads()[&id].failing && watch.place(&[&id], 1));
+    }
+    let mut changed = watch.changed();
+    changed.mark_unchanged();
+    watch.session_failed(&id, "c");
+    assert!(changed.has_changed().unwrap(), "those who wait for a place hear it");
+    let load = watch.loads()[&id];
+    assert!(load.failing && !load.quarantined, "what it has goes on");
+    assert!(!watch.place(&[&well, &id], 1) && watch.place(&[&well], 1));
+    until("one may try", &watch, |w| !w.loads()[&id].failing).await;
+    assert!(watch.place(&[&id], 1) && !watch.place(&[&id], 1), "one alone");
+    watch.session_served(&id);
+    assert!(watch.place(&[&id], 1) && watch.place(&[&id], 1));
+
+    ["d", "e", "f"].iter().for_each(|request| watch.session_failed(&id, request));
+    assert!(watch.loads()[&id].failing);
+    let again = Served::start("e", 2).await;
+    let _second = membership.register(again.record.clone()).await.unwrap();
+    until("the next start", &watch, |w| w.statuses().get(&id).is_some_and(|status| status.instance == 2)).await;
+    assert!(!watch.loads()[&id].failing, "another start of it");
+    shutdown.stop();
+    for node in [failing, other, again] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn another_start_at_the_same_address_is_not_the_node() {
     let (node, shutdown, membership) = (Served::start("e", 2).await, Shutdown::new(), Membership::embedded());
     let former = NodeRecord { instance: 1, ..node.record.clone() };
@@ -152,7 +191,7 @@ fn a_pause_of_this_process_is_nobodys_silence() {
         let node = record("e", Role::Expert);
         let (id, start) = (node.id.clone(), Instant::now());
         let status = NodeStatus { instance: node.instance, queued_tokens, ..NodeStatus::default() };
-        let mut state = State { looked: Some(start), ..State::default() };
+        let mut state = State { looked: Some(start), ..State::new(start) };
         state.nodes.insert(id.clone(), Watched::new(node, start));
         state.nodes.get_mut(&id).unwrap().heard(status, start);
         let resumed = start + Duration::from_secs(3600);

@@ -150,6 +150,7 @@ impl Watched {
             running_tokens: said.running_tokens,
             placed_tokens: self.placed[0].saturating_add(self.placed[1]),
             quarantined: self.is_quarantined(now),
+            failing: false,
         }
     }
 }

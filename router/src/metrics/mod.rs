@@ -165,6 +165,12 @@ pub fn cluster(registry: &mut Registry, census: impl Fn() -> Vec<([String; 2], f
     registry.reads("cluster_nodes", help, ["role", "state"], census);
 }
 
+/// Registers how many nodes of each role are failing, as `count` has it.
+pub fn failing(registry: &mut Registry, count: impl Fn() -> Vec<([String; 1], f64)> + Send + Sync + 'static) {
+    let help = "Nodes that this router gives no new sessions because they failed one after another by their own fault";
+    registry.reads("nodes_quarantined", help, ["role"], count);
+}
+
 /// What one session counts.
 #[derive(Debug)]
 pub struct SessionMetrics<'a> {

@@ -402,7 +402,7 @@ impl Call {
     }
 
     pub async fn moved(&self, expert: Option<v1::NodeRef>) {
-        let moved = v1::Moved { expert, reason: v1::MoveReason::Loss.into(), epoch: 0 };
+        let moved = v1::Moved { expert, reason: v1::MoveReason::Loss.into(), epoch: 0, failed: Vec::new() };
         self.send(Message::Moved(moved)).await;
     }
 
