@@ -361,8 +361,10 @@ fn strategy(resolved: &v1::Parameters) -> Result<Strategy, ParameterError> {
     })
 }
 
-/// The seed of a request that gives none: the same for the same request id, on every machine and in every release.
+/// The seed of a request that gives none: the same for the same tenant and request id, on every machine and in every
+/// release. Two tenants that choose the same id get different seeds; a request without a tenant has an empty one.
 #[must_use]
-pub fn seed_of(request_id: &str) -> u64 {
-    splitmix64(hash_bytes(0, request_id.as_bytes()))
+pub fn seed_of(tenant: &str, request_id: &str) -> u64 {
+    let tenant = if tenant.is_empty() { 0 } else { hash_bytes(0, tenant.as_bytes()) };
+    splitmix64(hash_bytes(tenant, request_id.as_bytes()))
 }

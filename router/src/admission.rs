@@ -189,7 +189,7 @@ impl Terms {
         let parameters = parameters::resolve(&asked, &config.defaults())?;
         let session = config.mint.session();
         let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
-        let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request_id));
+        let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request.tenant, &request_id));
         let parameters = Parameters { seed: Some(seed), ..parameters };
         let conversation = Some(request.conversation.as_str()).filter(|conversation| !conversation.is_empty());
         let prompt_tokens = match &prompt.kind {

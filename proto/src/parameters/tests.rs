@@ -207,12 +207,18 @@ fn a_peer_is_not_believed() {
 }
 
 #[test]
-fn a_request_id_fixes_the_seed_for_ever() {
-    assert_ne!(seed_of("req-1"), seed_of("req-2"));
-    assert_eq!(seed_of("req-1"), SEED_OF_REQ_1, "the same request id gives the same text in every release");
+fn a_tenant_and_a_request_id_fix_the_seed_for_ever() {
+    assert_ne!(seed_of("", "req-1"), seed_of("", "req-2"));
+    assert_eq!(seed_of("", "req-1"), SEED_OF_REQ_1, "the same request id gives the same text in every release");
+    assert_eq!(seed_of("acme", "req-1"), SEED_OF_ACMES_REQ_1);
+    let others = [("", "req-1"), ("acme", "req-2"), ("globex", "req-1"), ("acm", "ereq-1"), ("req-1", "acme")];
+    for (tenant, request) in others {
+        assert_ne!(seed_of(tenant, request), SEED_OF_ACMES_REQ_1, "{tenant} {request}");
+    }
 }
 
 const SEED_OF_REQ_1: u64 = 5_680_828_833_524_056_145;
+const SEED_OF_ACMES_REQ_1: u64 = 3_030_694_282_796_580_952;
 
 proptest! {
     /// Whatever a client sends, the answer is a refusal or something that resolves to itself.
