@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role};
+use cascadia_node::cluster::ClusterName;
 use cascadia_node::membership::Registration;
 use cascadia_node::net::{self, Listener};
 use cascadia_node::status::StatusBoard;
@@ -77,7 +78,7 @@ impl Drop for Listed {
 /// Lists a liar as an expert of the cluster, and waits until the router may place sessions on it.
 async fn list(cluster: &ToyCluster, name: &str, liar: Liar, like: NodeRecord) -> Listed {
     let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
-    let board = StatusBoard::new(7, Arc::default());
+    let board = StatusBoard::new(7, Arc::default(), &ClusterName::default());
     board.set_state(NodeState::Ready);
     let record = NodeRecord { id: NodeId(name.into()), instance: 7, address: listener.address().to_owned(), ..like };
     let routes = net::server().add_service(VerifyServer::new(liar)).add_service(board.service());
