@@ -4,16 +4,31 @@
 //! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Behind a full door
 //! new ones are refused. A session that has begun elsewhere (its expert died, its drafter moved) needs a slot only: its
 //! pages it takes as everybody does who is inside, from those who come after it.
+//!
+//! Who is inside and has had no work for long holds a slot that it does not use: it leaves when somebody waits for one
+//! ([`LEAVES_AFTER`]), and may come back, as one that has begun. So nobody keeps others out by staying.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::SessionId;
+use crate::limits::LONGEST_REQUEST;
 use crate::scheduler::Rank;
 
 /// A session without work for so long is not between two blocks but waits for somebody: whoever stands at the door may
 /// have its pages. For less, it would have them back at once, computed again.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);
+
+/// A session without work for so long gives its slot to whoever waits for one. An honest peer has a block under way, or
+/// waits for somebody itself; to come back costs it a prefill, and costs its client no text.
+pub const LEAVES_AFTER: Duration = Duration::from_secs(60);
+
+/// The time of a request, in milliseconds, as a peer claims it: what is left of it, or how old it is. No request has more
+/// than [`LONGEST_REQUEST`], so nobody holds a place for longer, or is older than everybody.
+#[must_use]
+pub fn claimed(ms: u64) -> Duration {
+    Duration::from_millis(ms).min(LONGEST_REQUEST)
+}
 
 /// Who wants to come in.
 #[derive(Debug)]

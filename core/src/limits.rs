@@ -51,6 +51,9 @@ pub const REQUEST_BYTES: usize = 4 * 1024 * 1024;
 /// Deadline of a request that names none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
 
+/// The longest deadline an operator may allow: longer ones are mistakes, and overflow clocks.
+pub const LONGEST_REQUEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// How long a client may leave its stream unread before the session is cancelled.
 pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cascadia_core::door::{Applicant, Entrance, IDLE_AFTER};
+use cascadia_core::door::{Applicant, Entrance, IDLE_AFTER, LEAVES_AFTER, claimed};
 use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
 use cascadia_core::pages::pages_for;
@@ -200,6 +200,47 @@ fn the_door_takes_pages_of_long_idlers_and_of_lower_priorities_only() {
     let let_in = stepper.let_in(STEP + IDLE_AFTER);
     assert_eq!(let_in.entered, [SessionId(4)]);
     stepper.audit().unwrap();
+}
+
+#[test]
+fn a_slot_that_is_not_used_for_long_goes_to_whoever_waits_for_one() {
+    let config = StepperConfig { max_sessions: 3, ..StepperConfig::default() };
+    let (mut engine, mut stepper) = stepper(64, config);
+    // Two that have nothing to do, the first for longer, and one that has.
+    for key in [1, 2] {
+        let napping = Writer { nap: 49, ..writer(key as u32, 48, 40) };
+        assert_eq!(stepper.open(applicant(key, &napping, i32::MAX, true), Duration::ZERO), Ok(Entrance::Open));
+        let _ = stepper.step(&mut engine, STEP * key as u32);
+    }
+    assert_eq!(stepper.open(applicant(3, &writer(3, 20, 500), 0, false), Duration::ZERO), Ok(Entrance::Open));
+    let busy = |stepper: &mut Stepper<Writer>, engine: &mut ToyEngine, now| {
+        let _ = stepper.step(engine, now);
+        stepper.audit().unwrap();
+    };
+    assert_eq!(stepper.let_in(LEAVES_AFTER * 9).left, [], "nobody waits, and whoever stays stays");
+    assert_eq!(stepper.open(applicant(4, &writer(4, 20, 5), 0, false), STEP), Ok(Entrance::Waits));
+    assert_eq!(stepper.let_in(LEAVES_AFTER).entered, [], "they may be waiting for somebody themselves");
+    busy(&mut stepper, &mut engine, LEAVES_AFTER);
+
+    let let_in = stepper.let_in(STEP + LEAVES_AFTER);
+    assert_eq!((let_in.left, let_in.entered), (vec![SessionId(1)], vec![SessionId(4)]), "whatever its priority");
+    assert!(let_in.evicted.is_empty() && stepper.get(SessionId(1)).is_none());
+    busy(&mut stepper, &mut engine, STEP + LEAVES_AFTER);
+    // It comes back as one that has begun, and waits as others do.
+    let back = stepper.open(applicant(1, &writer(1, 49, 40), 0, true), STEP + LEAVES_AFTER);
+    assert_eq!(back, Ok(Entrance::Waits));
+    let let_in = stepper.let_in(STEP * 2 + LEAVES_AFTER);
+    assert_eq!((let_in.left, let_in.entered), (vec![SessionId(2)], vec![SessionId(1)]));
+    // The others have work.
+    assert_eq!(stepper.open(applicant(5, &writer(5, 20, 5), 9, false), LEAVES_AFTER * 2), Ok(Entrance::Waits));
+    assert_eq!(stepper.let_in(LEAVES_AFTER * 3).left, []);
+}
+
+#[test]
+fn a_claim_of_time_is_cut_to_what_a_request_can_have() {
+    let longest = cascadia_core::limits::LONGEST_REQUEST;
+    assert_eq!([0, 600_000].map(claimed), [Duration::ZERO, Duration::from_secs(600)]);
+    assert_eq!([longest.as_millis() as u64 + 1, u64::MAX].map(claimed), [longest; 2]);
 }
 
 #[test]

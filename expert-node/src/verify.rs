@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cascadia_core::block::Answer;
 use cascadia_core::decoding::Decoding;
+use cascadia_core::door;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
 use cascadia_core::tasks::VerifyTask;
 use cascadia_core::verify;
@@ -22,7 +23,7 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response as Answered, Status, Streaming};
+use tonic::{Code, Response as Answered, Status, Streaming};
 use tracing::Instrument;
 
 use crate::engine::{ExpertReply, ExpertWork};
@@ -110,8 +111,8 @@ async fn converse(
     loop {
         tokio::select! {
             biased;
-            heard = session.next() => match heard? {
-                Heard::Reply(ExpertReply::Answer(answer, hint)) => {
+            heard = session.next() => match heard {
+                Ok(Heard::Reply(ExpertReply::Answer(answer, hint))) => {
                     let came =
                         unanswered.pop_front().ok_or_else(|| Status::internal("an answer came to no block"))?;
                     waiting.answered();
@@ -121,11 +122,16 @@ async fn converse(
                     }
                     say(outbound, message_of(answer, hint)).await?;
                 }
-                Heard::Evicted(held) => {
+                Ok(Heard::Evicted(held)) => {
                     spans.evicted(held);
                     say(outbound, Response::Held(node.held(opening.protocol, held))).await?;
                 }
-                Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened(_) => {}
+                Ok(Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened(_)) => {}
+                // It has done nothing wrong: its drafter opens it again where there is room, and it goes on.
+                Err(status) if status.code() == Code::Unavailable => {
+                    return say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Loss.into() })).await;
+                }
+                Err(status) => return Err(status),
             },
             message = inbound.message() => match message? {
                 None => return Ok(()),
@@ -285,7 +291,7 @@ impl Opening {
             return Err(Status::invalid_argument(format!("the history has {} ids, {count} were announced", ids.len())));
         }
         known_ids(&ids, node.facts.vocabulary, "history")?;
-        let (remaining, age) = (Duration::from_millis(open.remaining_ms), Duration::from_millis(open.age_ms));
+        let (remaining, age) = (door::claimed(open.remaining_ms), door::claimed(open.age_ms));
         let parameters = resolved.parameters.clone().unwrap_or_default();
         let salt = if open.cache_salt.is_empty() { open.tenant } else { open.cache_salt };
         Ok(Self {

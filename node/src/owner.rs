@@ -8,8 +8,10 @@ use cascadia_core::commit::{
     Commit, Committed, Finish, FinishReason, Piece, Prompt, PromptRefusal, Room, StopMatch, StopSettings, Text,
 };
 use cascadia_core::decoding::Decoding;
+use cascadia_core::door;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::limits;
 use cascadia_core::session::{Counters, Emitted};
 use cascadia_proto::convert;
 use cascadia_proto::v1::run_request::Message as Request;
@@ -123,13 +125,13 @@ impl Opening {
     /// The time the request has left.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        Duration::from_millis(self.open.remaining_ms).saturating_sub(self.read.elapsed())
+        door::claimed(self.open.remaining_ms).saturating_sub(self.read.elapsed())
     }
 
     /// How long ago the router admitted the session.
     #[must_use]
     pub fn age(&self) -> Duration {
-        Duration::from_millis(self.open.age_ms) + self.read.elapsed()
+        door::claimed(self.open.age_ms) + self.read.elapsed()
     }
 
     /// Resolves what was opened against a model: ids, decoding and the output they go to. Ends early, with
@@ -349,10 +351,17 @@ impl Output {
     /// Sends one message.
     ///
     /// # Errors
-    /// `CANCELLED` where the router has gone.
+    /// `CANCELLED` where the router has gone, or reads nothing for as long as a client may: a session that nobody reads
+    /// holds its place for nothing.
     pub async fn send(&self, message: Response) -> Result<(), Status> {
         let response = RunResponse { message: Some(message) };
-        self.sender.send(Ok(response)).await.map_err(|_| Status::cancelled("the router closed the session"))
+        match tokio::time::timeout(limits::CLIENT_WRITE_TIMEOUT, self.sender.send(Ok(response))).await {
+            Ok(sent) => sent.map_err(|_| Status::cancelled("the router closed the session")),
+            Err(_) => {
+                let seconds = limits::CLIENT_WRITE_TIMEOUT.as_secs();
+                Err(Status::cancelled(format!("the router left the session unread for {seconds} s")))
+            }
+        }
     }
 
     /// Sends the ids of a new session's prompt.

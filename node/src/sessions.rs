@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use cascadia_core::door::{Applicant, Entrance};
+use cascadia_core::door::{Applicant, Entrance, LEAVES_AFTER};
 use cascadia_core::engine::Engine;
 use cascadia_core::ids::{Epoch, SessionId};
 use cascadia_core::stepper::{Evicted, Rank, StepError, StepReport, Stepper, Task};
@@ -71,6 +71,9 @@ pub enum Refusal {
     /// A higher or equal epoch is open, or took over.
     #[error("stale: epoch {} is open for this session", .0.0)]
     Epoch(Epoch),
+    /// It had no work for long, and somebody waited for its slot.
+    #[error("the session had nothing to do here for {} s while others waited for its slot: it goes on where there is room", LEAVES_AFTER.as_secs())]
+    Idle,
     /// The session outgrew what this node has room for.
     #[error("{0}")]
     TooLong(String),
@@ -88,6 +91,7 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::Full(_) => Self::resource_exhausted(text),
             Refusal::Epoch(_) => Self::aborted(text),
+            Refusal::Idle => Self::unavailable(text),
             Refusal::TooLong(_) => Self::failed_precondition(text),
             Refusal::Engine(_) => Self::internal(text),
             Refusal::NotFinite(_) => Self::data_loss(text),
@@ -320,6 +324,12 @@ impl<W: Work> SessionLoop<W> {
         let report = StepReport { evicted: let_in.evicted, ..StepReport::default() };
         self.observer.stepped(&report, Duration::ZERO);
         self.tell_evicted(report.evicted);
+        for key in let_in.left {
+            if let Some(listener) = self.listeners.remove(&key) {
+                tracing::info!(session = %key, "an idle session gave its slot to one that waited");
+                let _ = listener.replies.send(Err(Refusal::Idle));
+            }
+        }
         for key in let_in.entered {
             self.entered(key);
         }

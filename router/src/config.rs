@@ -146,8 +146,9 @@ impl RouterConfig {
                 "default-timeout-ms is {default}: set it to at least 1 and at most max-timeout-ms ({max})"
             ));
         }
-        if self.max_timeout() > LONGEST {
-            return Err(format!("max-timeout-ms is too large: set at most {} (30 days)", millis(LONGEST)));
+        if self.max_timeout() > limits::LONGEST_REQUEST {
+            let most = millis(limits::LONGEST_REQUEST);
+            return Err(format!("max-timeout-ms is too large: set at most {most} (30 days)"));
         }
         if self.lame_duck() > LONGEST_LAME_DUCK {
             return Err(format!("lame-duck-ms is too large: set at most {} (one hour)", millis(LONGEST_LAME_DUCK)));
@@ -172,9 +173,6 @@ const MARGIN: Duration = Duration::from_secs(1);
 
 /// No balancer learns so slowly, and no client keeps an idle connection for so long.
 const LONGEST_LAME_DUCK: Duration = Duration::from_secs(3600);
-
-/// Longer deadlines are mistakes, and overflow clocks.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 const fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Entry, LetIn, Refused, Stepper, Task};
-use crate::door::{Applicant, Entrance, IDLE_AFTER};
+use crate::door::{Applicant, Entrance, IDLE_AFTER, LEAVES_AFTER};
 use crate::ids::SessionId;
 use crate::pages::pages_for;
 use crate::scheduler;
@@ -91,30 +91,52 @@ impl<T: Task> Stepper<T> {
         self.door_is_due = false;
         while let Some(applicant) = self.door.pop_first() {
             let key = applicant.key;
-            let applicant = match self.enter(applicant, now) {
-                Ok(()) => {
-                    let_in.entered.push(key);
-                    continue;
-                }
-                Err((applicant, Lack::Pages(needed)))
-                    if self.take_from_others(&applicant, needed, now, &mut let_in) =>
-                {
-                    applicant
-                }
-                Err((applicant, _)) => {
-                    self.door.put_back(applicant);
-                    break;
-                }
-            };
-            match self.enter(applicant, now) {
+            match self.enter_at_cost(applicant, now, &mut let_in) {
                 Ok(()) => let_in.entered.push(key),
-                Err((applicant, _)) => {
+                Err(applicant) => {
                     self.door.put_back(applicant);
                     break;
                 }
             }
         }
         let_in
+    }
+
+    /// Lets one in, at the cost of others where it must be.
+    fn enter_at_cost(
+        &mut self,
+        mut applicant: Applicant<T>,
+        now: Duration,
+        let_in: &mut LetIn,
+    ) -> Result<(), Applicant<T>> {
+        // A slot and pages are taken once each: what is not enough then, time has to bring.
+        for _ in 0..2 {
+            let (refused, lack) = match self.enter(applicant, now) {
+                Ok(()) => return Ok(()),
+                Err(refused) => refused,
+            };
+            applicant = refused;
+            let has_room = match lack {
+                Lack::Slot => self.take_a_slot(now, let_in),
+                Lack::Pages(needed) => self.take_from_others(&applicant, needed, now, let_in),
+            };
+            if !has_room {
+                return Err(applicant);
+            }
+        }
+        self.enter(applicant, now).map_err(|(applicant, _)| applicant)
+    }
+
+    /// Closes the session that has been idle for longest, if that is long.
+    fn take_a_slot(&mut self, now: Duration, let_in: &mut LetIn) -> bool {
+        let idle = self.sessions.iter().filter(|(key, entry)| {
+            let is_new = let_in.entered.contains(key);
+            !is_new && entry.task.want().is_none() && now.saturating_sub(entry.used) >= LEAVES_AFTER
+        });
+        let Some(key) = idle.min_by_key(|(key, entry)| (entry.used, **key)).map(|(key, _)| *key) else { return false };
+        let_in.evicted.retain(|evicted| evicted.key != key);
+        let_in.left.push(key);
+        self.remove(key).is_some()
     }
 
     /// Frees `needed` pages for one at the door, or none: from sessions that have been idle for long, least recently used

@@ -141,6 +141,8 @@ pub struct LetIn {
     pub entered: Vec<SessionId>,
     /// Sessions that lost pages to them.
     pub evicted: Vec<Evicted>,
+    /// Sessions that lost their slot to them, and are closed: they had had no work for long.
+    pub left: Vec<SessionId>,
 }
 
 /// How busy a stepper is.
