@@ -97,6 +97,16 @@ impl DrafterNode {
         nodes.any(|node| node.role == Role::Expert && node.models.iter().any(serves))
     }
 
+    /// The expert of this name that serves the model, where membership says it does: the address of whom a session calls
+    /// is never taken from a message.
+    pub(crate) fn expert(&self, id: &NodeId, model: &str, pinned: &str) -> Option<Expert> {
+        let snapshot = self.experts.snapshot();
+        let node = snapshot.nodes.get(id).filter(|node| node.role == Role::Expert)?;
+        let mut served = node.models.iter().filter(|served| served.name == model);
+        let served = served.find(|served| pinned.is_empty() || served.fingerprint == pinned)?;
+        Some(Expert { id: node.id.clone(), address: node.address.clone(), fingerprint: served.fingerprint.clone() })
+    }
+
     /// What a session here is pinned to.
     pub(crate) fn fingerprints(&self, expert: &str, row_exact: bool) -> v1::Fingerprints {
         v1::Fingerprints {

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
-use cascadia_core::placement::{PlacementError, Wish};
+use cascadia_core::placement::{PlacementError, Role, Wish};
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::run_response::Message;
 use cascadia_proto::v1::{self, Fingerprints, FinishReason, MoveReason, Parameters};
@@ -334,7 +334,10 @@ impl<'a> Session<'a> {
         if moved.expert.is_none() {
             self.metrics.fell_back(Missing::Expert);
         }
-        self.spans.moved(moved);
+        // Told to trace it where membership says that it is, not where the owner does.
+        let snapshot = self.router.loads.snapshot();
+        let known = moved.expert.as_ref().and_then(|expert| snapshot.nodes.get(&NodeId(expert.id.clone())));
+        self.spans.moved(moved, known.filter(|node| node.role == Role::Expert));
         tracing::info!(reason, to = ?moved.expert.as_ref().map(|expert| &expert.id), "the owner moved to another expert");
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cascadia_core::ids::SessionId;
-use cascadia_core::placement::PlacementError;
+use cascadia_core::placement::{NodeRecord, PlacementError};
 use cascadia_node::telemetry::keep::Keeper;
 use cascadia_node::telemetry::{Outcome, Span, TraceContext, Tracer};
 use cascadia_proto::v1::prompt::Kind;
@@ -155,14 +155,13 @@ impl<'r> Spans<'r> {
         }
     }
 
-    /// Its owner uses another expert, or none.
-    pub fn moved(&mut self, moved: &v1::Moved) {
+    /// Its owner uses another expert, or none; `expert` is what membership knows of it.
+    pub fn moved(&mut self, moved: &v1::Moved, expert: Option<&NodeRecord>) {
         if !self.request.is_recording() {
             return;
         }
         let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
-        let expert = moved.expert.as_ref();
-        let name = expert.map_or_else(String::new, |expert| expert.id.clone());
+        let name = moved.expert.as_ref().map_or_else(String::new, |expert| expert.id.clone());
         self.run.event("moved", [("cascadia.move.reason", reason.into()), ("cascadia.expert", name.into())]);
         self.visited.extend(expert.map(|expert| expert.address.clone()));
         self.keep();

@@ -54,21 +54,20 @@ pub(super) fn is_final(status: &Status) -> bool {
 }
 
 impl Generation<'_> {
-    /// The stream to the expert that the router picked, or to another if that one is lost.
+    /// The stream to the expert that the router picked, or to another if that one is lost or nobody here knows it.
     pub(super) async fn first_link(&mut self, output: &mut Output) -> Result<Found, Status> {
-        let picked = self.opening.open.expert.clone().map(|node| Expert {
-            id: NodeId(node.id),
-            address: node.address,
-            fingerprint: node.fingerprint,
-        });
-        if let Some(picked) = picked {
-            match self.try_link(picked).await? {
-                Some(link) => return Ok(self.hold(link, output)),
-                None => {
+        if let Some(named) = &self.opening.open.expert {
+            let id = NodeId(named.id.clone());
+            match self.node.expert(&id, &self.opening.open.model, &self.pinned) {
+                Some(picked) => {
+                    if let Some(link) = self.try_link(picked).await? {
+                        return Ok(self.hold(link, output));
+                    }
                     self.session.reopen();
-                    self.lost = Some(Instant::now());
                 }
+                None => tracing::warn!(expert = %id, "the router names an expert that membership does not know here"),
             }
+            self.lost = Some(Instant::now());
         }
         self.search(v1::MoveReason::Loss, output).await
     }
