@@ -15,6 +15,42 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// 128 random bits that the router minted beside a session's name: whoever shows them may take the session over.
+///
+/// It is shown nowhere but in the opening of a session: not in logs, traces or errors. It is no `PartialEq`, so that nobody
+/// compares it in a time that tells how much of a guess was right.
+#[derive(Clone)]
+pub struct SessionSecret([u8; Self::BYTES]);
+
+impl SessionSecret {
+    /// Its length.
+    pub const BYTES: usize = 16;
+
+    /// The secret of these bits.
+    #[must_use]
+    pub fn new(bits: u128) -> Self {
+        Self(bits.to_be_bytes())
+    }
+
+    /// The secret as it travels.
+    #[must_use]
+    pub fn of_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// As it travels, and as it is compared.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SessionSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionSecret(..)")
+    }
+}
+
 /// A node's name in membership, unique while it lives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub String);
@@ -45,10 +81,10 @@ impl Epoch {
         (self.0 >> 32) as u32
     }
 
-    /// The next move within the same placement.
+    /// The next move within the same placement. The last of all epochs has none: whatever it opens then is stale.
     #[must_use]
     pub fn moved(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use cascadia_core::block::Answer;
 use cascadia_core::decoding::Decoding;
 use cascadia_core::door;
-use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::tasks::VerifyTask;
 use cascadia_core::verify;
 use cascadia_node::leaving;
@@ -91,8 +91,8 @@ async fn converse(
     }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
     let (key, epoch, priority, salt) = (opening.key, opening.epoch, opening.priority, opening.salt.clone());
-    let (age, begun) = (opening.age, opening.begun);
-    let open = Open { key, epoch, work, priority, salt, age, begun, mark: spans.mark() };
+    let (age, begun, secret) = (opening.age, opening.begun, opening.secret.clone());
+    let open = Open { key, epoch, secret, work, priority, salt, age, begun, mark: spans.mark() };
     // It may have to wait for its room.
     let mut session = tokio::select! {
         biased;
@@ -231,6 +231,7 @@ async fn say(outbound: &Outbound, message: Response) -> Result<(), Status> {
 pub struct Opening {
     pub key: SessionId,
     pub epoch: Epoch,
+    secret: Option<SessionSecret>,
     protocol: u32,
     decoding: Arc<Decoding>,
     /// As the request names it.
@@ -258,6 +259,7 @@ impl Opening {
         let theirs = open.protocol.as_ref().ok_or_else(|| missing("protocol"))?;
         let protocol = cascadia_proto::negotiate(theirs).map_err(Status::failed_precondition)?;
         let key = open.key.as_ref().ok_or_else(|| missing("key"))?;
+        let secret = convert::session_secret(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (key, epoch) = convert::session_key(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         node.board.cluster().admits_session("the drafter", &open.cluster)?;
         node.admits(&open)?;
@@ -297,6 +299,7 @@ impl Opening {
         Ok(Self {
             key,
             epoch,
+            secret,
             protocol,
             decoding: Arc::new(decoding),
             strategy: parameters.strategy,

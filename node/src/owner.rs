@@ -10,7 +10,7 @@ use cascadia_core::commit::{
 use cascadia_core::decoding::Decoding;
 use cascadia_core::door;
 use cascadia_core::engine::ModelFacts;
-use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::limits;
 use cascadia_core::session::{Counters, Emitted};
 use cascadia_proto::convert;
@@ -32,6 +32,8 @@ pub struct Opening {
     pub session: SessionId,
     /// The placement.
     pub epoch: Epoch,
+    /// What takes the session over, here and at its expert; none from a router that has none.
+    pub secret: Option<SessionSecret>,
     /// The protocol both speak.
     pub protocol: u32,
     /// The opening message itself.
@@ -104,6 +106,7 @@ impl Opening {
         let protocol = cascadia_proto::negotiate(&theirs).map_err(Status::failed_precondition)?;
         let key = open.key.clone().ok_or_else(|| Status::invalid_argument("open.key is missing"))?;
         let (session, epoch) = convert::session_key(&key).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let secret = convert::session_secret(&key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let resolved = open.resolved.clone().ok_or_else(|| Status::invalid_argument("open.resolved is missing"))?;
         let continued = match &open.continued {
             None => None,
@@ -119,7 +122,8 @@ impl Opening {
                 Some((continued.prompt_tokens as usize, ids))
             }
         };
-        Ok(Self { session, epoch, protocol, open, resolved, continued, span: Span::default(), read: Instant::now() })
+        let (span, read) = (Span::default(), Instant::now());
+        Ok(Self { session, epoch, secret, protocol, open, resolved, continued, span, read })
     }
 
     /// The time the request has left.
@@ -198,6 +202,7 @@ impl Opening {
         Open {
             key: self.session,
             epoch: self.epoch,
+            secret: self.secret.clone(),
             work,
             priority: self.open.priority,
             salt: self.salt().to_owned(),

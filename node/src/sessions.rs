@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use cascadia_core::door::{Applicant, Entrance, LEAVES_AFTER};
 use cascadia_core::engine::Engine;
-use cascadia_core::ids::{Epoch, SessionId};
+use cascadia_core::ids::{Epoch, SessionId, SessionSecret};
 use cascadia_core::stepper::{Evicted, Rank, StepError, StepReport, Stepper, Task};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use tonic::Status;
 use crate::drive::{EngineLoop, Mailbox, Undelivered};
 use crate::status::{EngineLoad, StatusBoard};
 use crate::telemetry::{Batch, BatchSpan, Mark, Tracer};
+use crate::token::is_secret;
 
 /// A task that takes orders while it runs and has something to say after a step.
 pub trait Work: Task + 'static {
@@ -71,6 +72,9 @@ pub enum Refusal {
     /// A higher or equal epoch is open, or took over.
     #[error("stale: epoch {} is open for this session", .0.0)]
     Epoch(Epoch),
+    /// It was opened with a secret that this opening does not show.
+    #[error("the session is open here with another secret: only the router that admitted it may open it again")]
+    Secret,
     /// It had no work for long, and somebody waited for its slot.
     #[error("the session had nothing to do here for {} s while others waited for its slot: it goes on where there is room", LEAVES_AFTER.as_secs())]
     Idle,
@@ -90,7 +94,7 @@ impl From<Refusal> for Status {
         let text = refusal.to_string();
         match refusal {
             Refusal::Full(_) => Self::resource_exhausted(text),
-            Refusal::Epoch(_) => Self::aborted(text),
+            Refusal::Epoch(_) | Refusal::Secret => Self::aborted(text),
             Refusal::Idle => Self::unavailable(text),
             Refusal::TooLong(_) => Self::failed_precondition(text),
             Refusal::Engine(_) => Self::internal(text),
@@ -115,6 +119,8 @@ pub struct Open<W> {
     pub key: SessionId,
     /// Its epoch.
     pub epoch: Epoch,
+    /// Whoever opens it again must show this; without one, a higher epoch is enough.
+    pub secret: Option<SessionSecret>,
     /// What to do.
     pub work: W,
     /// Higher first.
@@ -241,9 +247,21 @@ pub trait Observer<R>: Send + 'static {
 
 struct Listener<W: Work> {
     epoch: Epoch,
+    secret: Option<SessionSecret>,
     opening: Opening,
     replies: Replies<W>,
     mark: Mark,
+}
+
+impl<W: Work> Listener<W> {
+    /// Whether who shows this secret, or none, may take the session over.
+    fn admits(&self, shown: Option<&SessionSecret>) -> bool {
+        match (&self.secret, shown) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(secret), Some(shown)) => is_secret(secret.bytes(), shown.bytes()),
+        }
+    }
 }
 
 /// The loop that owns a model, its pages and its open sessions.
@@ -281,6 +299,10 @@ impl<W: Work> SessionLoop<W> {
 
     fn open(&mut self, open: Open<W>, opening: Opening, replies: Replies<W>, now: Duration) {
         if let Some(current) = self.listeners.get(&open.key) {
+            if !current.admits(open.secret.as_ref()) {
+                let _ = replies.send(Err(Refusal::Secret));
+                return;
+            }
             if current.epoch >= open.epoch {
                 let _ = replies.send(Err(Refusal::Epoch(current.epoch)));
                 return;
@@ -289,14 +311,14 @@ impl<W: Work> SessionLoop<W> {
             self.forget(open.key);
         }
         let rank = Rank { priority: open.priority, born: now.saturating_sub(open.age) };
-        let Open { key, epoch, work, salt, begun, mark, .. } = open;
+        let Open { key, epoch, secret, work, salt, begun, mark, .. } = open;
         match self.stepper.open(Applicant { key, task: work, rank, salt, begun }, now) {
             Err(refused) => {
                 let _ = replies.send(Err(Refusal::Full(refused.to_string())));
                 return;
             }
             Ok(entrance) => {
-                self.listeners.insert(key, Listener { epoch, opening, replies, mark });
+                self.listeners.insert(key, Listener { epoch, secret, opening, replies, mark });
                 if entrance == Entrance::Open {
                     self.entered(key);
                 }

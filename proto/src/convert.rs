@@ -5,7 +5,7 @@
 
 use cascadia_core::block::{Draft, DraftBlock, Provenance, Score, Stale, StaleReason, Verdict};
 use cascadia_core::commit::{Message, Prompt};
-use cascadia_core::ids::{Epoch, SessionId, TokenId};
+use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::limits;
 use cascadia_core::placement::{NodeState, Role};
 
@@ -38,10 +38,14 @@ fn index(field: &str, value: u64) -> Result<usize, ConvertError> {
 
 // ------------------------------------------------------------------ names
 
-/// A session's name and epoch, as they travel.
+/// A session's name, epoch and secret, as they travel.
 #[must_use]
-pub fn session_key_message(session: SessionId, epoch: Epoch) -> v1::SessionKey {
-    v1::SessionKey { session: session.0.to_be_bytes().to_vec(), epoch: epoch.0 }
+pub fn session_key_message(session: SessionId, epoch: Epoch, secret: Option<&SessionSecret>) -> v1::SessionKey {
+    v1::SessionKey {
+        session: session.0.to_be_bytes().to_vec(),
+        epoch: epoch.0,
+        secret: secret.map(|secret| secret.bytes().to_vec()).unwrap_or_default(),
+    }
 }
 
 /// A session's name and epoch.
@@ -52,6 +56,26 @@ pub fn session_key(key: &v1::SessionKey) -> Result<(SessionId, Epoch), ConvertEr
     let bytes = <[u8; 16]>::try_from(key.session.as_slice())
         .map_err(|_| wrong("key.session", format!("has {} bytes, a session id has 16", key.session.len())))?;
     Ok((SessionId(u128::from_be_bytes(bytes)), Epoch(key.epoch)))
+}
+
+/// The secret that a session is opened with; `None` where its router has none.
+///
+/// # Errors
+/// Where it has neither 16 bytes nor none. The bytes are not in the error.
+pub fn session_secret(key: &v1::SessionKey) -> Result<Option<SessionSecret>, ConvertError> {
+    if key.secret.is_empty() {
+        return Ok(None);
+    }
+    let bytes = <[u8; SessionSecret::BYTES]>::try_from(key.secret.as_slice())
+        .map_err(|_| wrong("key.secret", format!("has {} bytes, a session's secret has 16", key.secret.len())))?;
+    Ok(Some(SessionSecret::of_bytes(bytes)))
+}
+
+impl std::fmt::Debug for v1::SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("SessionKey");
+        shown.field("session", &self.session).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
 }
 
 /// Ids in the pieces they travel in.

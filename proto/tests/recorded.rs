@@ -197,7 +197,7 @@ fn range() -> ProtocolRange {
 }
 
 fn key() -> SessionKey {
-    SessionKey { session: (0..16).collect(), epoch: (3 << 32) + 2 }
+    SessionKey { session: (0..16).collect(), epoch: (3 << 32) + 2, secret: Vec::new() }
 }
 
 fn resolved() -> Resolved {
@@ -356,6 +356,7 @@ fn samples() -> Vec<Sample> {
         sample("VerifyOpen+cluster", VerifyOpen { cluster: "blue".into(), ..verify_open() }),
         sample("Held+cluster", Held { protocol: 1, cluster: "blue".into(), ..Default::default() }),
         sample("WatchRequest+cluster", WatchRequest { watcher: "router-1".into(), cluster: "blue".into() }),
+        sample("SessionKey+secret", SessionKey { secret: (16..32).collect(), ..key() }),
         sample("BlockOutcome", outcome()),
         sample("Piece", piece()),
     ]);

@@ -1,30 +1,27 @@
-//! The router's only chance: session ids, and the draws of its placements.
+//! The router's only chance: session ids and their secrets, and the draws of its placements.
 
-use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cascadia_core::ids::SessionId;
+use cascadia_core::ids::{SessionId, SessionSecret};
 
 /// Where random bits come from: the operating system, or a seed in a simulation.
 #[derive(Clone)]
 pub struct Mint(Arc<dyn Fn() -> u128 + Send + Sync>);
 
 impl Mint {
-    /// From the operating system's entropy (the keys of the standard library's hash maps).
+    /// From the operating system, for every draw: no draw tells anything of another.
     #[must_use]
     pub fn entropy() -> Self {
-        let (high, low) = (RandomState::new(), RandomState::new());
-        let count = AtomicU64::new(0);
-        Self(Arc::new(move || {
-            let n = count.fetch_add(1, Ordering::Relaxed);
-            u128::from(high.hash_one(n)) << 64 | u128::from(low.hash_one(n))
+        Self(Arc::new(|| {
+            let mut bytes = [0; 16];
+            getrandom::fill(&mut bytes).expect("the operating system has random bytes");
+            u128::from_ne_bytes(bytes)
         }))
     }
 
-    /// From a seed: the same ids and draws in every run.
+    /// From a seed: the same ids and draws in every run, and secrets that are none.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         let state = AtomicU64::new(seed);
@@ -36,6 +33,12 @@ impl Mint {
     #[must_use]
     pub fn session(&self) -> SessionId {
         SessionId((self.0)())
+    }
+
+    /// A new session's secret.
+    #[must_use]
+    pub fn secret(&self) -> SessionSecret {
+        SessionSecret::new((self.0)())
     }
 
     /// 64 random bits.
@@ -78,5 +81,9 @@ mod tests {
         let (one, two) = (ids(&Mint::entropy()), ids(&Mint::entropy()));
         assert_ne!(one, two);
         assert_ne!(one[0], one[1]);
+        let (mint, other) = (Mint::entropy(), Mint::entropy());
+        let drawn = [mint.secret(), mint.secret(), other.secret()].map(|secret| secret.bytes().to_vec());
+        assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[2] != drawn[0]);
+        assert_eq!(Mint::seeded(7).secret().bytes(), Mint::seeded(7).secret().bytes());
     }
 }

@@ -1,6 +1,6 @@
 //! One `Session/Run` stream: what the router opens, what the owner says.
 
-use cascadia_core::ids::Epoch;
+use cascadia_core::ids::{Epoch, SessionSecret};
 use cascadia_core::limits;
 use cascadia_node::cluster::ClusterName;
 use cascadia_node::lanes::Lease;
@@ -80,6 +80,8 @@ pub struct Opening<'a> {
     pub transcript: &'a Transcript,
     /// The models it is pinned to.
     pub pinned: &'a v1::Fingerprints,
+    /// What takes the session over.
+    pub secret: &'a SessionSecret,
     /// How often it has been placed.
     pub placement: u32,
     /// `cascade_query` has handed over.
@@ -95,7 +97,11 @@ impl Opening<'_> {
         let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
         let open = RunOpen {
             protocol: Some(cascadia_proto::range()),
-            key: Some(convert::session_key_message(terms.session, Epoch::of_placement(self.placement))),
+            key: Some(convert::session_key_message(
+                terms.session,
+                Epoch::of_placement(self.placement),
+                Some(self.secret),
+            )),
             model: terms.model.clone(),
             resolved: Some(terms.resolved(parameters)),
             tenant: terms.tenant.clone(),

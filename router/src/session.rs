@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use cascadia_core::ids::NodeId;
+use cascadia_core::ids::{NodeId, SessionSecret};
 use cascadia_core::placement::{PlacementError, Role, Wish};
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::run_response::Message;
@@ -42,6 +42,8 @@ pub struct Session<'a> {
     /// What the client was told is in force.
     parameters: Parameters,
     transcript: Transcript,
+    /// What takes the session over at a node that has it: told to its nodes only.
+    secret: SessionSecret,
     tally: Tally,
     pinned: Fingerprints,
     placement: u32,
@@ -79,6 +81,7 @@ impl<'a> Session<'a> {
             client,
             parameters: terms.parameters.clone(),
             transcript: Transcript::new(terms.choice),
+            secret: router.config.now().mint.secret(),
             tally: Tally::default(),
             pinned: Fingerprints::default(),
             placement: 1,
@@ -198,6 +201,7 @@ impl<'a> Session<'a> {
             parameters: &self.parameters,
             transcript: &self.transcript,
             pinned: &self.pinned,
+            secret: &self.secret,
             placement: self.placement,
             handed_over: self.handed_over,
         };

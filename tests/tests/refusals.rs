@@ -240,7 +240,7 @@ impl Stream {
             v1::Parameters { strategy: "speculative".into(), temperature: Some(0.0), ..v1::Parameters::default() };
         let open = v1::VerifyOpen {
             protocol: Some(cascadia_proto::range()),
-            key: Some(v1::SessionKey { session: vec![7; 16], epoch }),
+            key: Some(v1::SessionKey { session: vec![7; 16], epoch, secret: Vec::new() }),
             model: MODEL.into(),
             resolved: Some(v1::Resolved { parameters: Some(greedy), seed: 1, choice: 0, default_max_tokens: false }),
             remaining_ms: 30_000,

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cascadia_core::commit::Text;
+use cascadia_core::door::LEAVES_AFTER;
 use cascadia_core::ids::NodeId;
 use cascadia_core::toy::ToyEngine;
 use cascadia_drafter_node::DrafterConfig;
@@ -17,6 +18,9 @@ use cascadia_node::parts::Parts;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
+use cascadia_proto::v1::verify_client::VerifyClient;
+use cascadia_proto::v1::verify_request::Message as Ask;
+use cascadia_proto::v1::verify_response::Message as Said;
 use cascadia_router::{Mint, RouterConfig};
 use cascadia_tests::{MODEL, cascade, drafter_model, expert_model, parameters, request, text};
 
@@ -160,4 +164,98 @@ fn a_seed_repeats_itself_and_a_lost_expert_changes_no_text() {
     assert_eq!(faulty.log, run(1, true).log, "one seed, one log, also with a fault");
     assert_eq!(faulty.answers, calm.answers);
     assert_ne!(faulty.log, calm.log);
+}
+
+/// Streams that hold every slot of the only expert and wait for more, and never send a block; and one request.
+#[test]
+fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
+    let mut sim = turmoil::Builder::new()
+        .simulation_duration(Duration::from_secs(400))
+        .tick_duration(Duration::from_millis(10))
+        .rng_seed(1)
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(5))
+        .tcp_capacity(4_096)
+        .build();
+    let membership = Membership::embedded();
+    let shared = membership.clone();
+    sim.host("expert-1", move || {
+        let membership = shared.clone();
+        async move {
+            let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
+            let mut config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
+            config.engine.max_sessions = 2;
+            let parts = Parts { engine, text: toy_text() };
+            Ok(cascadia_expert_node::run(config, edge("expert-1", membership).await, parts, Drive::Task).await?)
+        }
+    });
+    let shared = membership.clone();
+    sim.host("drafter-1", move || {
+        let membership = shared.clone();
+        async move {
+            let parts = Parts { engine: Box::new(ToyEngine::new(drafter_model(), 2_048, 512)), text: toy_text() };
+            let edge = edge("drafter-1", membership).await;
+            Ok(cascadia_drafter_node::run(DrafterConfig::default(), edge, parts, Drive::Task).await?)
+        }
+    });
+    sim.host("router", move || {
+        let membership = membership.clone();
+        async move {
+            let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
+            Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
+        }
+    });
+    sim.client("client", async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut client = InferenceClient::new(connector().channel(&format!("router:{PORT}")));
+        let exactly = v1::Parameters { max_tokens: Some(20), ignore_eos: true, ..parameters("speculative", 0.8, 5) };
+        let calm = ids(client.generate(request("Hello world. the", exactly.clone())).await?.into_inner()).await?;
+
+        let mut expert = VerifyClient::new(connector().channel(&format!("expert-1:{PORT}")));
+        let mut holding = Vec::new();
+        for number in 1..=4 {
+            let (ask, asked) = tokio::sync::mpsc::channel(4);
+            let open = v1::VerifyOpen {
+                protocol: Some(cascadia_proto::range()),
+                key: Some(v1::SessionKey { session: vec![number; 16], epoch: 1, secret: Vec::new() }),
+                model: MODEL.into(),
+                resolved: Some(v1::Resolved { parameters: Some(exactly.clone()), seed: 1, ..Default::default() }),
+                priority: i32::MAX,
+                remaining_ms: u64::MAX,
+                age_ms: u64::MAX,
+                prompt_tokens: 2,
+                history_tokens: 2,
+                tokenizer_fingerprint: toy_text().fingerprint().to_owned(),
+                ..v1::VerifyOpen::default()
+            };
+            for message in [Ask::Open(open), Ask::History(v1::History { ids: vec![5, 6] })] {
+                ask.send(v1::VerifyRequest { message: Some(message) }).await?;
+            }
+            let said = expert.stream(tokio_stream::wrappers::ReceiverStream::new(asked)).await?.into_inner();
+            holding.push((ask, said));
+        }
+        let began = tokio::time::Instant::now();
+        let late = ids(client.generate(request("Hello world. the", exactly)).await?.into_inner()).await?;
+        assert_eq!(late, calm, "it came in, and no text tells of it");
+        // The first two were let in at once and the others after them, each for as long as anyone may do nothing.
+        assert!(began.elapsed() >= LEAVES_AFTER * 2 - Duration::from_secs(1), "{:?}", began.elapsed());
+        for (_, said) in &mut holding {
+            assert!(matches!(said.message().await?.and_then(|said| said.message), Some(Said::Held(_))));
+            assert!(matches!(said.message().await?.and_then(|said| said.message), Some(Said::Move(_))), "told to go");
+            assert!(said.message().await?.is_none());
+        }
+        Ok(())
+    });
+    sim.run().expect("the simulation ends well");
+}
+
+/// The ids of an answer.
+async fn ids(mut stream: tonic::Streaming<v1::GenerateResponse>) -> Result<Vec<u32>, tonic::Status> {
+    let mut ids = Vec::new();
+    while let Some(response) = stream.message().await? {
+        if let Some(Event::Tokens(tokens)) = response.event {
+            ids.extend(tokens.ids);
+        }
+    }
+    Ok(ids)
 }

@@ -3,7 +3,7 @@
 use cascadia_core::ids::NodeId;
 use cascadia_core::limits;
 use cascadia_node::owner::Output;
-use cascadia_proto::{fault, v1};
+use cascadia_proto::{convert, fault, v1};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -199,7 +199,11 @@ impl Generation<'_> {
         }
         v1::VerifyOpen {
             protocol: Some(cascadia_proto::range()),
-            key: Some(cascadia_proto::convert::session_key_message(self.opening.session, self.session.epoch())),
+            key: Some(convert::session_key_message(
+                self.opening.session,
+                self.session.epoch(),
+                self.opening.secret.as_ref(),
+            )),
             model: open.model.clone(),
             resolved: Some(resolved),
             tenant: open.tenant.clone(),

@@ -80,9 +80,13 @@ proptest! {
     }
 
     #[test]
-    fn keys_come_back(session: u128, epoch: u64) {
+    fn keys_come_back(session: u128, epoch: u64, secret: Option<u128>) {
         let sent = (SessionId(session), Epoch(epoch));
-        prop_assert_eq!(session_key(&session_key_message(sent.0, sent.1)).unwrap(), sent);
+        let secret = secret.map(SessionSecret::new);
+        let key = session_key_message(sent.0, sent.1, secret.as_ref());
+        prop_assert_eq!(session_key(&key).unwrap(), sent);
+        let bytes = |secret: &Option<SessionSecret>| secret.as_ref().map(|secret| secret.bytes().to_vec());
+        prop_assert_eq!(bytes(&session_secret(&key).unwrap()), bytes(&secret));
     }
 
     #[test]
@@ -106,6 +110,21 @@ proptest! {
             let _ = stale_of(message);
         }
     }
+}
+
+#[test]
+fn no_text_shows_a_secret() {
+    let secret = SessionSecret::new(0x6162_6364_6566_6768_696a_6b6c_6d6e_6f70);
+    let key = session_key_message(SessionId(1), Epoch(7), Some(&secret));
+    let open = v1::RunOpen { key: Some(key.clone()), ..v1::RunOpen::default() };
+    let verify = v1::VerifyOpen { key: Some(key.clone()), ..v1::VerifyOpen::default() };
+    for shown in [format!("{secret:?}"), format!("{key:?}"), format!("{key:#?}"), format!("{open:?} {verify:?}")] {
+        // As text, as numbers in a list, as hex.
+        for trace in ["abcd", "97, 98", "97,\n", "61626364", "6162"] {
+            assert!(!shown.contains(trace), "{shown}");
+        }
+    }
+    assert!(format!("{key:?}").contains("epoch: 7"));
 }
 
 fn good() -> v1::Block {
@@ -146,8 +165,10 @@ fn a_bad_block_is_refused_by_field() {
 
 #[test]
 fn other_bad_messages_are_refused_by_field() {
-    let key = v1::SessionKey { session: vec![0; 15], epoch: 1 };
+    let key = v1::SessionKey { session: vec![0; 15], epoch: 1, secret: b"seventeen letters".to_vec() };
     assert_eq!(session_key(&key).unwrap_err().to_string(), "key.session: has 15 bytes, a session id has 16");
+    let error = session_secret(&key).unwrap_err().to_string();
+    assert_eq!(error, "key.secret: has 17 bytes, a session's secret has 16");
     assert_eq!(stale_of(v1::Stale { reason: 77, ..v1::Stale::default() }).unwrap_err().field, "stale.reason");
     let scores = vec![v1::Score { expert_logprob: Some(f32::NAN), ..v1::Score::default() }];
     assert_eq!(verdict_of(v1::Verdict { scores, ..v1::Verdict::default() }).unwrap_err().field, "verdict.scores[0]");
