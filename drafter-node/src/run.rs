@@ -10,8 +10,7 @@ use cascadia_node::sessions::OpenSession;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
 use cascadia_proto::fault;
-use cascadia_proto::v1::run_response::Message as Response;
-use cascadia_proto::v1::{self, RunRequest};
+use cascadia_proto::v1::RunRequest;
 use tonic::{Status, Streaming};
 
 use crate::engine::DrafterWork;
@@ -65,15 +64,8 @@ async fn serve(
     let work = async {
         // It may have to wait for its room, and the router need not hear of a session that gets none.
         let session = open(node, opening, &begun).await?;
-        begun
-            .output
-            .send(Response::Opened(v1::Opened {
-                protocol: opening.protocol,
-                fingerprints: Some(node.fingerprints(&fingerprint, node.facts.row_exact)),
-                prompt_tokens: begun.prompt_tokens as u32,
-                cluster: node.board.cluster().to_string(),
-            }))
-            .await?;
+        let fingerprints = node.fingerprints(&fingerprint, node.facts.row_exact);
+        begun.output.send(opening.opened(fingerprints, &node.facts, begun.prompt_tokens, node.board.cluster())).await?;
         if let Some(finish) = begun.output.over.take() {
             return begun.output.finish(finish, owner::speculation(Counters::default())).await;
         }

@@ -11,8 +11,7 @@ use cascadia_node::sessions::Heard;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
 use cascadia_proto::fault;
-use cascadia_proto::v1::run_response::Message as Response;
-use cascadia_proto::v1::{self, RunRequest};
+use cascadia_proto::v1::RunRequest;
 use tonic::{Status, Streaming};
 
 use crate::engine::{ExpertReply, ExpertWork};
@@ -67,14 +66,7 @@ async fn decode(
         () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
     };
     output.cached_tokens = session.cached.min(prompt_tokens) as u32;
-    output
-        .send(Response::Opened(v1::Opened {
-            protocol: opening.protocol,
-            fingerprints: Some(node.fingerprints()),
-            prompt_tokens: prompt_tokens as u32,
-            cluster: node.board.cluster().to_string(),
-        }))
-        .await?;
+    output.send(opening.opened(node.fingerprints(), &node.facts, prompt_tokens, node.board.cluster())).await?;
     if let Some(finish) = output.over.take() {
         return output.finish(finish, owner::speculation(Counters::default())).await;
     }

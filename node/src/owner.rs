@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
+use crate::cluster::ClusterName;
 use crate::sessions::Open;
 use crate::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 
@@ -194,6 +195,26 @@ impl Opening {
         );
         output.reproducible = facts.row_exact;
         Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
+    }
+
+    /// What the router hears when the session is open here.
+    #[must_use]
+    pub fn opened(
+        &self,
+        fingerprints: v1::Fingerprints,
+        facts: &ModelFacts,
+        prompt_tokens: usize,
+        cluster: &ClusterName,
+    ) -> Response {
+        let bound = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Response::Opened(v1::Opened {
+            protocol: self.protocol,
+            fingerprints: Some(fingerprints),
+            prompt_tokens: bound(prompt_tokens),
+            vocabulary: bound(facts.vocabulary),
+            context: bound(facts.context),
+            cluster: cluster.to_string(),
+        })
     }
 
     /// The session as it asks for its place at the engine, to do this; `begun` where tokens of it are committed.

@@ -309,7 +309,7 @@ fn samples() -> Vec<Sample> {
         RunRequest { message: Some(run_request::Message::Open(run_open())) },
         Continued { prompt_tokens: 12, history_tokens: 20, handed_over: true },
         RunResponse { message: Some(run_response::Message::Moved(moved())) },
-        Opened { protocol: 1, fingerprints: Some(fingerprints()), prompt_tokens: 12, cluster: String::new() },
+        Opened { protocol: 1, fingerprints: Some(fingerprints()), prompt_tokens: 12, ..Default::default() },
         Handover { score: -1.5, speculation: Some(speculation()) },
         Move { reason: MoveReason::Drain.into() },
         VerifyRequest { message: Some(verify_request::Message::Block(block())) },
@@ -357,6 +357,7 @@ fn samples() -> Vec<Sample> {
         sample("Held+cluster", Held { protocol: 1, cluster: "blue".into(), ..Default::default() }),
         sample("WatchRequest+cluster", WatchRequest { watcher: "router-1".into(), cluster: "blue".into() }),
         sample("SessionKey+secret", SessionKey { secret: (16..32).collect(), ..key() }),
+        sample("Opened+room", Opened { prompt_tokens: 12, vocabulary: 151_936, context: 4096, ..Default::default() }),
         sample("BlockOutcome", outcome()),
         sample("Piece", piece()),
     ]);

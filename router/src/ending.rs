@@ -41,11 +41,21 @@ pub enum Loss {
     Failed,
     /// It cannot continue what another began: another model, another protocol.
     Unfit,
+    /// It said what it may not say.
+    Broke,
 }
 
 impl Loss {
     /// Every way.
-    pub const ALL: [Self; 6] = [Self::Connection, Self::Stream, Self::Hung, Self::Leaving, Self::Failed, Self::Unfit];
+    pub const ALL: [Self; 7] = [
+        Self::Connection,
+        Self::Stream,
+        Self::Hung,
+        Self::Leaving,
+        Self::Failed,
+        Self::Unfit,
+        Self::Broke,
+    ];
 
     /// The metric's label.
     #[must_use]
@@ -57,6 +67,7 @@ impl Loss {
             Self::Leaving => "owner_drain",
             Self::Failed => "owner_failed",
             Self::Unfit => "owner_unfit",
+            Self::Broke => "owner_broke_protocol",
         }
     }
 }
@@ -94,6 +105,8 @@ pub struct SoFar {
     /// Owners in turn whose streams ended after they opened the session and before they committed anything, or that hung
     /// before they did.
     pub barren: u32,
+    /// Owners that broke the protocol, the present one among them.
+    pub broke: u32,
 }
 
 impl SoFar {
@@ -113,6 +126,9 @@ pub const MOST_FAILED: u32 = 4;
 /// Owners in turn that may die of a session before it counts as the cause. Nodes lost otherwise are never counted.
 pub const MOST_BARREN: u32 = 8;
 
+/// Owners that may break the protocol over a session before the client is told: what so many say alike is no fault of one.
+pub const MOST_BROKE: u32 = 3;
+
 /// What comes next.
 #[derive(Debug)]
 pub enum Next {
@@ -126,7 +142,7 @@ pub enum Next {
     TryElsewhere(Status),
     /// Give the client the owner's error.
     Answer(Status),
-    /// The owner cannot be trusted with the session.
+    /// No owner can be trusted with the session.
     Break(Breach),
     /// The session seems to kill its owners: end it.
     Condemn,
@@ -146,7 +162,8 @@ pub fn after(end: End, so_far: SoFar) -> Next {
         }
         End::Full(status) | End::Refused(status) | End::Failed(status) => Next::Answer(status),
         End::Broke(Breach::Fingerprint { .. }) if so_far.is_unfit(Code::FailedPrecondition) => Next::Move(Loss::Unfit),
-        End::Broke(breach) => Next::Break(breach),
+        End::Broke(breach) if so_far.broke >= MOST_BROKE => Next::Break(breach),
+        End::Broke(_) => Next::Move(Loss::Broke),
         End::Lost(_) if so_far.barren >= MOST_BARREN => Next::Condemn,
         End::Lost(loss) => Next::Move(loss),
     }
@@ -213,6 +230,15 @@ mod tests {
         assert!(matches!(full(SoFar { full: 1, ..SoFar::default() }), Next::TryElsewhere(_)));
         assert!(matches!(full(SoFar { full: 2, ..SoFar::default() }), Next::Answer(_)));
         assert!(matches!(full(SoFar { full: 9, ..begun() }), Next::TryElsewhere(_)));
+    }
+
+    #[test]
+    fn an_owner_that_breaks_the_protocol_is_replaced_and_so_many_are_an_error() {
+        let broke = |so_far| after(End::Broke(Breach::Unexpected { what: "nonsense" }), so_far);
+        for so_far in [begun(), SoFar::default(), SoFar { opened: true, ..begun() }] {
+            assert!(matches!(broke(SoFar { broke: MOST_BROKE - 1, ..so_far }), Next::Move(Loss::Broke)));
+            assert!(matches!(broke(SoFar { broke: MOST_BROKE, ..so_far }), Next::Break(_)));
+        }
     }
 
     #[test]

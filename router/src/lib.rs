@@ -14,6 +14,7 @@
 pub mod admission;
 pub mod client;
 pub mod config;
+pub mod contract;
 pub mod ending;
 pub mod error;
 pub mod generate;

@@ -161,6 +161,31 @@ pub fn pin(fingerprint: &str) -> Option<&str> {
     (!fingerprint.is_empty()).then_some(fingerprint)
 }
 
+/// Compares what an owner says of its models with what membership says of them, where it says anything.
+///
+/// # Errors
+/// The model that is another.
+pub fn is_listed(seat: &Seat, owner: &v1::Fingerprints) -> Result<(), crate::transcript::Breach> {
+    let of = |node: &NodeRecord| node.models.iter().map(|model| model.fingerprint.clone()).collect();
+    let (drafter, expert): (Vec<String>, Vec<String>) = match &seat.expert {
+        _ if seat.is_expert() => (Vec::new(), of(&seat.owner)),
+        expert => (of(&seat.owner), expert.as_ref().map(of).unwrap_or_default()),
+    };
+    let tokenizers = seat.owner.models.iter().map(|model| model.tokenizer_fingerprint.clone()).collect();
+    let each = [
+        ("drafter", drafter, &owner.drafter),
+        ("expert", expert, &owner.expert),
+        ("tokenizer", tokenizers, &owner.tokenizer),
+    ];
+    for (model, mut listed, got) in each {
+        listed.retain(|print| !print.is_empty());
+        if !got.is_empty() && !listed.is_empty() && !listed.contains(got) {
+            return Err(crate::transcript::Breach::Listed { model, listed: listed.join(" or "), got: got.clone() });
+        }
+    }
+    Ok(())
+}
+
 /// Adds what an owner says of its models to what the session is pinned to.
 ///
 /// # Errors

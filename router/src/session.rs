@@ -17,6 +17,7 @@ use tonic::Status;
 
 use crate::admission::Terms;
 use crate::client::Client;
+use crate::contract::Contract;
 use crate::ending::{End, Loss, Next, SoFar, after, read_status};
 use crate::error::GenerateError;
 use crate::generate::Router;
@@ -30,6 +31,9 @@ use crate::transcript::{Breach, Transcript};
 /// A node that lost the session or had no room for it is not asked again for so long.
 const AVOID: Duration = Duration::from_secs(1);
 
+/// Nor is one that broke the protocol, for long enough that an expert steps in where it is the only drafter.
+const AVOID_BROKEN: Duration = Duration::from_secs(5);
+
 /// A session without a place looks again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -42,6 +46,7 @@ pub struct Session<'a> {
     /// What the client was told is in force.
     parameters: Parameters,
     transcript: Transcript,
+    contract: Contract<'a>,
     /// What takes the session over at a node that has it: told to its nodes only.
     secret: SessionSecret,
     tally: Tally,
@@ -81,6 +86,7 @@ impl<'a> Session<'a> {
             client,
             parameters: terms.parameters.clone(),
             transcript: Transcript::new(terms.choice),
+            contract: Contract::new(terms),
             secret: router.config.now().mint.secret(),
             tally: Tally::default(),
             pinned: Fingerprints::default(),
@@ -210,6 +216,7 @@ impl<'a> Session<'a> {
         self.heard = now;
         self.opened_at = None;
         self.expert = seat.expert.as_ref().map(|expert| expert.id.clone());
+        self.contract.next_owner();
         let _running = self.metrics.running();
         let trace = self.spans.running(seat);
         let mut run = tokio::select! {
@@ -247,26 +254,27 @@ impl<'a> Session<'a> {
                 }
                 self.opened(seat, opened).await?;
             }
-            Message::History(history) => self.transcript.prompt(&history.ids)?,
+            Message::History(history) => {
+                self.contract.history(&history.ids, &self.transcript)?;
+                self.transcript.prompt(&history.ids)?;
+                self.begin(seat).await;
+            }
             Message::Tokens(tokens) => {
+                self.contract.tokens(&tokens, &self.transcript)?;
                 if let Some(tokens) = self.transcript.commit(tokens)? {
                     self.tokens(tokens).await;
                 }
             }
-            Message::Moved(moved) => self.moved(&moved),
+            Message::Moved(moved) => {
+                self.contract.moved(&moved)?;
+                self.moved(&moved);
+            }
             Message::Handover(handover) => {
-                if !self.transcript.is_known() {
-                    return Err(Breach::Early { what: "a handover" });
-                }
-                if self.transcript.committed() > 0 {
-                    return Err(Breach::Unexpected { what: "a handover after tokens" });
-                }
+                self.contract.handover(&handover, &self.transcript)?;
                 return Ok(ControlFlow::Break(End::HandedOver(handover)));
             }
             Message::Finished(finished) => {
-                if !self.transcript.is_known() {
-                    return Err(Breach::Early { what: "its end" });
-                }
+                self.contract.finished(&finished, &self.transcript)?;
                 return Ok(ControlFlow::Break(End::Finished(finished)));
             }
         }
@@ -274,7 +282,9 @@ impl<'a> Session<'a> {
     }
 
     async fn opened(&mut self, seat: &Seat, opened: v1::Opened) -> Result<(), Breach> {
+        self.contract.opened(&opened, &self.transcript)?;
         let theirs = opened.fingerprints.unwrap_or_default();
+        place::is_listed(seat, &theirs)?;
         place::agree(&mut self.pinned, &theirs)?;
         self.exact &= theirs.row_exact && place::keeps_promise(&self.parameters, self.handed_over, seat);
         self.pinned.row_exact = theirs.row_exact;
@@ -286,27 +296,34 @@ impl<'a> Session<'a> {
         } else if !seat.is_expert() && seat.expert.is_none() && self.parameters.strategy != "drafter" {
             self.metrics.fell_back(Missing::Expert);
         }
-        if std::mem::replace(&mut self.started, true) {
-            return Ok(());
+        self.begin(seat).await;
+        Ok(())
+    }
+
+    /// Tells the client that its session has begun, once, as soon as the prompt is whole: no later owner has another.
+    async fn begin(&mut self, seat: &Seat) {
+        if self.started || !self.transcript.is_known() {
+            return;
         }
+        self.started = true;
+        let prompt_tokens = self.transcript.prompt_tokens() as u32;
         if seat.is_expert() {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
             self.parameters = place::for_expert(&self.parameters);
         }
-        self.metrics.began(u64::from(opened.prompt_tokens), self.terms.arrived.elapsed());
+        self.metrics.began(u64::from(prompt_tokens), self.terms.arrived.elapsed());
         let started = v1::Started {
             request_id: self.terms.request_id.clone(),
             session: self.terms.session.to_string(),
             model: self.terms.model.clone(),
             seed: self.terms.seed,
             parameters: Some(self.parameters.clone()),
-            prompt_tokens: opened.prompt_tokens,
+            prompt_tokens,
             fingerprints: Some(self.pinned.clone()),
             drafter: seat.drafter_name().to_owned(),
             expert: seat.expert_name().to_owned(),
         };
         self.client.send(Event::Started(started), self.heard).await;
-        Ok(())
     }
 
     async fn tokens(&mut self, tokens: v1::Tokens) {
@@ -363,6 +380,10 @@ impl<'a> Session<'a> {
         self.so_far.full += u32::from(matches!(end, End::Full(_)));
         self.so_far.failed += u32::from(matches!(end, End::Failed(_)));
         self.tell(owner, &end);
+        if let End::Broke(breach) = &end {
+            tracing::error!(%owner, %breach, "the owner broke the protocol");
+            self.so_far.broke += 1;
+        }
         let barren = self.opened_at == Some(self.transcript.committed());
         self.so_far.barren += u32::from(match end {
             End::Lost(Loss::Connection | Loss::Stream) => barren,
@@ -434,7 +455,8 @@ impl<'a> Session<'a> {
             self.router.loads.failed(&owner.id);
             self.router.connector.forget(&owner.address);
         }
-        self.avoid.insert(owner.id.clone(), (Instant::now() + AVOID, false));
+        let avoid = if loss == Loss::Broke { AVOID_BROKEN } else { AVOID };
+        self.avoid.insert(owner.id.clone(), (Instant::now() + avoid, false));
         if self.opened_at.is_some() {
             self.tally.owner_gone();
             self.metrics.migrated(loss.reason());

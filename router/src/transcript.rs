@@ -5,7 +5,7 @@
 use cascadia_core::ids::TokenId;
 use cascadia_proto::v1;
 
-/// An owner that broke the protocol: its session ends with an error instead of a wrong text.
+/// An owner that broke the protocol: what it said is not used, and its session goes on elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Breach {
     /// Tokens or an end came before the prompt's ids were complete.
@@ -22,9 +22,9 @@ pub enum Breach {
         /// As came.
         sent: usize,
     },
-    /// A position is missing.
+    /// A position is missing, or comes again.
     #[error("its tokens continue at position {got}, {expected} was next")]
-    Gap {
+    Position {
         /// The next position.
         expected: u64,
         /// The position it sent.
@@ -40,7 +40,45 @@ pub enum Breach {
         /// What the owner has.
         got: String,
     },
-    /// A choice nobody asked for, or a message of no kind.
+    /// Membership says that it runs another model.
+    #[error("its {model} has the fingerprint {got}, membership lists {listed}")]
+    Listed {
+        /// Drafter, expert or tokenizer.
+        model: &'static str,
+        /// What membership says.
+        listed: String,
+        /// What the owner says.
+        got: String,
+    },
+    /// More than there can be.
+    #[error("{what} is {got} and can be at most {most}")]
+    Beyond {
+        /// What was counted.
+        what: &'static str,
+        /// How many.
+        got: usize,
+        /// How many there can be.
+        most: usize,
+    },
+    /// Not one for each of its tokens.
+    #[error("it sent {got} {what} where {expected} belong")]
+    Uneven {
+        /// What was counted.
+        what: &'static str,
+        /// How many.
+        got: usize,
+        /// How many there must be.
+        expected: usize,
+    },
+    /// A token outside its vocabulary.
+    #[error("it sent token {id}, and its vocabulary has {vocabulary}")]
+    Unknown {
+        /// The token.
+        id: TokenId,
+        /// How many tokens there are.
+        vocabulary: u32,
+    },
+    /// Something that has no place in this session.
     #[error("it sent {what}")]
     Unexpected {
         /// What it sent.
@@ -63,7 +101,7 @@ impl Transcript {
         Self { choice, ..Self::default() }
     }
 
-    /// An owner announced the prompt's length.
+    /// An owner announced the prompt's length. The first whose prompt was whole has said it for all.
     pub fn announce(&mut self, prompt_tokens: usize) {
         self.prompt_tokens.get_or_insert(prompt_tokens);
     }
@@ -113,11 +151,11 @@ impl Transcript {
         self.ids.len().saturating_sub(self.prompt_tokens())
     }
 
-    /// Commits what is new of `tokens` and returns it for the client; nothing where every position is known already.
+    /// Commits `tokens` and returns them for the client; nothing where they say nothing.
     ///
     /// # Errors
-    /// When a position is missing, or the prompt is not known yet.
-    pub fn commit(&mut self, mut tokens: v1::Tokens) -> Result<Option<v1::Tokens>, Breach> {
+    /// When they are not the next, or the prompt is not known yet.
+    pub fn commit(&mut self, tokens: v1::Tokens) -> Result<Option<v1::Tokens>, Breach> {
         if !self.is_known() {
             return Err(Breach::Early { what: "tokens" });
         }
@@ -125,24 +163,12 @@ impl Transcript {
             return Err(Breach::Unexpected { what: "tokens of a choice that was not asked for" });
         }
         let next = self.ids.len() as u64;
-        if tokens.position > next {
-            return Err(Breach::Gap { expected: next, got: tokens.position });
+        if tokens.position != next {
+            return Err(Breach::Position { expected: next, got: tokens.position });
         }
-        let known = (next - tokens.position) as usize;
-        if tokens.ids.is_empty() {
-            // Text that was held back, no new position.
-            tokens.position = next;
-            return Ok((!tokens.text.is_empty()).then_some(tokens));
-        }
-        if known >= tokens.ids.len() {
-            return Ok(None);
-        }
-        tokens.ids.drain(..known);
-        tokens.provenance.drain(..known.min(tokens.provenance.len()));
-        tokens.logprobs.drain(..known.min(tokens.logprobs.len()));
-        tokens.position = next;
         self.ids.extend_from_slice(&tokens.ids);
-        Ok(Some(tokens))
+        // Text alone is what was held back.
+        Ok((!tokens.ids.is_empty() || !tokens.text.is_empty()).then_some(tokens))
     }
 }
 
@@ -166,17 +192,14 @@ mod tests {
     fn each_position_is_relayed_once_and_in_order() {
         let mut transcript = known(&[1, 2, 3]);
         assert_eq!(transcript.commit(tokens(3, &[10, 11])).unwrap().unwrap().ids, [10, 11]);
-        assert!(transcript.commit(tokens(3, &[10, 11])).unwrap().is_none(), "known positions are dropped");
-        let overlapping = transcript.commit(tokens(4, &[11, 12])).unwrap().unwrap();
-        assert_eq!((overlapping.position, overlapping.ids, overlapping.provenance.len()), (5, vec![12], 1));
+        for (position, what) in [(3, "again"), (4, "overlapping"), (6, "a gap"), (u64::MAX, "far away")] {
+            let wrong = Err(Breach::Position { expected: 5, got: position });
+            assert_eq!(transcript.commit(tokens(position, &[11, 12])), wrong, "{what}");
+        }
+        assert!(transcript.commit(v1::Tokens { text: String::new(), ..tokens(5, &[]) }).unwrap().is_none());
+        assert_eq!(transcript.commit(tokens(5, &[12])).unwrap().unwrap().position, 5);
         assert_eq!(transcript.ids(), [1, 2, 3, 10, 11, 12]);
         assert_eq!(transcript.committed(), 3);
-    }
-
-    #[test]
-    fn a_gap_is_a_breach() {
-        let mut transcript = known(&[1, 2, 3]);
-        assert_eq!(transcript.commit(tokens(4, &[10])), Err(Breach::Gap { expected: 3, got: 4 }));
     }
 
     #[test]

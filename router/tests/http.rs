@@ -416,7 +416,7 @@ async fn a_prompt_travels_as_a_grpc_clients_would() {
     let mut drafter: Owner = cluster.owner("drafter-1", Role::Drafter).await;
     let _expert = cluster.owner("expert-1", Role::Expert).await;
     let body = json!({
-        "model": "demo:token_v3@0.5", "prompt": [4, 5, 6], "max_tokens": 9, "temperature": 0.5, "stop": "x", "seed": 9,
+        "model": "demo:token_v3@0.5", "prompt": [1, 2, 3], "max_tokens": 9, "temperature": 0.5, "stop": "x", "seed": 9,
         "prompt_cache_key": "talk", "priority": 3, "request_id": "label", "cascadia": {"draft_length": 2},
     });
     let asked = ask(&cluster, post("/v1/completions", body.to_string().as_bytes()));

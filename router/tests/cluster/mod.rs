@@ -17,12 +17,14 @@ use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{Membership, Registration};
 use cascadia_node::net::{self, Connector, Listener};
 use cascadia_node::status::StatusBoard;
+use cascadia_node::telemetry::Telemetry;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
 use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::run_request::Message as Order;
 use cascadia_proto::v1::run_response::Message;
 use cascadia_proto::v1::session_server::{Session, SessionServer};
+use cascadia_proto::v1::traces_server::{Traces, TracesServer};
 use cascadia_proto::v1::{self, GenerateRequest, GenerateResponse, Parameters, Provenance, RunRequest, RunResponse};
 use cascadia_router::http::HttpConfig;
 use cascadia_router::{Mint, RouterConfig, RouterError};
@@ -91,6 +93,15 @@ impl Cluster {
     }
 
     pub async fn start_with(config: impl Into<Live<RouterConfig>>, http: HttpConfig) -> Self {
+        Self::start_over(config, http, Connector::tcp(), Telemetry::default()).await
+    }
+
+    pub async fn start_over(
+        config: impl Into<Live<RouterConfig>>,
+        http: HttpConfig,
+        connector: Connector,
+        telemetry: Telemetry,
+    ) -> Self {
         let membership = Membership::embedded();
         let shutdown = Shutdown::new();
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
@@ -99,11 +110,11 @@ impl Cluster {
         let door = http.open().await.unwrap().expect("it is not off");
         let http = door.listener.address().to_owned();
         let edge = Edge {
-            telemetry: Default::default(),
+            telemetry,
             id: NodeId("router-1".into()),
             listener,
             admin: Some(admin),
-            connector: Connector::tcp(),
+            connector,
             membership: membership.clone(),
             shutdown: shutdown.clone(),
         };
@@ -252,6 +263,8 @@ pub struct Owner {
     pub id: String,
     pub board: StatusBoard,
     calls: mpsc::Receiver<Call>,
+    /// The sessions whose traces it was told to keep.
+    kept: mpsc::UnboundedReceiver<Vec<u8>>,
     registration: Option<Registration>,
     record: NodeRecord,
     runtime: Option<Runtime>,
@@ -260,6 +273,7 @@ pub struct Owner {
 impl Owner {
     async fn start(id: &str, role: Role, membership: &Membership) -> Self {
         let (calls, received) = mpsc::channel(64);
+        let (keeps, kept) = mpsc::unbounded_channel();
         let board = StatusBoard::new(7, Arc::new(AtomicU64::new(0)), membership.cluster());
         board.set_state(NodeState::Ready);
         // A runtime of its own: it can die with all its connections.
@@ -269,7 +283,10 @@ impl Owner {
             .spawn(async move {
                 let listener = Listener::bind("127.0.0.1:0").await.unwrap();
                 let address = listener.address().to_owned();
-                let routes = net::server().add_service(SessionServer::new(Played { calls })).add_service(node);
+                let routes = net::server()
+                    .add_service(SessionServer::new(Played { calls }))
+                    .add_service(TracesServer::new(Keeps(keeps)))
+                    .add_service(node);
                 tokio::spawn(routes.serve_with_incoming(listener.into_incoming()));
                 address
             })
@@ -292,7 +309,13 @@ impl Owner {
             state: NodeState::Ready,
         };
         let registration = membership.register(record.clone()).await.unwrap();
-        Self { id: id.into(), board, calls: received, registration: Some(registration), record, runtime: Some(runtime) }
+        let (registration, runtime) = (Some(registration), Some(runtime));
+        Self { id: id.into(), board, calls: received, kept, registration, record, runtime }
+    }
+
+    /// Waits until it is told to keep the traces of this session.
+    pub async fn keeps(&mut self, session: &[u8]) {
+        while soon(self.kept.recv()).await.expect("the owner lives") != session {}
     }
 
     /// The next session that is opened here.
@@ -340,8 +363,13 @@ pub struct Call {
 }
 
 impl Call {
-    async fn send(&self, message: Message) {
+    pub async fn send(&self, message: Message) {
         self.sender.send(Ok(RunResponse { message: Some(message) })).await.expect("the router listens");
+    }
+
+    /// Sends what the router may no longer listen to.
+    pub async fn try_send(&self, message: Message) {
+        let _ = self.sender.send(Ok(RunResponse { message: Some(message) })).await;
     }
 
     pub fn parameters(&self) -> &Parameters {
@@ -430,6 +458,18 @@ impl Call {
     pub async fn cancelled(&mut self) {
         soon(self.sender.closed()).await;
         assert!(!matches!(soon(self.inbound.message()).await, Ok(Some(_))), "no more orders");
+    }
+}
+
+struct Keeps(mpsc::UnboundedSender<Vec<u8>>);
+
+#[tonic::async_trait]
+impl Traces for Keeps {
+    async fn keep(&self, request: Request<v1::KeepRequest>) -> Result<Response<v1::KeepResponse>, Status> {
+        for session in request.into_inner().sessions {
+            let _ = self.0.send(session);
+        }
+        Ok(Response::new(v1::KeepResponse {}))
     }
 }
 
