@@ -238,8 +238,9 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
         let late = ids(client.generate(request("Hello world. the", exactly)).await?.into_inner()).await?;
         assert_eq!(late, calm, "it came in, and no text tells of it");
         // The first two were let in at once and the others after them, each for as long as anyone may do nothing.
-        assert!(began.elapsed() >= LEAVES_AFTER * 2 - Duration::from_secs(1), "{:?}", began.elapsed());
-        for (_, said) in &mut holding {
+        let waited = LEAVES_AFTER * 2 - Duration::from_secs(1)..LEAVES_AFTER * 2 + Duration::from_secs(5);
+        assert!(waited.contains(&began.elapsed()), "{:?}", began.elapsed());
+        for (_, said) in &mut holding[..2] {
             assert!(matches!(said.message().await?.and_then(|said| said.message), Some(Said::Held(_))));
             assert!(matches!(said.message().await?.and_then(|said| said.message), Some(Said::Move(_))), "told to go");
             assert!(said.message().await?.is_none());
