@@ -10,6 +10,9 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHART = REPOSITORY / "deploy/k8s/cascadia"
+# What cargo built, and the program that is judged.
+BUILT = Path(os.environ.get("CARGO_TARGET_DIR") or REPOSITORY / "target").absolute()
+CASCADIA = os.environ.get("CASCADIA", str(BUILT / "debug/cascadia"))
 HELM = os.environ.get("HELM", "helm")
 KUBERNETES = "1.34"
 

@@ -4,16 +4,16 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 import tomllib
 import unittest
 from pathlib import Path
 
-from manifests import REPOSITORY
+from manifests import CASCADIA, REPOSITORY
 
 PACK = REPOSITORY / "deploy/image/pack"
-CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 
 
 class Image(unittest.TestCase):
@@ -67,6 +67,23 @@ class Image(unittest.TestCase):
         packed = self.pack("root", self.folder / "root")
         self.assertNotEqual(packed.returncode, 0)
         self.assertIn("no/such/program", packed.stderr)
+
+    def test_what_cargo_built_elsewhere_is_found(self):
+        built = self.folder / "elsewhere/release/cascadia"
+        built.parent.mkdir(parents=True)
+        built.write_text("built elsewhere")
+        self.contents.write_text("0644 /a target/release/cascadia\n")
+        for place in (str(self.folder / "elsewhere"), "elsewhere"):
+            command = list(map(str, [PACK, "--contents", self.contents, "root", self.folder / "root"]))
+            environment = os.environ | {"CARGO_TARGET_DIR": place}
+            packed = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+            self.assertEqual(packed.returncode, 0, packed.stderr)
+            self.assertEqual((self.folder / "root/a").read_text(), "built elsewhere")
+            # So does the drill's own client.
+            asked = [sys.executable, "-c", "from manifests import BUILT; print(BUILT)"]
+            environment["PYTHONPATH"] = str(Path(__file__).parent)
+            built = subprocess.run(asked, cwd=self.folder, env=environment, capture_output=True, text=True, check=True)
+            self.assertEqual(built.stdout.strip(), str(self.folder / "elsewhere"))
 
     def test_a_place_that_cannot_be_written_to_is_named(self):
         self.contents.write_text("0755 /a/\n")

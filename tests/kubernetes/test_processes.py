@@ -18,11 +18,10 @@ from pathlib import Path
 import yaml
 
 from manifests import (
-    CHART, REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
+    CASCADIA, CHART, REPOSITORY, allowed, component, main_container, of_kind, pod, port, render, selects, workloads,
 )
 from pages import page
 
-CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 PATIENCE = 90
 
 

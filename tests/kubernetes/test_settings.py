@@ -1,7 +1,6 @@
 """Every flag and key of the chart, taken by the program whose pod it is in; and the chart knows every one there is."""
 
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -9,9 +8,8 @@ import tomllib
 import unittest
 from pathlib import Path
 
-from manifests import CHART, REPOSITORY, component, main_container, named, of_kind, render, workloads
+from manifests import CASCADIA, CHART, REPOSITORY, component, main_container, named, of_kind, render, workloads
 
-CASCADIA = os.environ.get("CASCADIA", str(REPOSITORY / "target/debug/cascadia"))
 
 # What the chart sets itself, by values of its own, or what has no place in a pod.
 OWN = {

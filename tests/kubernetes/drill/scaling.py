@@ -11,8 +11,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from cluster import (
-    KUBECTL, NAMESPACE, REPOSITORY, Broken, command, install, name, nodes, objects, ready_pods, service, settled, until,
+    KUBECTL, NAMESPACE, Broken, command, install, name, nodes, objects, ready_pods, service, settled, until,
 )
+from manifests import BUILT
 from pages import page
 from values import image, merged, pool
 
@@ -89,7 +90,7 @@ def replicas(component):
 def streams(count):
     """So many streams at any time, through the Service, until it is terminated."""
     return subprocess.Popen(
-        [REPOSITORY / "target/release/cascadia", "bench", f"--server={service('grpc')}", "--model=pace",
+        [BUILT / "release/cascadia", "bench", f"--server={service('grpc')}", "--model=pace",
          f"--concurrency={count}", "--duration=10m", "--output-len=400", "--input-len=32"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )
