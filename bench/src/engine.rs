@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cascadia::demo::problems::held_out;
-use cascadia::demo::table::millions;
 use cascadia::load::{Model, Pair, shipped_pair};
-use cascadia::pad::{PadArgs, pad};
+use cascadia::pad::{PadArgs, millions, pad};
 use cascadia::{Failure, Outcome};
 
 use crate::EngineArgs;

@@ -4,19 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cascadia::Failure;
+use cascadia::bench::problem::Problem;
 use cascadia::client::Client;
-use cascadia::cluster::{ClusterConfig, LocalCluster};
+use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
 use cascadia::contender::Contender;
 use cascadia::demo::contest::{CASCADE, MAX_TOKENS, request};
-use cascadia::demo::problems::Problem;
 use cascadia::load::Pair;
 use cascadia_core::commit::{Message, Prompt, Room};
 use cascadia_text::Tokenizer;
 
-use crate::llama::{Completion, Server};
-
-/// Tokens drafted at a time, by them at most: what a pass over 504 M verifies at little more than the price of one.
-pub const DRAFTS: u32 = 10;
+use crate::llama::{Completion, DRAFTS, Server};
 
 /// What a contender did over all problems.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +47,7 @@ impl Tally {
 pub async fn cluster(pair: &Pair, threads: usize) -> Result<LocalCluster, Failure> {
     let mut config = ClusterConfig { drafters: 1, experts: 1, ..ClusterConfig::default() };
     (config.drafter.engine.threads, config.expert.engine.threads) = (threads, threads);
-    let models = pair.models(&config.drafter, &config.expert, config.drafters + config.experts);
+    let models = Models::of_pair(pair, &config.drafter, &config.expert, config.drafters + config.experts);
     Ok(LocalCluster::start(config, models).await?)
 }
 

@@ -8,14 +8,13 @@ use cascadia_router::http::HttpConfig;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench::BenchArgs;
-use crate::config::{ConfigArgs, FileArgs};
+use crate::client::DEFAULT_ADDRESS;
+use crate::cluster_file::ConfigArgs;
+use crate::config::FileArgs;
 use crate::generate::GenerateArgs;
 use crate::nodes::{DrafterArgs, ExpertArgs, RouterArgs};
 use crate::pad::PadArgs;
 use crate::synthetic::{self, Synthetic};
-
-/// Where `up` listens and the other commands look for a router.
-pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
 /// Serves language models by speculative cascades: a small drafter writes, a large expert checks, token by token.
 #[derive(Debug, Parser)]
@@ -36,11 +35,19 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// What is logged: a node says what it does, the other commands only what goes wrong.
+    /// What is logged.
     #[must_use]
     pub fn filter(&self) -> &str {
-        let is_node = matches!(self.command, Command::Router(_) | Command::Drafter(_) | Command::Expert(_));
-        self.log.as_deref().unwrap_or(if is_node { "info" } else { "warn" })
+        self.log.as_deref().unwrap_or(self.default_filter())
+    }
+
+    /// What is logged where nothing is said: a node says what it does, the other commands only what goes wrong.
+    #[must_use]
+    pub fn default_filter(&self) -> &'static str {
+        match self.command {
+            Command::Router(_) | Command::Drafter(_) | Command::Expert(_) => "info",
+            _ => "warn",
+        }
     }
 
     /// How the command is configured by a file, if it is.

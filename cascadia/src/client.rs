@@ -10,6 +10,9 @@ use cascadia_proto::v1::inference_client::InferenceClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+/// Where a router listens unless it is told otherwise, and where it is looked for.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+
 /// How long a connection may take to come up: a router on this side of the world answers well within it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -9,7 +9,8 @@ use cascadia_gpu::{TensorEngine, TensorOptions, TensorType, TensorWeights};
 use cascadia_model::{Config, CpuEngine, Dtype, EngineOptions, KvDtype, LoadOptions, Progress, Weights};
 use cascadia_node::engine_config::EngineConfig;
 
-use crate::{Failure, memory};
+use crate::memory;
+use crate::terminal::Failure;
 
 /// What a setting says that leaves the choice to the device.
 pub const AUTO: &str = "auto";

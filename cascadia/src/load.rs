@@ -7,20 +7,15 @@ use std::time::Instant;
 use cascadia_core::engine::Engine;
 use cascadia_core::kv_memory::Need;
 use cascadia_core::limits::PAGE_TOKENS;
-use cascadia_drafter_node::DrafterConfig;
-use cascadia_expert_node::ExpertConfig;
-use cascadia_model::{Config as ModelConfig, Progress};
+use cascadia_model::Config as ModelConfig;
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::parts::Parts;
 use cascadia_text::Tokenizer;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cluster::Models;
 use crate::device::{self, Loaded};
-use crate::{Failure, locate};
-
-/// What hears how far a load has come: the stage, bytes done, bytes in all.
-pub type Report<'a> = dyn FnMut(&str, u64, u64) + Send + 'a;
+use crate::progress::{Report, Stages, follow};
+use crate::terminal::Failure;
+use crate::{locate, terminal};
 
 /// A loaded model; engines made from it share its weights.
 #[derive(Clone)]
@@ -72,7 +67,7 @@ impl Model {
         }
         let (begun, path) = (Instant::now(), folder.display());
         tracing::info!(%path, tokens = tokenizer.vocabulary(), "tokenizer read, loading weights");
-        let bar = bar(0, "{msg} {bar:30} {percent:>3}%");
+        let bar = terminal::bar(0, "{msg} {bar:30} {percent:>3}%");
         bar.set_message(format!("loading {}", folder_name(model)));
         let weights = Loaded::load(folder, config, &mut |progress| {
             follow(&bar, progress);
@@ -156,17 +151,6 @@ impl Pair {
         one_tokenizer((&drafter.folder, &drafter.tokenizer), (&expert.folder, &expert.tokenizer))?;
         Ok(Self { drafter, expert })
     }
-
-    /// What makes the nodes of a cluster that begins with `engines` of them.
-    #[must_use]
-    pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig, engines: usize) -> Models {
-        let (d, e) = (self.clone(), self.clone());
-        let (drafter, expert) = (drafter.engine.clone(), expert.engine.clone());
-        Models {
-            drafter: Arc::new(move || d.drafter.parts(&drafter, engines)),
-            expert: Arc::new(move || e.expert.parts(&expert, engines)),
-        }
-    }
 }
 
 /// Whether two models can work together.
@@ -220,14 +204,6 @@ fn fits(path: &Path, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<(), 
     .into())
 }
 
-/// A progress bar on standard error; hidden where that is no terminal.
-#[must_use]
-pub fn bar(length: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-    bar.set_style(ProgressStyle::with_template(template).expect("templates are constants").progress_chars("=> "));
-    bar
-}
-
 /// The name a model is served under unless another is given.
 #[must_use]
 pub fn folder_name(folder: &Path) -> String {
@@ -238,33 +214,6 @@ pub fn folder_name(folder: &Path) -> String {
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     let name = if whole.is_file() { whole.file_stem() } else { whole.file_name() };
     name.map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
-}
-
-/// What of a load has been logged.
-#[derive(Default)]
-struct Stages {
-    stage: String,
-    quarters: u64,
-}
-
-impl Stages {
-    /// A line for each quarter of the bytes: a large model takes minutes, and a log has no bar.
-    fn log(&mut self, stage: &str, done: u64, total: u64) {
-        if self.stage != stage {
-            *self = Self { stage: stage.to_owned(), quarters: 0 };
-        }
-        let quarters = done.saturating_mul(4) / total.max(1);
-        if quarters > self.quarters {
-            self.quarters = quarters;
-            tracing::info!(stage, bytes = done, of = total, "loading");
-        }
-    }
-}
-
-/// Moves a bar to where the work is.
-pub fn follow(bar: &ProgressBar, progress: Progress<'_>) {
-    bar.set_length(progress.total);
-    bar.set_position(progress.done);
 }
 
 /// The folder of the shipped pair: where it was built, in the working folder, or beside the binary.

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Failure;
 use crate::model_id::ModelId;
+use crate::terminal::Failure;
 
 /// The name that a model of the hub is served under.
 #[must_use]
@@ -36,10 +36,10 @@ pub fn taken_for(model: &Path) -> String {
 mod hub {
     use std::path::{Path, PathBuf};
 
-    use crate::Failure;
     use crate::hub::Hub;
-    use crate::load::{Report, bar};
     use crate::model_id::ModelId;
+    use crate::progress::Report;
+    use crate::terminal::{Failure, bar};
 
     fn hub() -> Result<Hub, Failure> {
         Hub::of_environment(|name| std::env::var(name).ok())
@@ -77,9 +77,9 @@ mod hub {
 mod hub {
     use std::path::{Path, PathBuf};
 
-    use crate::Failure;
-    use crate::load::Report;
     use crate::model_id::ModelId;
+    use crate::progress::Report;
+    use crate::terminal::Failure;
 
     pub(super) fn cached(id: &ModelId) -> Result<Option<PathBuf>, Failure> {
         Err(format!(

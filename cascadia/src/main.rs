@@ -5,16 +5,20 @@
 use std::process::ExitCode;
 
 use cascadia::cli::{Cli, Command};
+use cascadia::cluster_file::{self, LAYOUT};
 use cascadia::config::{self, Settings};
-use cascadia::{Failure, Outcome, bench, demo, drain, generate, nodes, pad, status, up};
+use cascadia::demo::problems::held_out;
+use cascadia::follow::Followed;
+use cascadia::{Failure, Outcome, bench, check, demo, drain, generate, nodes, pad, status, up};
+use clap::CommandFactory as _;
 
 fn main() -> ExitCode {
-    let (cli, settings) = match config::read(std::env::args_os().collect()) {
+    let (cli, settings) = match config::read::<Cli>(std::env::args_os().collect(), &LAYOUT) {
         Ok(read) => read,
-        Err(refusal) => return refusal.say(),
+        Err(refusal) => return refusal.say(cascadia::tell),
     };
     if let (Some(settings), true) = (&settings, cli.file().is_some_and(|file| file.check)) {
-        return config::check::run(&cli, settings);
+        return check::run(&cli, settings);
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers(&cli.command)).enable_all().build();
@@ -44,21 +48,22 @@ fn workers(command: &Command) -> usize {
 
 async fn run(cli: Cli, settings: Option<Settings>) -> Outcome {
     let logs = cascadia_node::telemetry::init(cli.filter(), cli.log_json)?;
-    let settings = settings.map(|settings| settings.logging(logs));
     if let (Some(settings), true) = (&settings, cli.file().is_some_and(|file| file.print_config)) {
         return Ok(cascadia::print(&config::print::effective(settings))?);
     }
-    match (cli.command, settings) {
+    let filter = cli.default_filter();
+    let followed = settings.map(|settings| Followed::new(settings, logs, filter));
+    match (cli.command, followed) {
         (Command::Demo(args), _) => demo::run(&args).await,
-        (Command::Up(args), Some(settings)) => up::run(&args, settings).await,
+        (Command::Up(args), Some(followed)) => up::run(&args, followed).await,
         (Command::Generate(args), _) => generate::run(&args).await,
-        (Command::Bench(args), _) => bench::run(&args).await,
+        (Command::Bench(args), _) => bench::run(&args, held_out).await,
         (Command::Status(args), _) => status::run(&args).await,
         (Command::Drain(args), _) => drain::run(&args).await,
-        (Command::Router(args), Some(settings)) => nodes::router(*args, settings).await,
-        (Command::Drafter(args), Some(settings)) => nodes::drafter(*args, settings).await,
-        (Command::Expert(args), Some(settings)) => nodes::expert(*args, settings).await,
-        (Command::Config(args), _) => config::print::run(&args),
+        (Command::Router(args), Some(followed)) => nodes::router(*args, followed).await,
+        (Command::Drafter(args), Some(followed)) => nodes::engine(*args, followed).await,
+        (Command::Expert(args), Some(followed)) => nodes::engine(*args, followed).await,
+        (Command::Config(args), _) => cluster_file::run(&args, Cli::command()),
         (Command::Pad(args), _) => pad::run(&args),
         (Command::Up(_) | Command::Router(_) | Command::Drafter(_) | Command::Expert(_), None) => {
             unreachable!("every command that a file configures comes with its settings")

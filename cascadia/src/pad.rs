@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use cascadia_model::{Config, PadReport};
 use clap::Args;
 
-use crate::demo::table::millions;
-use crate::{Outcome, load};
+use crate::load::folder_name;
+use crate::progress::follow;
+use crate::terminal::{self, Failure, Outcome};
 
 /// Arguments of `pad`.
 #[derive(Args, Clone, Debug)]
@@ -44,7 +45,7 @@ pub fn run(args: &PadArgs) -> Outcome {
         millions(report.parameters),
         args.model.display()
     );
-    crate::print_line(&sentence)?;
+    terminal::print_line(&sentence)?;
     Ok(())
 }
 
@@ -52,10 +53,10 @@ pub fn run(args: &PadArgs) -> Outcome {
 ///
 /// # Errors
 /// As [`run`].
-pub fn pad(args: &PadArgs) -> Result<PadReport, crate::Failure> {
-    let bar = load::bar(0, "{msg} {bar:30} {percent:>3}%");
-    bar.set_message(format!("writing {}", load::folder_name(&args.out)));
-    let progress = &mut |progress: cascadia_model::Progress<'_>| load::follow(&bar, progress);
+pub fn pad(args: &PadArgs) -> Result<PadReport, Failure> {
+    let bar = terminal::bar(0, "{msg} {bar:30} {percent:>3}%");
+    bar.set_message(format!("writing {}", folder_name(&args.out)));
+    let progress = &mut |progress: cascadia_model::Progress<'_>| follow(&bar, progress);
     let report = if names_gguf(&args.out) {
         let text = cascadia_text::gguf_metadata(&args.model, Config::read(&args.model)?.vocabulary)?;
         cascadia_model::write_gguf(&args.model, args.to, &args.out, text, progress)?
@@ -89,6 +90,13 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     if size.is_finite() && (1.0..1e15).contains(&size) { Ok(size as u64) } else { Err(sentence()) }
 }
 
+/// A number of parameters for people: 4.87 M.
+#[must_use]
+pub fn millions(parameters: u64) -> String {
+    let millions = parameters as f64 / 1e6;
+    if millions < 10.0 { format!("{millions:.2} M") } else { format!("{millions:.0} M") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +111,10 @@ mod tests {
         for text in ["", "M", "big", "-5M", "0", "nan", "inf", "1e300", "5T", "1 0M"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!((millions(4_870_000).as_str(), millions(100_400_000).as_str()), ("4.87 M", "100 M"));
     }
 }

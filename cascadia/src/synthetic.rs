@@ -13,21 +13,15 @@ use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::TokenId;
 use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_core::placement::Role;
-use cascadia_core::synthetic::{Pace, SyntheticEngine, SyntheticModel};
-use cascadia_drafter_node::DrafterConfig;
-use cascadia_expert_node::ExpertConfig;
+use cascadia_core::synthetic::{MOST_PAGES, Pace, SyntheticEngine, SyntheticModel};
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::parts::Parts;
 use cascadia_text::Tokenizer;
 
-use crate::cluster::Models;
 use crate::durations;
 
 /// The served model's name where none is given.
 pub const SERVED: &str = "synthetic";
-
-/// Pages of a node at most: its engine keeps what it knows of each token, 640 bytes a page, from the start.
-pub const MOST_PAGES: usize = 1 << 20;
 
 /// Positions of a session at most.
 const MOST_CONTEXT: usize = MOST_PAGES * PAGE_TOKENS;
@@ -203,28 +197,9 @@ impl Synthetic {
         if role == Role::Drafter { &self.drafter } else { &self.expert }
     }
 
-    /// Sets of a drafter's configuration what was typed here.
-    pub fn configure_drafter(&self, config: &mut DrafterConfig) {
-        self.drafter.configure(&mut config.engine);
-    }
-
-    /// Sets of an expert's configuration what was typed here, and its served model's name where it has none.
-    pub fn configure_expert(&self, config: &mut ExpertConfig) {
-        self.expert.configure(&mut config.engine);
-        if config.served_model.is_empty() {
-            config.served_model = vec![SERVED.to_owned()];
-        }
-    }
-
-    /// What makes the nodes of a cluster.
-    #[must_use]
-    pub fn models(&self, drafter: &DrafterConfig, expert: &ExpertConfig) -> Models {
-        let (d, e) = (self.clone(), self.clone());
-        let (drafter, expert) = (drafter.engine.kv_pages, expert.engine.kv_pages);
-        Models {
-            drafter: Arc::new(move || Ok(d.parts(Role::Drafter, drafter))),
-            expert: Arc::new(move || Ok(e.parts(Role::Expert, expert))),
-        }
+    /// Sets of a node's configuration what was typed here.
+    pub fn configure(&self, role: Role, config: &mut EngineConfig) {
+        self.side(role).configure(config);
     }
 }
 

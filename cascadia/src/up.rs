@@ -9,10 +9,13 @@ use cascadia_expert_node::ExpertConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_router::RouterConfig;
 
-use crate::cli::{Cli, Command, UpArgs};
+use crate::cli::UpArgs;
 use crate::cluster::{ClusterConfig, LocalCluster, Models, Reconfigure};
-use crate::config::{Section, Settings, follow};
+use crate::cluster_file::{DRAFTER, EXPERT, ROUTER};
+use crate::config::Settings;
+use crate::follow::Followed;
 use crate::load::{self, Model, Pair};
+use crate::nodes::EngineNode as _;
 use crate::signals::Signals;
 use crate::{Failure, Outcome, nodes};
 
@@ -20,24 +23,24 @@ use crate::{Failure, Outcome, nodes};
 ///
 /// # Errors
 /// When a model cannot be loaded, the address cannot be listened on, or a node ends.
-pub async fn run(args: &UpArgs, settings: Settings) -> Outcome {
+pub async fn run(args: &UpArgs, followed: Followed) -> Outcome {
     let telemetry = nodes::telemetry(&args.telemetry)?;
-    let config = ClusterConfig { telemetry: telemetry.clone(), ..configured(args, &settings)? };
-    let ended = serve(args, settings, config).await;
+    let config = ClusterConfig { telemetry: telemetry.clone(), ..configured(args, followed.settings())? };
+    let ended = serve(args, followed, config).await;
     telemetry.shutdown(nodes::FLUSH).await;
     ended
 }
 
-async fn serve(args: &UpArgs, settings: Settings, config: ClusterConfig) -> Outcome {
-    let hangups = follow::Hangups::listen(&settings);
+async fn serve(args: &UpArgs, followed: Followed, config: ClusterConfig) -> Outcome {
+    let following = followed.listening();
     let (served, models) = models(args, &config)?;
     let model = config.expert.served_model.join(", ");
     // Before anybody can ask: whoever does is waited for.
     let mut signal = Signals::new()?;
     let mut cluster = LocalCluster::start(config, models).await?;
-    let followed = Shutdown::new();
+    let stop = Shutdown::new();
     if let Some(reconfigure) = cluster.reconfigure() {
-        follow::spawn(settings, hangups, &followed, move |cli, settings| apply(&cli, settings, &reconfigure));
+        following.spawn(&stop, move |args, settings| apply(&args, settings, &reconfigure));
     }
     greet(&greeting(&cluster, &served, &model))?;
 
@@ -106,14 +109,14 @@ fn served(pair: &Pair) -> String {
 /// What is served, and what makes its nodes.
 fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Failure> {
     if let Some(synthetic) = &args.synthetic {
-        return Ok(("no model but its pace".to_owned(), synthetic.models(&config.drafter, &config.expert)));
+        return Ok(("no model but its pace".to_owned(), Models::synthetic(synthetic, &config.drafter, &config.expert)));
     }
     let (drafter, expert) = (&config.drafter, &config.expert);
     let pair = Pair::new(
         Model::configured(&drafter.engine, &mut |_, _, _| {})?,
         Model::configured(&expert.engine, &mut |_, _, _| {})?,
     )?;
-    Ok((served(&pair), pair.models(drafter, expert, config.drafters + config.experts)))
+    Ok((served(&pair), Models::of_pair(&pair, drafter, expert, config.drafters + config.experts)))
 }
 
 /// The cluster that is meant: its nodes are configured by the file's sections.
@@ -121,13 +124,12 @@ fn models(args: &UpArgs, config: &ClusterConfig) -> Result<(String, Models), Fai
 /// # Errors
 /// When a section means nothing, or one model of the pair is missing.
 pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, Failure> {
-    let router: RouterConfig = settings.part(Section::Router)?;
-    let mut drafter: DrafterConfig = settings.part(Section::Drafter)?;
-    let mut expert: ExpertConfig = settings.part(Section::Expert)?;
+    let router: RouterConfig = settings.part(ROUTER)?;
+    let mut drafter: DrafterConfig = settings.part(DRAFTER)?;
+    let mut expert: ExpertConfig = settings.part(EXPERT)?;
     match &args.synthetic {
         Some(synthetic) => {
-            synthetic.configure_drafter(&mut drafter);
-            synthetic.configure_expert(&mut expert);
+            (drafter, expert) = (drafter.resolved(Some(synthetic)), expert.resolved(Some(synthetic)));
         }
         None => {
             let (drafter_model, expert_model, name) = pair(args, settings)?;
@@ -159,8 +161,8 @@ pub fn configured(args: &UpArgs, settings: &Settings) -> Result<ClusterConfig, F
 /// The folders of the pair that is asked for, and the name it is served under: the expert's folder's.
 fn pair(args: &UpArgs, settings: &Settings) -> Result<(PathBuf, PathBuf, String), Failure> {
     let own = |section| settings.of_file(section, "model").map(PathBuf::from);
-    let drafter = args.drafter_model.clone().or_else(|| own(Section::Drafter));
-    let expert = args.expert_model.clone().or_else(|| own(Section::Expert));
+    let drafter = args.drafter_model.clone().or_else(|| own(DRAFTER));
+    let expert = args.expert_model.clone().or_else(|| own(EXPERT));
     match (drafter, expert) {
         (Some(drafter), Some(expert)) => {
             let name = load::folder_name(&expert);
@@ -176,8 +178,7 @@ fn pair(args: &UpArgs, settings: &Settings) -> Result<(PathBuf, PathBuf, String)
 }
 
 /// Takes up a changed file, if all of it can be.
-fn apply(cli: &Cli, settings: &Settings, reconfigure: &Reconfigure) -> Result<(), String> {
-    let Command::Up(args) = &cli.command else { return Ok(()) };
+fn apply(args: &UpArgs, settings: &Settings, reconfigure: &Reconfigure) -> Result<(), String> {
     let config = configured(args, settings).map_err(|error| error.to_string())?;
     reconfigure.with(config);
     Ok(())

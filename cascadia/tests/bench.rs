@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use cascadia::bench::drive::{Arrivals, Load, Outcome};
 use cascadia::bench::measure::Figures;
-use cascadia::bench::target::{Ask, Router, Target};
+use cascadia::bench::request::Ask;
+use cascadia::bench::target::Target;
 use cascadia::bench::workload::{self, Item};
-use cascadia::cluster::{ClusterConfig, LocalCluster};
+use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
 use cascadia::synthetic::Synthetic;
+use cascadia_core::placement::Role;
 use indicatif::ProgressBar;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -25,9 +27,9 @@ fn text(bytes: &[u8]) -> String {
 
 async fn cluster(typed: &str, mut config: ClusterConfig) -> LocalCluster {
     let synthetic: Synthetic = typed.parse().expect("parameters");
-    synthetic.configure_drafter(&mut config.drafter);
-    synthetic.configure_expert(&mut config.expert);
-    let models = synthetic.models(&config.drafter, &config.expert);
+    synthetic.configure(Role::Drafter, &mut config.drafter.engine);
+    synthetic.configure(Role::Expert, &mut config.expert.engine);
+    let models = Models::synthetic(&synthetic, &config.drafter, &config.expert);
     LocalCluster::start(config, models).await.expect("it starts")
 }
 
@@ -37,9 +39,9 @@ fn items() -> Vec<Item> {
 }
 
 async fn load(cluster: &LocalCluster, ask: Ask, arrivals: Arrivals, requests: usize) -> Load {
-    let router = Router::connect(cluster.address()).await.expect("the router is there");
+    let target = Target::router(cluster.address()).await.expect("the router is there");
     Load {
-        target: Arc::new(Target::Router(router)),
+        target: Arc::new(target),
         ask,
         items: Arc::new(items()),
         arrivals,

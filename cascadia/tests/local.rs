@@ -1,9 +1,10 @@
 //! The cluster of `up` and `demo`, in this process, with the shipped pair.
 
+use cascadia::bench::problem::Problem;
 use cascadia::client::Client;
-use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster};
+use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster, Models};
 use cascadia::demo::contest::{ALL, CASCADE, request};
-use cascadia::demo::problems::{Problem, held_out};
+use cascadia::demo::problems::held_out;
 use cascadia::load::{Model, Pair, shipped_pair};
 use cascadia_core::kv_memory::KvMemory;
 use cascadia_node::engine_config::EngineConfig;
@@ -15,7 +16,7 @@ fn pair() -> Pair {
 }
 
 async fn cluster(config: ClusterConfig) -> LocalCluster {
-    let models = pair().models(&config.drafter, &config.expert, config.drafters + config.experts);
+    let models = Models::of_pair(&pair(), &config.drafter, &config.expert, config.drafters + config.experts);
     LocalCluster::start(config, models).await.expect("it starts")
 }
 
@@ -87,7 +88,7 @@ async fn a_cache_of_a_few_sessions_gives_the_texts_of_a_large_one() {
             (engine.kv_memory, engine.kv_dtype) = (memory(&models.drafter), dtype.into());
             let engine = &mut config.expert.engine;
             (engine.kv_memory, engine.kv_dtype) = (memory(&models.expert), dtype.into());
-            let parts = models.models(&config.drafter, &config.expert, 2);
+            let parts = Models::of_pair(&models, &config.drafter, &config.expert, 2);
             let cluster = LocalCluster::start(config, parts).await.expect("it starts");
             let client = cluster.client().await.expect("the router is there");
             let problems = held_out();
@@ -105,7 +106,7 @@ async fn a_port_in_use_is_said() {
     let busy = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let listen = busy.local_addr().expect("bound").to_string();
     let config = ClusterConfig { listen: listen.clone(), ..ClusterConfig::default() };
-    let models = pair().models(&config.drafter, &config.expert, config.drafters + config.experts);
+    let models = Models::of_pair(&pair(), &config.drafter, &config.expert, config.drafters + config.experts);
     let error = LocalCluster::start(config, models).await.expect_err("the port is taken");
     assert!(matches!(&error, ClusterError::Net(_)) && error.to_string().contains(&listen), "{error}");
 }

@@ -1,17 +1,18 @@
 //! Synthetic nodes in whole clusters: every strategy, the set acceptance, and failover, as with real models.
 
 use cascadia::client::Client;
-use cascadia::cluster::{ClusterConfig, LocalCluster};
+use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
 use cascadia::synthetic::Synthetic;
+use cascadia_core::placement::Role;
 use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
 
 async fn cluster(typed: &str, config: ClusterConfig) -> LocalCluster {
     let synthetic: Synthetic = typed.parse().expect("parameters");
     let mut config = config;
-    synthetic.configure_drafter(&mut config.drafter);
-    synthetic.configure_expert(&mut config.expert);
-    let models = synthetic.models(&config.drafter, &config.expert);
+    synthetic.configure(Role::Drafter, &mut config.drafter.engine);
+    synthetic.configure(Role::Expert, &mut config.expert.engine);
+    let models = Models::synthetic(&synthetic, &config.drafter, &config.expert);
     LocalCluster::start(config, models).await.expect("it starts")
 }
 

@@ -29,6 +29,9 @@ pub const FINGERPRINT: &str = "synthetic-";
 /// The longest row, as the largest vocabularies have it.
 const MOST_VOCABULARY: usize = 1 << 18;
 
+/// The most pages of an engine: it keeps what it knows of each token, 640 bytes a page, from the start.
+pub const MOST_PAGES: usize = 1 << 20;
+
 /// The law of a synthetic pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticModel {

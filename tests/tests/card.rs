@@ -1,6 +1,6 @@
 //! A cluster whose expert computes as a card does, on the processor: the texts of one on the CPU, and what it may not promise.
 
-use cascadia::cluster::{ClusterConfig, LocalCluster};
+use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
 use cascadia::contender::Contender;
 use cascadia::demo::contest::request;
 use cascadia::demo::problems::held_out;
@@ -17,7 +17,7 @@ async fn answers(device: &str) -> Vec<(String, bool)> {
     (config.drafter.engine.model, expert.model) = (folder.join("drafter"), folder.join("drafter"));
     let load = |config| Model::configured(config, &mut |_, _, _| {}).expect("the shipped models load");
     let pair = Pair::new(load(&config.drafter.engine), load(&config.expert.engine)).expect("they are a pair");
-    let models = pair.models(&config.drafter, &config.expert, 2);
+    let models = Models::of_pair(&pair, &config.drafter, &config.expert, 2);
     let cluster = LocalCluster::start(config, models).await.expect("it starts");
     let client = cluster.client().await.expect("the router is there");
     let mut all = Vec::new();

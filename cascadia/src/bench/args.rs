@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use super::arrivals::factor;
 use super::measure::Goal;
 use super::router_cost::RouterCostArgs;
-use crate::cli::DEFAULT_ADDRESS;
+use crate::client::DEFAULT_ADDRESS;
 use crate::contender::Contender;
 use crate::durations;
 
@@ -121,12 +122,4 @@ pub struct LoadArgs {
     /// Print one JSON object, with the names of `vllm bench serve`.
     #[arg(long, help_heading = "Report")]
     pub json: bool,
-}
-
-/// A rate a second or a speed: within these bounds every time that is made of it is one.
-pub(super) fn factor(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(number) if (1e-6..=1e6).contains(&number) => Ok(number),
-        _ => Err(format!("{text:?} is no number from 0.000001 to 1000000")),
-    }
 }

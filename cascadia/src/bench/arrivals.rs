@@ -98,6 +98,17 @@ fn since_epoch(text: &str) -> Option<Duration> {
     Duration::from_secs(whole).checked_add(Duration::try_from_secs_f64(second).ok()?)
 }
 
+/// A rate a second or a speed: within these bounds every time that is made of it is one.
+///
+/// # Errors
+/// When it is beyond them, or no number.
+pub fn factor(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(number) if (1e-6..=1e6).contains(&number) => Ok(number),
+        _ => Err(format!("{text:?} is no number from 0.000001 to 1000000")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

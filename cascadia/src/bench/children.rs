@@ -1,19 +1,15 @@
 //! Processes of this binary on loopback: synthetic nodes and a router, ended when dropped.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
 use cascadia_node::net::free_address;
 use cascadia_proto::convert::role_name;
 
-use crate::Failure;
 use crate::client::Client;
-use crate::static_list;
-use crate::synthetic::{SERVED, Synthetic};
+use crate::terminal::Failure;
 
 /// How long nodes may take to find each other.
 const READY: Duration = Duration::from_secs(60);
@@ -78,30 +74,21 @@ impl Cluster {
         }
         let http = free_address()?;
         let list = std::env::temp_dir().join(format!("cascadia-bench-{}.json", std::process::id()));
-        let synthetic: Synthetic = plan.synthetic.parse()?;
-        let entries: Vec<String> = nodes.iter().map(|node| node.entry(&synthetic)).collect();
-        std::fs::File::create(&list)?.write_all(format!("[{}]", entries.join(",")).as_bytes())?;
+        let binary = std::env::current_exe()?;
+        let records = nodes.iter().map(|node| node.record(&binary, plan)).collect::<Result<Vec<String>, Failure>>()?;
+        std::fs::write(&list, format!("[{}]", records.join(",")))?;
         let mut cluster = Self { nodes, http, list };
-        cluster.spawn(plan)?;
+        cluster.spawn(&binary, plan)?;
         cluster.ready().await?;
         Ok(cluster)
     }
 
-    fn spawn(&mut self, plan: &Plan) -> Result<(), Failure> {
-        let binary = std::env::current_exe()?;
+    fn spawn(&mut self, binary: &Path, plan: &Plan) -> Result<(), Failure> {
         for node in &mut self.nodes {
-            let mut command = Command::new(&binary);
-            command.args([role_name(node.role), "--id", &node.id, "--listen", &node.address, "--admin", &node.admin]);
-            command.arg("--static").arg(&self.list).stdin(Stdio::null()).stdout(Stdio::null());
-            // What is set for other nodes is not meant for these.
-            for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CASCADIA_")) {
-                command.env_remove(name);
-            }
-            command.env("CASCADIA_LOG", "error");
+            let mut command = node.command(binary, plan);
+            command.arg("--static").arg(&self.list).stdout(Stdio::null());
             if node.role == Role::Router {
                 command.args(&plan.router).args(["--http", if plan.http { &self.http } else { "off" }]);
-            } else {
-                command.args(["--synthetic", &plan.synthetic]);
             }
             node.process = Some(command.spawn().map_err(|error| format!("cannot start {}: {error}", node.id))?);
         }
@@ -161,13 +148,28 @@ impl Node {
         Ok(Self { id: format!("{}-{number}", role_name(role)), role, address, admin, process: None })
     }
 
-    /// Its line in the static list.
-    fn entry(&self, synthetic: &Synthetic) -> String {
-        let models = if self.role == Role::Router {
-            Vec::new()
-        } else {
-            synthetic.parts(self.role, 1).served(&[SERVED.to_owned()])
-        };
-        static_list::line(NodeId(self.id.clone()), self.role, self.address.clone(), self.admin.clone(), models)
+    /// What starts it, but for the list of all nodes.
+    fn command(&self, binary: &Path, plan: &Plan) -> Command {
+        let mut command = Command::new(binary);
+        command.args([role_name(self.role), "--id", &self.id, "--listen", &self.address, "--admin", &self.admin]);
+        // What is set for other nodes is not meant for these.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CASCADIA_")) {
+            command.env_remove(name);
+        }
+        command.env("CASCADIA_LOG", "error").stdin(Stdio::null());
+        if self.role != Role::Router {
+            command.args(["--synthetic", &plan.synthetic]);
+        }
+        command
+    }
+
+    /// Its line in the static list, as it says itself.
+    fn record(&self, binary: &Path, plan: &Plan) -> Result<String, Failure> {
+        let said = self.command(binary, plan).arg("--print-record").stderr(Stdio::inherit()).output();
+        let said = said.map_err(|error| format!("cannot start {}: {error}", self.id))?;
+        if !said.status.success() {
+            return Err(format!("{} ended at once ({}); its reason is above", self.id, said.status).into());
+        }
+        Ok(String::from_utf8(said.stdout)?)
     }
 }

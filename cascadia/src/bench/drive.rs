@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::measure::Record;
-use super::target::{Ask, Failed, Observed, Own, Target};
+use super::request::{Ask, Failed, Observed, Own};
+use super::target::Target;
 use super::workload::{self, Item};
 
 /// When requests are sent.

@@ -1,7 +1,7 @@
 //! `cascadia bench`: drives a running cluster and says how it did.
 //!
-//! [`arrivals`] and [`workload`] say what is sent and when, [`drive`] sends it to a [`target`] (a router over gRPC, or [`openai`]), [`measure`] makes figures of
-//! what came back, [`report`] prints them. [`router_cost`] starts its own cluster ([`children`]) and reads what its router
+//! [`arrivals`] and [`workload`] say what is sent and when, [`drive`] sends each [`request`] to a [`target`] ([`router`] over
+//! gRPC, or [`openai`]), [`measure`] makes figures of what came back, [`report`] prints them. [`router_cost`] starts its own cluster ([`children`]) and reads what its router
 //! says of itself ([`scrape`]). Only `drive` and the targets have a clock.
 
 mod args;
@@ -10,7 +10,10 @@ pub mod children;
 pub mod drive;
 pub mod measure;
 pub mod openai;
+pub mod problem;
 pub mod report;
+pub mod request;
+pub mod router;
 pub mod router_cost;
 pub mod scrape;
 pub mod target;
@@ -25,25 +28,30 @@ use tokio::sync::watch;
 
 use crate::contender::Contender;
 use crate::signals::Signals;
-use crate::{Failure, Outcome, load};
+use crate::terminal::{self, Failure, Outcome};
 use arrivals::Arrival;
 use drive::{Arrivals, Load};
 use measure::{Figures, Record};
+use problem::Problem;
 use report::Run;
-use target::{Ask, Failed, Own, Target};
+use request::{Ask, Failed, Own, is_refusal};
+use target::Target;
 use workload::{Item, Ruler};
 
-/// Runs the command.
+/// Runs the command; `problems` are asked where nothing is said of prompts.
 ///
 /// # Errors
 /// When the server cannot be reached, a file cannot be read, or a strategy had none of its requests answered.
-pub async fn run(args: &BenchArgs) -> Outcome {
+pub async fn run(args: &BenchArgs, problems: impl FnOnce() -> Vec<Problem>) -> Outcome {
     if let Some(BenchCommand::Router(args)) = &args.command {
         return router_cost::run(args).await;
     }
     let args = &args.load;
-    let target = Arc::new(Target::connect(args).await?);
-    let plan = Plan::new(args, &target).await?;
+    let target = Arc::new(match &args.openai {
+        Some(url) => Target::open_ai(url).await?,
+        None => Target::router(&args.server).await?,
+    });
+    let plan = Plan::new(args, &target, problems).await?;
     let cut = interrupt()?;
     let mut runs = Vec::new();
     for contender in contenders(args) {
@@ -56,7 +64,7 @@ pub async fn run(args: &BenchArgs) -> Outcome {
             }
         }
         if *cut.borrow() {
-            crate::tell("interrupted; this is what was measured until then");
+            terminal::tell("interrupted; this is what was measured until then");
             return show(args, &runs);
         }
     }
@@ -75,10 +83,10 @@ fn show(args: &LoadArgs, runs: &[Run]) -> Outcome {
     }
     if args.json {
         let json = serde_json::json!({"load": load_name(args), "runs": report::to_json(runs)});
-        crate::print_line(&json.to_string())?;
+        terminal::print_line(&json.to_string())?;
     } else {
-        crate::print_line(&load_name(args))?;
-        crate::print(&report::table(runs))?;
+        terminal::print_line(&load_name(args))?;
+        terminal::print(&report::table(runs))?;
     }
     Ok(())
 }
@@ -120,7 +128,11 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    async fn new(args: &'a LoadArgs, target: &Target) -> Result<Self, Failure> {
+    async fn new(
+        args: &'a LoadArgs,
+        target: &Target,
+        problems: impl FnOnce() -> Vec<Problem>,
+    ) -> Result<Self, Failure> {
         let output = args.output_len.unwrap_or(args.max_tokens);
         // With a duration and no number of requests, as many as it takes.
         let requests = match (args.requests, args.duration) {
@@ -141,7 +153,7 @@ impl<'a> Plan<'a> {
             (None, Some(input)) => {
                 of_lengths(args, target, &vec![(input, output); requests.min(DISTINCT_PROMPTS)]).await?
             }
-            (None, None) => workload::held_out(output),
+            (None, None) => workload::of_problems(problems(), output),
         };
         for item in &mut items {
             item.exact = args.output_len.is_some();
@@ -174,28 +186,28 @@ impl<'a> Plan<'a> {
         };
         let warmup = self.args.warmup as usize;
         if warmup > 0 {
-            let bar = load::bar(warmup as u64, "{msg} {bar:30} {pos}/{len}");
+            let bar = terminal::bar(warmup as u64, "{msg} {bar:30} {pos}/{len}");
             bar.set_message(format!("{name}: warm-up"));
             let warm =
                 load(Arrivals::Closed(warmup.min(WARMUP_AT_ONCE)), warmup, "warmup").run(&bar, cut.clone()).await;
             bar.finish_and_clear();
             // Where each was refused for what it says, as one that is too long for the model, the next may be answered.
-            let is_lost = |record: &Record| record.error.as_ref().is_some_and(|kind| !target::is_refusal(kind));
+            let is_lost = |record: &Record| record.error.as_ref().is_some_and(|kind| !is_refusal(kind));
             if !warm.records.is_empty() && warm.records.iter().all(is_lost) {
                 let sentence = warm.sentences.first().cloned().unwrap_or_default();
                 return Err(format!("{name}: no warm-up request was answered: {sentence}").into());
             }
         }
         let bar = match self.requests {
-            usize::MAX => load::bar(0, "{msg} {spinner} {pos} {elapsed}"),
-            requests => load::bar(requests as u64, "{msg} {bar:30} {pos}/{len} {elapsed}"),
+            usize::MAX => terminal::bar(0, "{msg} {spinner} {pos} {elapsed}"),
+            requests => terminal::bar(requests as u64, "{msg} {bar:30} {pos}/{len} {elapsed}"),
         };
         bar.set_message(name.clone());
         bar.enable_steady_tick(Duration::from_millis(200));
         let outcome = load(self.arrivals.clone(), self.requests, "run").run(&bar, cut).await;
         bar.finish_and_clear();
         for sentence in outcome.sentences.iter().take(SENTENCES) {
-            crate::tell(&format!("{name}: {sentence}"));
+            terminal::tell(&format!("{name}: {sentence}"));
         }
         Ok((name, Figures::of(&outcome.records, outcome.unfinished, self.args.goodput.as_ref())))
     }
@@ -239,7 +251,7 @@ async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) ->
     let mut long = Err(Failed::default());
     for words in Ruler::LONG {
         long = tokens(args, target, words).await.map(|tokens| (words, tokens));
-        if !long.as_ref().is_err_and(|failed| target::is_refusal(&failed.kind)) {
+        if !long.as_ref().is_err_and(|failed| is_refusal(&failed.kind)) {
             break;
         }
     }

@@ -11,9 +11,9 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::measure::Speculation;
-use super::target::{Ask, Failed, Observed, Own};
+use super::request::{Ask, Failed, Observed, Own};
 use super::workload::Item;
-use crate::Failure;
+use crate::terminal::Failure;
 
 /// How long a connection may take to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -6,20 +6,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cascadia_core::synthetic::MOST_PAGES;
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::arrivals::factor;
 use super::children::{Cluster, Plan};
-use super::openai::OpenAi;
+use super::request::{Ask, Failed, Own};
 use super::scrape::{Observations, Scrape};
-use super::target::{Ask, Failed, Own, Router, Target};
+use super::target::Target;
 use super::workload::Item;
 use crate::columns::{Side, layout};
 use crate::contender::Contender;
 use crate::signals::Signals;
-use crate::synthetic::MOST_PAGES;
-use crate::{Failure, Outcome, durations, load, machine};
+use crate::terminal::{self, Failure, Outcome};
+use crate::{durations, machine};
 
 /// Arguments of `bench router`.
 #[derive(Args, Clone, Debug)]
@@ -29,7 +31,7 @@ pub struct RouterCostArgs {
     pub streams: u32,
 
     /// Tokens a second of each stream, about.
-    #[arg(long, value_name = "R", default_value_t = 10.0, value_parser = super::args::factor)]
+    #[arg(long, value_name = "R", default_value_t = 10.0, value_parser = factor)]
     pub rate: f64,
 
     /// How long is measured, once every stream has its first token.
@@ -88,18 +90,18 @@ async fn experiment(args: &RouterCostArgs) -> Outcome {
     let machine = Machine::now();
     let cluster = Cluster::start(&plan(args)?).await?;
     let target = Arc::new(if args.http {
-        Target::OpenAi(Box::new(OpenAi::connect(&format!("http://{}/v1", cluster.http())).await?))
+        Target::open_ai(&format!("http://{}/v1", cluster.http())).await?
     } else {
-        Target::Router(Router::connect(cluster.address()).await?)
+        Target::router(cluster.address()).await?
     });
     let idle = Scrape::of(cluster.admin()).await?.value(RESIDENT);
     let mut streams = open(args, &target).await;
     let cost = measure(args, &cluster, idle, &mut streams).await?;
     streams.abort_all();
     if args.json {
-        crate::print_line(&cost.to_json(args, &machine).to_string())?;
+        terminal::print_line(&cost.to_json(args, &machine).to_string())?;
     } else {
-        crate::print_line(&format!(
+        terminal::print_line(&format!(
             "{} streams over {}, strategy {}, {} synthetic experts; {}",
             args.streams,
             if args.http { "HTTP with server-sent events" } else { "gRPC" },
@@ -107,7 +109,7 @@ async fn experiment(args: &RouterCostArgs) -> Outcome {
             args.experts,
             machine.sentence()
         ))?;
-        crate::print(&cost.table())?;
+        terminal::print(&cost.table())?;
     }
     Ok(())
 }
@@ -159,7 +161,7 @@ fn plan(args: &RouterCostArgs) -> Result<Plan, Failure> {
 type Streams = JoinSet<Result<(), Failed>>;
 
 async fn open(args: &RouterCostArgs, target: &Arc<Target>) -> Streams {
-    let bar = load::bar(u64::from(args.streams), "opening streams {bar:30} {pos}/{len}");
+    let bar = terminal::bar(u64::from(args.streams), "opening streams {bar:30} {pos}/{len}");
     // Plain text of one token: it needs no prefill, which would have to wait where decoding fills every batch.
     let ask = Ask { contender: Some(args.strategy.clone()), temperature: Some(0.0), raw: true, ..Ask::default() };
     let mut streams = JoinSet::new();
@@ -186,7 +188,7 @@ fn check(streams: &mut Streams) -> Result<(), Failure> {
 /// `idle`: what the router took before the first stream, bytes.
 async fn measure(args: &RouterCostArgs, cluster: &Cluster, idle: f64, streams: &mut Streams) -> Result<Cost, Failure> {
     let began = Instant::now();
-    let bar = load::bar(u64::from(args.streams), "first tokens {bar:30} {pos}/{len}");
+    let bar = terminal::bar(u64::from(args.streams), "first tokens {bar:30} {pos}/{len}");
     let all = f64::from(args.streams);
     loop {
         check(streams)?;
@@ -201,7 +203,7 @@ async fn measure(args: &RouterCostArgs, cluster: &Cluster, idle: f64, streams: &
         tokio::time::sleep(LOOK).await;
     }
     bar.finish_and_clear();
-    let bar = load::bar(args.window.as_secs(), "measuring {bar:30} {pos}/{len} s");
+    let bar = terminal::bar(args.window.as_secs(), "measuring {bar:30} {pos}/{len} s");
     let (begin, others, own) = (Scrape::of(cluster.admin()).await?, cpu(cluster).await?, own_cpu());
     let (clock, mut resident) = (Instant::now(), 0.0f64);
     while clock.elapsed() < args.window {

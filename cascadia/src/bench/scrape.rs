@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::openai;
-use crate::Failure;
+use crate::terminal::Failure;
 
 /// The samples of one page; series of one name are added up.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use cascadia_core::history::splitmix64;
 use serde::Deserialize;
 
-use crate::demo::problems::Problem;
+use super::problem::Problem;
 
 /// One request's prompt and the length of its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +47,11 @@ pub fn parse(text: &str, output: u32) -> Result<Vec<Item>, String> {
     if items.is_empty() { Err("it holds no prompt".to_owned()) } else { Ok(items) }
 }
 
-/// The shipped held-out problems.
+/// Problems, each asked as it is.
 #[must_use]
-pub fn held_out(output: u32) -> Vec<Item> {
+pub fn of_problems(problems: Vec<Problem>, output: u32) -> Vec<Item> {
     let item = |problem: Problem| Item { prompt: problem.question, answer: Some(problem.answer), output, exact: false };
-    crate::demo::problems::held_out().into_iter().map(item).collect()
+    problems.into_iter().map(item).collect()
 }
 
 /// Whether a text answers its item; nothing where nobody knows.

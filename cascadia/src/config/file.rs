@@ -7,8 +7,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::layout::Section;
 use super::nearest::nearest;
-use super::schema::{Kind, Schema, Section, Setting};
+use super::schema::{Kind, Schema, Setting};
 
 /// Something wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl File {
         let root = DeTable::parse(text).map_err(|error| vec![reader.syntax(&error)])?;
         let (mut file, mut problems) = (Self::default(), Vec::new());
         for (name, value) in root.into_inner() {
-            let section = Section::of(name.as_ref());
+            let section = schema.layout().section(name.as_ref());
             match (section, value.get_ref()) {
                 (Some(section), DeValue::Table(table)) => {
                     reader.section(section, table, &mut file, &mut problems);
@@ -116,8 +117,10 @@ impl Reader<'_> {
         } else if !homes.is_empty() {
             format!("{word} stands in no section: put it in {}", homes.join(" or "))
         } else {
-            let known = Section::ALL.map(Section::name);
-            let meant = nearest(word, known).map(|name| format!("; did you mean [{name}]?")).unwrap_or_default();
+            let known: Vec<&str> = self.schema.layout().sections().map(Section::name).collect();
+            let meant = nearest(word, known.iter().copied())
+                .map(|name| format!("; did you mean [{name}]?"))
+                .unwrap_or_default();
             format!("there is no section [{}]{meant}; there are {}", short(word), known.join(", "))
         };
         self.problem(name.span().start, sentence)
@@ -152,7 +155,7 @@ impl Reader<'_> {
         let cure = if homes.is_empty() {
             match nearest(key, known) {
                 Some(meant) => format!("did you mean {meant}?"),
-                None => format!("`cascadia config --print-defaults {}` lists what there is", section.name()),
+                None => format!("`{} {}` lists what there is", self.schema.layout().printer, section.name()),
             }
         } else {
             format!("it belongs in {}", homes.join(" or "))

@@ -9,11 +9,11 @@ use std::fmt;
 
 use clap::builder::Resettable;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
+use clap::{ArgMatches, Command};
 
 use super::file::{Entry, File, Given};
-use super::schema::{Schema, Section, Setting};
-use crate::cli::Cli;
+use super::layout::{Part, Section};
+use super::schema::{Schema, Setting};
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,62 +46,84 @@ impl fmt::Display for Value {
 /// What is in force, by section and key.
 pub type Values = BTreeMap<(Section, String), Value>;
 
-/// Parses a command line, with what the variables and the file add to it.
-///
-/// # Errors
-/// As clap says.
-pub fn parse(
-    argv: &[OsString],
+/// What was typed and what variables add to it; files may come and go.
+#[derive(Clone, Debug)]
+pub struct Line {
+    argv: Vec<OsString>,
+    /// Reads no variable that a stronger flag excludes.
+    command: Command,
     section: Section,
-    schema: &Schema,
-    file: &File,
-) -> Result<(Cli, Values), Box<clap::Error>> {
-    let command = Cli::command();
-    let rivals = Rivals::of(&command, section);
-    let mut said = said(&command, argv, section, schema);
-    // A flag is stronger than the variable of a setting that excludes it.
-    let typed: Vec<String> = with(&said, &Origin::Flag).map(str::to_owned).collect();
-    let unheard: Vec<String> = with(&said, &Origin::Variable)
-        .filter(|id| typed.iter().any(|flag| rivals.exclude(flag, id)))
-        .map(str::to_owned)
-        .collect();
-    said.retain(|id, _| !unheard.contains(id));
-    let command = command.mut_subcommand(section.name(), |command| {
-        unheard.iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(Resettable::Reset)))
-    });
-
-    let mut line = argv.to_vec();
-    let end = line.iter().position(|word| word == "--").unwrap_or(line.len());
-    let mut added = Vec::new();
-    // The node's own section is stronger than the common one.
-    for from in [section, Section::Node] {
-        let stronger: Vec<String> = said.keys().cloned().collect();
-        for setting in schema.section(section) {
-            let id = setting.id();
-            let taken = stronger.iter().any(|other| other == id || rivals.exclude(other, id));
-            if let Some(entry) = file.0.get(&(from, setting.key().to_owned())).filter(|_| !taken) {
-                added.extend(flags(setting, &entry.given));
-                said.insert(id.to_owned(), Origin::File(entry.line));
-            }
-        }
-    }
-    line.splice(end..end, added);
-    let matches = command.try_get_matches_from(line)?;
-    let values = values(&matches, section, schema, &said);
-    Ok((Cli::from_arg_matches(&matches)?, values))
+    rivals: Rivals,
+    /// What flags and variables say, by argument.
+    said: BTreeMap<String, Origin>,
 }
 
-/// What flags and variables say, by argument. Mistakes are of no interest here: the real parse will find them.
-fn said(command: &Command, argv: &[OsString], section: Section, schema: &Schema) -> BTreeMap<String, Origin> {
-    let Ok(matches) = command.clone().ignore_errors(true).try_get_matches_from(argv) else { return BTreeMap::new() };
-    let Some(matches) = matches.subcommand_matches(section.name()) else { return BTreeMap::new() };
+impl Line {
+    /// A line of `command` that asks for the subcommand of `section`. `matches` are that subcommand's: mistakes in them
+    /// are of no interest yet, [`Line::with`] will find them.
+    #[must_use]
+    pub fn new(
+        argv: Vec<OsString>,
+        command: Command,
+        section: Section,
+        matches: &ArgMatches,
+        settings: &[Setting],
+    ) -> Self {
+        let rivals = Rivals::of(&command, section);
+        let mut said = said(matches, settings);
+        // A flag is stronger than the variable of a setting that excludes it.
+        let typed: Vec<&str> = with(&said, &Origin::Flag).collect();
+        let unheard: Vec<String> = with(&said, &Origin::Variable)
+            .filter(|id| typed.iter().any(|flag| rivals.exclude(flag, id)))
+            .map(str::to_owned)
+            .collect();
+        said.retain(|id, _| !unheard.contains(id));
+        let command = command.mut_subcommand(section.name(), |command| {
+            unheard.iter().fold(command, |command, id| command.mut_arg(id, |arg| arg.env(Resettable::Reset)))
+        });
+        Self { argv, command, section, rivals, said }
+    }
+
+    /// The subcommand's section.
+    #[must_use]
+    pub fn section(&self) -> Section {
+        self.section
+    }
+
+    /// What the line means with what a file adds to it.
+    ///
+    /// # Errors
+    /// As clap says.
+    pub fn with(&self, file: &File, schema: &Schema) -> Result<(ArgMatches, Values), Box<clap::Error>> {
+        let (mut line, mut said) = (self.argv.clone(), self.said.clone());
+        let end = line.iter().position(|word| word == "--").unwrap_or(line.len());
+        let mut added = Vec::new();
+        // The command's own section is stronger than the common one.
+        for from in [self.section, schema.layout().common] {
+            let stronger: Vec<String> = said.keys().cloned().collect();
+            for setting in schema.section(self.section) {
+                let id = setting.id();
+                let taken = stronger.iter().any(|other| other == id || self.rivals.exclude(other, id));
+                if let Some(entry) = file.0.get(&(from, setting.key().to_owned())).filter(|_| !taken) {
+                    added.extend(flags(setting, &entry.given));
+                    said.insert(id.to_owned(), Origin::File(entry.line));
+                }
+            }
+        }
+        line.splice(end..end, added);
+        let matches = self.command.clone().try_get_matches_from(line)?;
+        let values = values(&matches, self.section, schema, &said);
+        Ok((matches, values))
+    }
+}
+
+fn said(matches: &ArgMatches, settings: &[Setting]) -> BTreeMap<String, Origin> {
     let origin = |setting: &Setting| match matches.value_source(setting.id())? {
         ValueSource::CommandLine => Some(Origin::Flag),
         ValueSource::EnvVariable => Some(Origin::Variable),
         _ => None,
     };
-    let settings = schema.section(section).iter();
-    settings.filter_map(|setting| Some((setting.id().to_owned(), origin(setting)?))).collect()
+    settings.iter().filter_map(|setting| Some((setting.id().to_owned(), origin(setting)?))).collect()
 }
 
 fn with<'a>(said: &'a BTreeMap<String, Origin>, origin: &'a Origin) -> impl Iterator<Item = &'a str> {
@@ -132,6 +154,7 @@ fn values(matches: &ArgMatches, section: Section, schema: &Schema, said: &BTreeM
 }
 
 /// Which arguments exclude each other.
+#[derive(Clone, Debug)]
 struct Rivals(Vec<BTreeSet<String>>);
 
 impl Rivals {
@@ -152,31 +175,18 @@ impl Rivals {
     }
 }
 
-/// What a cluster in one process has for a default instead of a node's own.
-fn default_of_part(section: Section, key: &str) -> Option<&'static str> {
-    match (section, key) {
-        // No load balancer has to learn that this router goes.
-        (Section::Router, "lame_duck_ms") => Some("0"),
-        _ => None,
-    }
-}
-
-/// Stands for a model where the file names none: the pair is found by other means.
-const NO_MODEL: &str = "none";
-
-/// The part of a cluster in one process that is configured by the file alone: the arguments of one role, over its defaults.
+/// A part that the file alone configures: arguments of `T`, over their defaults.
 ///
 /// # Errors
 /// As clap says.
-pub fn part<T: clap::Args>(section: Section, schema: &Schema, file: &File) -> Result<T, Box<clap::Error>> {
-    let command = T::augment_args(Command::new(section.name()).no_binary_name(true));
+pub fn part<T: clap::Args>(part: &Part, schema: &Schema, file: &File) -> Result<T, Box<clap::Error>> {
+    let command = T::augment_args(Command::new(part.section.name()).no_binary_name(true));
     let mut line = Vec::new();
-    for setting in schema.section(section).iter().filter(|setting| knows(&command, setting)) {
-        match entry(file, section, setting.key()) {
+    for setting in schema.section(part.section).iter().filter(|setting| knows(&command, setting)) {
+        match entry(file, part.section, setting.key(), schema) {
             Some(entry) => line.extend(flags(setting, &entry.given)),
             None => {
-                let model = (setting.key() == "model").then_some(NO_MODEL);
-                let word = default_of_part(section, setting.key()).or(model);
+                let word = named(part.defaults, setting).or_else(|| named(part.placeholders, setting));
                 line.extend(word.map(|word| format!("--{}={word}", setting.flag()).into()));
             }
         }
@@ -186,11 +196,12 @@ pub fn part<T: clap::Args>(section: Section, schema: &Schema, file: &File) -> Re
 }
 
 /// The values of such a part.
-pub fn part_values<T: clap::Args>(section: Section, schema: &Schema, file: &File) -> Values {
-    let command = T::augment_args(Command::new(section.name()));
-    let value = |setting: &Setting| match entry(file, section, setting.key()) {
+#[must_use]
+pub fn part_values(part: &Part, schema: &Schema, file: &File) -> Values {
+    let command = (part.arguments)(Command::new(part.section.name()));
+    let value = |setting: &Setting| match entry(file, part.section, setting.key(), schema) {
         None => {
-            let words = default_of_part(section, setting.key()).map(|word| vec![word.to_owned()]);
+            let words = named(part.defaults, setting).map(|word| vec![word.to_owned()]);
             Value { words: words.unwrap_or_else(|| setting.default()), origin: Origin::Default }
         }
         Some(Entry { given, line }) => {
@@ -201,15 +212,20 @@ pub fn part_values<T: clap::Args>(section: Section, schema: &Schema, file: &File
             Value { words, origin: Origin::File(*line) }
         }
     };
-    let settings = schema.section(section).iter().filter(|setting| knows(&command, setting));
-    settings.map(|setting| ((section, setting.key().to_owned()), value(setting))).collect()
+    let settings = schema.section(part.section).iter().filter(|setting| knows(&command, setting));
+    settings.map(|setting| ((part.section, setting.key().to_owned()), value(setting))).collect()
+}
+
+/// What a list of keys and words says of a setting.
+fn named(list: &[(&str, &'static str)], setting: &Setting) -> Option<&'static str> {
+    list.iter().find(|(key, _)| *key == setting.key()).map(|(_, word)| *word)
 }
 
 fn knows(command: &Command, setting: &Setting) -> bool {
     command.get_arguments().any(|arg| arg.get_id().as_str() == setting.id())
 }
 
-fn entry<'a>(file: &'a File, section: Section, key: &str) -> Option<&'a Entry> {
+fn entry<'a>(file: &'a File, section: Section, key: &str, schema: &Schema) -> Option<&'a Entry> {
     let of = |section| file.0.get(&(section, key.to_owned()));
-    of(section).or_else(|| of(Section::Node))
+    of(section).or_else(|| of(schema.layout().common))
 }

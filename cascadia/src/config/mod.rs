@@ -1,18 +1,20 @@
-//! Configuration: flags, variables and one TOML file for a whole cluster become one typed command.
+//! Configuration: flags, variables and one TOML file for several commands become one typed command.
 //!
-//! [`schema`] reads from the commands themselves what can be set. [`file`] turns TOML into entries that fit it, or says
-//! all that is wrong. [`layers`] decides who has the last word. [`settings`] is what came of it, and what comes of it when
-//! the file changes; [`follow`] notices that. [`print`] writes it down, [`check`] tries it without starting anything.
+//! [`layout`] is what a program says of its file's sections. [`schema`] reads from the commands themselves what can be
+//! set. [`file`] turns TOML into entries that fit it, or says all that is wrong. [`layers`] decides who has the last word.
+//! [`settings`] is what came of it, and what comes of it when the file changes; [`reload`] notices that. [`print`] writes
+//! it down.
 //!
-//! Absent on purpose: any list of settings. A field of a node's clap struct with a flag and a variable is a key, with its
-//! help, its type, its default; `add = Reloads` beside it says that a running node takes it up.
+//! Absent on purpose: any list of settings, and any command by its name. A field of a command's clap struct with a flag
+//! and a variable is a key, with its help, its type, its default; `add = Reloads` beside it says that a running process
+//! takes it up.
 
-pub mod check;
 pub mod file;
-pub mod follow;
 pub mod layers;
+pub mod layout;
 mod nearest;
 pub mod print;
+pub mod reload;
 pub mod schema;
 pub mod settings;
 #[cfg(test)]
@@ -20,9 +22,9 @@ mod tests;
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-pub use schema::Section;
+pub use layout::{Layout, Part, Section};
 pub use settings::{Refusal, Settings, read};
 
 /// How a command is configured by a file.
@@ -40,26 +42,4 @@ pub struct FileArgs {
     /// Print every setting with its value and where it comes from, as a file for --config, and end.
     #[arg(long, help_heading = "Configuration", conflicts_with = "check")]
     pub print_config: bool,
-}
-
-/// Arguments of `config`.
-#[derive(Args, Clone, Debug)]
-pub struct ConfigArgs {
-    /// Print a file for --config with all defaults, and what each setting means.
-    #[arg(long, required = true)]
-    pub print_defaults: bool,
-
-    /// Only these sections.
-    #[arg(value_enum)]
-    pub sections: Vec<Section>,
-}
-
-impl ValueEnum for Section {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
-    }
-
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(self.name().into())
-    }
 }

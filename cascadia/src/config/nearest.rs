@@ -2,28 +2,14 @@
 
 /// The nearest of `known`, if it is near enough to be a slip: one letter in three may be wrong.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word: Vec<char> = word.chars().take(LONGEST).collect();
-    let distances = known.into_iter().map(|candidate| (distance(&word, candidate), candidate));
+    let word: String = word.chars().take(LONGEST).collect();
+    let distances = known.into_iter().map(|candidate| (strsim::levenshtein(&word, candidate), candidate));
     let (distance, candidate) = distances.min()?;
     (distance <= (candidate.len() / 3).max(1)).then_some(candidate)
 }
 
 /// No key is longer; what is longer is no slip.
 const LONGEST: usize = 64;
-
-/// Letters to insert, drop or replace.
-fn distance(a: &[char], b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=a.len()).collect();
-    for (i, letter) in b.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &other) in a.iter().enumerate() {
-            let replaced = diagonal + usize::from(other != letter);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[a.len()]
-}
 
 #[cfg(test)]
 mod tests {

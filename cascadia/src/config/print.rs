@@ -2,39 +2,21 @@
 
 use std::fmt::Write as _;
 
-use clap::CommandFactory as _;
-
-use super::ConfigArgs;
 use super::layers::Origin;
-use super::schema::{Kind, Schema, Section, Setting};
+use super::layout::Section;
+use super::schema::{Kind, Schema, Setting};
 use super::settings::Settings;
-use crate::Outcome;
-use crate::cli::Cli;
 
 /// How wide a comment is.
 const WIDTH: usize = 110;
-
-/// Runs `cascadia config`.
-///
-/// # Errors
-/// When standard output is closed.
-pub fn run(args: &ConfigArgs) -> Outcome {
-    let sections = if args.sections.is_empty() { &Section::ALL[..] } else { &args.sections };
-    Ok(crate::print(&defaults(&Schema::of(Cli::command()), sections))?)
-}
 
 /// A file with all defaults of some sections, each with what it means.
 #[must_use]
 pub fn defaults(schema: &Schema, sections: &[Section]) -> String {
     let mut out = String::new();
-    comment(
-        &mut out,
-        "Settings of a Cascadia cluster, with their defaults; one file will do for all its nodes. Each is a flag and a \
-         variable of its command too: a flag is stronger than its variable, a variable than this file. Unknown keys are \
-         errors. A change of \"reloads\" settings is taken up by running nodes.",
-    );
+    comment(&mut out, schema.layout().preface);
     for &section in sections {
-        let _ = write!(out, "\n# {}\n[{}]\n", title(section), section.name());
+        let _ = write!(out, "\n# {}\n[{}]\n", section.title(), section.name());
         for setting in own(schema, section) {
             let default = setting.default();
             out.push('\n');
@@ -79,21 +61,11 @@ pub fn effective(settings: &Settings) -> String {
     out
 }
 
-fn title(section: Section) -> &'static str {
-    match section {
-        Section::Node => "What routers, drafters and experts have in common.",
-        Section::Router => "Routers; what stands in [node] may stand here too, and is stronger.",
-        Section::Drafter => "Drafters; what stands in [node] may stand here too, and is stronger.",
-        Section::Expert => "Experts; what stands in [node] may stand here too, and is stronger.",
-        Section::Up => "A cluster in one process: `cascadia up` reads [router], [drafter] and [expert] as well.",
-    }
-}
-
-/// The settings of a section that are not common to all nodes.
+/// The settings of a section that are not common to all members.
 fn own(schema: &Schema, section: Section) -> impl Iterator<Item = &Setting> {
     let is_common = move |setting: &Setting| {
-        let common = schema.setting(Section::Node, setting.key());
-        section != Section::Node && common.is_some_and(|common| common.help() == setting.help())
+        let common = schema.setting(schema.layout().common, setting.key());
+        section != schema.layout().common && common.is_some_and(|common| common.help() == setting.help())
     };
     schema.section(section).iter().filter(move |setting| !is_common(setting))
 }

@@ -7,43 +7,7 @@ use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command};
 
-/// A part of the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Section {
-    /// What routers, drafters and experts have in common.
-    Node,
-    /// Routers.
-    Router,
-    /// Drafters.
-    Drafter,
-    /// Experts.
-    Expert,
-    /// A cluster in one process.
-    Up,
-}
-
-impl Section {
-    /// All of them, in the order of a file.
-    pub const ALL: [Self; 5] = [Self::Node, Self::Router, Self::Drafter, Self::Expert, Self::Up];
-
-    /// Its name in a file, and that of the command it is for.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Node => "node",
-            Self::Router => "router",
-            Self::Drafter => "drafter",
-            Self::Expert => "expert",
-            Self::Up => "up",
-        }
-    }
-
-    /// The section of that name.
-    #[must_use]
-    pub fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|section| section.name() == name)
-    }
-}
+use super::layout::{Layout, Section};
 
 /// What a value looks like in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,32 +181,43 @@ fn reason(error: &clap::Error) -> String {
 
 /// All that can be set, by section.
 #[derive(Clone, Debug)]
-pub struct Schema(Vec<(Section, Vec<Setting>)>);
+pub struct Schema {
+    layout: &'static Layout,
+    sections: Vec<(Section, Vec<Setting>)>,
+}
 
 impl Schema {
-    /// Of a command line with one subcommand a section.
+    /// Of a command line with one subcommand for each section of commands.
     #[must_use]
-    pub fn of(mut command: Command) -> Self {
+    pub fn of(layout: &'static Layout, mut command: Command) -> Self {
         // Global arguments reach the subcommands here.
         command.build();
         let own = |section: Section| {
             let command = command.find_subcommand(section.name());
             command.into_iter().flat_map(Command::get_arguments).filter_map(Setting::of).collect::<Vec<_>>()
         };
-        let mut sections: Vec<_> = Section::ALL[1..].iter().map(|&section| (section, own(section))).collect();
+        let mut sections: Vec<_> = layout.commands().map(|section| (section, own(section))).collect();
+        let members = &sections[..layout.members.len()];
         let in_all = |setting: &&Setting| {
             let same = |other: &Setting| other.key == setting.key && other.help() == setting.help();
-            sections[..3].iter().all(|(_, settings)| settings.iter().any(same))
+            members.iter().all(|(_, settings)| settings.iter().any(same))
         };
-        let common = sections[0].1.iter().filter(in_all).cloned().collect();
-        sections.insert(0, (Section::Node, common));
-        Self(sections)
+        let first = members.first().map_or(&[][..], |(_, settings)| settings);
+        let common = first.iter().filter(in_all).cloned().collect();
+        sections.insert(0, (layout.common, common));
+        Self { layout, sections }
+    }
+
+    /// Which sections there are.
+    #[must_use]
+    pub fn layout(&self) -> &'static Layout {
+        self.layout
     }
 
     /// What can be set in a section.
     #[must_use]
     pub fn section(&self, section: Section) -> &[Setting] {
-        self.0.iter().find(|(name, _)| *name == section).map_or(&[], |(_, settings)| settings)
+        self.sections.iter().find(|(name, _)| *name == section).map_or(&[], |(_, settings)| settings)
     }
 
     /// A setting by its key.
@@ -253,6 +228,6 @@ impl Schema {
 
     /// The sections that know a key.
     pub fn homes<'a>(&'a self, key: &'a str) -> impl Iterator<Item = Section> + 'a {
-        Section::ALL.into_iter().filter(move |&section| self.setting(section, key).is_some())
+        self.layout.sections().filter(move |&section| self.setting(section, key).is_some())
     }
 }

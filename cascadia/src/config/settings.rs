@@ -5,17 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cascadia_drafter_node::DrafterConfig;
-use cascadia_expert_node::ExpertConfig;
-use cascadia_node::telemetry::Logs;
-use cascadia_router::RouterConfig;
-use clap::error::ErrorKind;
-use clap::{CommandFactory as _, Parser as _};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use super::file::{File, Problem};
-use super::layers::{self, Origin, Value, Values};
-use super::schema::{Schema, Section};
-use crate::cli::Cli;
+use super::layers::{self, Line, Origin, Value, Values};
+use super::layout::{Layout, Section};
+use super::schema::{Schema, Setting};
 
 /// Why a command line and its file are no configuration.
 #[derive(Debug)]
@@ -27,15 +22,15 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Says it, and how the process ends: 2, as for every usage error, or 0 for help.
+    /// Tells it, and how the process ends: 2, as for every usage error, or 0 for help.
     #[must_use]
-    pub fn say(&self) -> ExitCode {
+    pub fn say(&self, tell: impl Fn(&str)) -> ExitCode {
         match self {
             Self::Usage(error, file) => {
                 match file {
                     // The usage that clap would show is of what nobody typed.
                     Some(file) => {
-                        crate::tell(&format!("error: {}; what {} sets counts as typed", line(error), file.display()));
+                        tell(&format!("error: {}; what {} sets counts as typed", line(error), file.display()));
                     }
                     // Nobody is left to be told that this failed.
                     None => drop(error.print()),
@@ -43,10 +38,16 @@ impl Refusal {
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
             }
             Self::File(problems) => {
-                problems.iter().for_each(|problem| crate::tell(&format!("error: {problem}")));
+                problems.iter().for_each(|problem| tell(&format!("error: {problem}")));
                 ExitCode::from(2)
             }
         }
+    }
+}
+
+impl From<clap::Error> for Refusal {
+    fn from(error: clap::Error) -> Self {
+        Self::Usage(Box::new(error), None)
     }
 }
 
@@ -54,40 +55,41 @@ impl Refusal {
 ///
 /// # Errors
 /// When it is no configuration, or help is asked for.
-pub fn read(argv: Vec<OsString>) -> Result<(Cli, Option<Settings>), Refusal> {
-    let strict = Cli::try_parse_from(&argv);
-    // Help needs no file, not even a good one.
-    if let Err(error) = &strict
-        && matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
-    {
-        return strict.map(|cli| (cli, None)).map_err(|error| Refusal::Usage(Box::new(error), None));
-    }
-    let Some((section, path)) = asked(&argv) else {
-        return strict.map(|cli| (cli, None)).map_err(|error| Refusal::Usage(Box::new(error), None));
+pub fn read<C>(argv: Vec<OsString>, layout: &'static Layout) -> Result<(C, Option<Settings>), Refusal>
+where
+    C: CommandFactory + FromArgMatches,
+{
+    let command = C::command();
+    // Only help is no mistake, and it needs no file, not even a good one.
+    let typed = command.clone().ignore_errors(true).try_get_matches_from(&argv)?;
+    let chosen = typed.subcommand().and_then(|(name, matches)| Some((layout.section(name)?, matches)));
+    let Some((section, typed)) = chosen else {
+        return Ok((C::from_arg_matches(&command.try_get_matches_from(&argv)?)?, None));
     };
-    let (cli, settings) = Settings::resolve(argv, section, path)?;
-    Ok((cli, Some(settings)))
-}
-
-/// Which command is asked for, if it is one that a file configures, and the file.
-fn asked(argv: &[OsString]) -> Option<(Section, Option<PathBuf>)> {
-    let matches = Cli::command().ignore_errors(true).try_get_matches_from(argv).ok()?;
-    let (name, matches) = matches.subcommand()?;
-    let section = Section::of(name)?;
-    Some((section, matches.try_get_one::<PathBuf>("config").ok().flatten().cloned()))
+    let path = typed.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+    let schema = Schema::of(layout, command.clone());
+    let (text, file) = match &path {
+        None => Default::default(),
+        Some(path) => load(path, &schema).map_err(Refusal::File)?,
+    };
+    let line = Line::new(argv, command, section, typed, schema.section(section));
+    let mut settings = Settings { line, path, schema, text, file, values: Values::new() };
+    let usage = |error| Refusal::Usage(error, settings.path.clone());
+    let (matches, values) = settings.parsed(&settings.file).map_err(usage)?;
+    let command = C::from_arg_matches(&matches).map_err(|error| usage(Box::new(error)))?;
+    settings.values = values;
+    Ok((command, Some(settings)))
 }
 
 /// What is in force, and why.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    argv: Vec<OsString>,
-    section: Section,
+    line: Line,
     path: Option<PathBuf>,
     schema: Schema,
     text: String,
     file: File,
     values: Values,
-    logs: Option<Logs>,
 }
 
 /// A setting that the file gives another value.
@@ -105,7 +107,7 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Reread {
     /// The command as it would have to be typed for what is in force now.
-    pub cli: Cli,
+    matches: ArgMatches,
     /// What is in force now.
     pub settings: Settings,
     /// What changed.
@@ -114,46 +116,31 @@ pub struct Reread {
     pub held: Vec<Change>,
 }
 
+impl Reread {
+    /// The arguments of the command for what is in force now.
+    ///
+    /// # Errors
+    /// When they are not of its type: one sentence.
+    pub fn arguments<A: FromArgMatches>(&self) -> Result<A, String> {
+        let name = self.settings.section().name();
+        let matches = self.matches.subcommand_matches(name).ok_or_else(|| format!("{name} is not what was typed"))?;
+        A::from_arg_matches(matches).map_err(|error| line(&error))
+    }
+}
+
 impl Settings {
-    fn resolve(argv: Vec<OsString>, section: Section, path: Option<PathBuf>) -> Result<(Cli, Self), Refusal> {
-        let schema = Schema::of(Cli::command());
-        let (text, file) = match &path {
-            None => Default::default(),
-            Some(path) => load(path, &schema).map_err(Refusal::File)?,
-        };
-        let mut settings = Self { argv, section, path, schema, text, file, values: Values::new(), logs: None };
-        let (cli, values) =
-            settings.parsed(&settings.file).map_err(|error| Refusal::Usage(error, settings.path.clone()))?;
-        settings.values = values;
-        Ok((cli, settings))
-    }
-
-    fn parsed(&self, file: &File) -> Result<(Cli, Values), Box<clap::Error>> {
-        let (cli, mut values) = layers::parse(&self.argv, self.section, &self.schema, file)?;
-        if self.section == Section::Up {
-            values.extend(layers::part_values::<RouterConfig>(Section::Router, &self.schema, file));
-            values.extend(layers::part_values::<DrafterConfig>(Section::Drafter, &self.schema, file));
-            values.extend(layers::part_values::<ExpertConfig>(Section::Expert, &self.schema, file));
+    fn parsed(&self, file: &File) -> Result<(ArgMatches, Values), Box<clap::Error>> {
+        let (matches, mut values) = self.line.with(file, &self.schema)?;
+        for part in self.schema.layout().parts.iter().filter(|part| part.reader == self.section()) {
+            values.extend(layers::part_values(part, &self.schema, file));
         }
-        Ok((cli, values))
-    }
-
-    /// With the logs that follow the file's filter.
-    #[must_use]
-    pub fn logging(self, logs: Logs) -> Self {
-        Self { logs: Some(logs), ..self }
-    }
-
-    /// The logs that follow the file's filter.
-    #[must_use]
-    pub fn logs(&self) -> Option<&Logs> {
-        self.logs.as_ref()
+        Ok((matches, values))
     }
 
     /// The command's section.
     #[must_use]
     pub fn section(&self) -> Section {
-        self.section
+        self.line.section()
     }
 
     /// The file, if there is one.
@@ -186,12 +173,25 @@ impl Settings {
         self.values.values().filter(|value| from(&value.origin)).count()
     }
 
-    /// A part of a cluster in one process: the file's section, over what such a cluster has for a default.
+    /// What is in force for a key of the command; nothing where it is not set.
+    #[must_use]
+    pub fn value(&self, key: &str) -> Option<String> {
+        let value = self.values.get(&(self.section(), key.to_owned()))?;
+        (!value.words.is_empty()).then(|| value.words.join(","))
+    }
+
+    /// A section that the command reads besides its own: what the file says there, over the defaults of `T`.
     ///
     /// # Errors
     /// When what the section says together cannot be meant.
+    ///
+    /// # Panics
+    /// When the layout has no such part: which a command reads is no question of what is typed.
     pub fn part<T: clap::Args>(&self, section: Section) -> Result<T, String> {
-        layers::part(section, &self.schema, &self.file).map_err(|error| line(&error))
+        let mut parts = self.schema.layout().parts.iter();
+        let part = parts.find(|part| part.reader == self.section() && part.section == section);
+        let part = part.unwrap_or_else(|| panic!("{} reads no [{}]", self.section().name(), section.name()));
+        layers::part(part, &self.schema, &self.file).map_err(|error| line(&error))
     }
 
     /// What the file's section says of a key.
@@ -211,30 +211,25 @@ impl Settings {
         let refused = |error: Box<clap::Error>| vec![format!("{}: {}", path.display(), line(&error))];
         let (_, wanted) = self.parsed(&file).map_err(refused)?;
         let mixed = self.mixed(file);
-        let (cli, values) = self.parsed(&mixed).map_err(refused)?;
-        let (changed, held) = (self.changes(&values), self.clone().with(&values).changes(&wanted));
+        let (matches, values) = self.parsed(&mixed).map_err(refused)?;
+        let (changed, held) = (self.changes(&self.values, &values), self.changes(&values, &wanted));
         let settings = Self { file: mixed, values, ..self.clone() };
-        Ok(Reread { cli, settings, changed, held })
-    }
-
-    fn with(self, values: &Values) -> Self {
-        Self { values: values.clone(), ..self }
+        Ok(Reread { matches, settings, changed, held })
     }
 
     /// What a running process takes from a new file, and keeps of the old.
     fn mixed(&self, new: File) -> File {
-        let reloads = |(section, key): &(Section, String)| {
-            self.schema.setting(*section, key).is_some_and(super::schema::Setting::reloads)
-        };
+        let reloads =
+            |(section, key): &(Section, String)| self.schema.setting(*section, key).is_some_and(Setting::reloads);
         let kept = self.file.0.iter().filter(|(key, _)| !reloads(key)).map(|(key, entry)| (key.clone(), entry.clone()));
         let taken = new.0.into_iter().filter(|(key, _)| reloads(key));
         File(kept.chain(taken).collect())
     }
 
-    fn changes(&self, new: &Values) -> Vec<Change> {
-        let changed = self.values.iter().filter_map(|((section, key), old)| {
+    fn changes(&self, old: &Values, new: &Values) -> Vec<Change> {
+        let changed = old.iter().filter_map(|((section, key), old)| {
             let new = new.get(&(*section, key.clone())).filter(|new| new.words != old.words)?;
-            let secret = self.schema.setting(*section, key).is_some_and(super::schema::Setting::is_secret);
+            let secret = self.schema.setting(*section, key).is_some_and(Setting::is_secret);
             let shown = |value: &Value| if secret { "(secret)".to_owned() } else { value.to_string() };
             Some(Change { key: format!("{}.{key}", section.name()), old: shown(old), new: shown(new) })
         });

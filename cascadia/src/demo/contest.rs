@@ -7,8 +7,8 @@ use cascadia_proto::v1::prompt::Kind;
 use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::ProgressBar;
 
-use super::problems::Problem;
 use crate::Failure;
+use crate::bench::problem::Problem;
 use crate::client::{Answer, Client};
 use crate::contender::Contender;
 

@@ -7,16 +7,16 @@ pub mod table;
 
 use std::path::{Path, PathBuf};
 
+use crate::bench::problem::Problem;
 use crate::cli::DemoArgs;
-use crate::cluster::{ClusterConfig, LocalCluster};
+use crate::cluster::{ClusterConfig, LocalCluster, Models};
 use crate::colours::Marks;
 use crate::contender::Contender;
 use crate::load::{self, Model, Pair};
-use crate::pad::PadArgs;
-use crate::{Failure, Outcome, pad};
+use crate::pad::{PadArgs, millions};
+use crate::{Failure, Outcome, pad, terminal};
 use contest::{ALL, SHORT};
-use problems::Problem;
-use table::{Table, millions};
+use table::Table;
 
 /// Problems a strategy solves with the bare pair: enough to tell accuracies apart, few enough for a minute in all.
 const PROBLEMS: usize = 200;
@@ -86,7 +86,7 @@ async fn padded(drafter: &Model, folder: &Path, size: u64, count: usize, args: &
 
 async fn start(pair: &Pair) -> Result<LocalCluster, Failure> {
     let config = ClusterConfig::default();
-    let models = pair.models(&config.drafter, &config.expert, config.drafters + config.experts);
+    let models = Models::of_pair(pair, &config.drafter, &config.expert, config.drafters + config.experts);
     Ok(LocalCluster::start(config, models).await?)
 }
 
@@ -108,7 +108,7 @@ async fn measure(
     let last: Vec<Problem> = problems.last().cloned().into_iter().collect();
     contest::run(&client, contenders, &last, 1, &hidden).await?;
     problems.truncate(count);
-    let bar = load::bar((problems.len() * contenders.len()) as u64, "{bar:30} {pos}/{len} {msg}");
+    let bar = terminal::bar((problems.len() * contenders.len()) as u64, "{bar:30} {pos}/{len} {msg}");
     let tallies = contest::run(&client, contenders, &problems, sessions as usize, &bar).await?;
     bar.finish_and_clear();
     Ok(Table {

@@ -125,13 +125,6 @@ impl Row {
     }
 }
 
-/// A number of parameters for people: 4.87 M.
-#[must_use]
-pub fn millions(parameters: u64) -> String {
-    let millions = parameters as f64 / 1e6;
-    if millions < 10.0 { format!("{millions:.2} M") } else { format!("{millions:.0} M") }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -212,10 +205,5 @@ mod tests {
         }
         assert_eq!(object["rows"][0]["alpha"], serde_json::Value::Null);
         assert_eq!(object["padded"], true);
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!((millions(4_870_000).as_str(), millions(100_400_000).as_str()), ("4.87 M", "100 M"));
     }
 }

@@ -4,7 +4,7 @@ use cascadia_proto::v1;
 use cascadia_proto::v1::prompt::Kind;
 use clap::{Args, ValueEnum};
 
-use crate::cli::DEFAULT_ADDRESS;
+use crate::client::DEFAULT_ADDRESS;
 
 /// Arguments of `generate`. What is not given is left to the router's defaults.
 #[derive(Args, Clone, Debug)]
@@ -307,17 +307,14 @@ impl GenerateArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{Command, FromArgMatches};
 
     use super::*;
-    use crate::cli::{Cli, Command};
 
     fn args(words: &[&str]) -> GenerateArgs {
-        let words = ["cascadia", "generate"].iter().chain(words);
-        let Command::Generate(args) = Cli::try_parse_from(words).expect("a proper command line").command else {
-            panic!("another command")
-        };
-        *args
+        let command = GenerateArgs::augment_args(Command::new("generate").no_binary_name(true));
+        let matches = command.try_get_matches_from(words).expect("a proper command line");
+        GenerateArgs::from_arg_matches(&matches).expect("what was parsed is of its type")
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::client::HubError;
+use super::error::HubError;
 use crate::model_id::ModelId;
 
 /// One repository's folder.

@@ -1,6 +1,6 @@
 //! Which files of a repository a model is. Pure.
 
-use super::client::HubError;
+use super::error::HubError;
 use crate::model_id::{ModelId, is_word};
 
 /// Files that a Hugging Face folder is made of, besides its weights.

@@ -13,11 +13,12 @@ use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::Hub;
 use super::cache::Cache;
-use super::digest;
-use crate::load::Report;
+use super::digest::{self, Content};
+use super::environment::{Hub, is_safe};
+use super::error::HubError;
 use crate::model_id::ModelId;
+use crate::progress::Report;
 
 /// Most redirects in a row.
 const REDIRECTS: usize = 6;
@@ -27,47 +28,6 @@ const TRIES: usize = 5;
 const SILENCE: Duration = Duration::from_secs(30);
 /// Most bytes of a list of files.
 const LIST_BYTES: usize = 32 << 20;
-
-/// Why a model did not come from the hub; one sentence each.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HubError {
-    /// No answer.
-    #[error(
-        "cannot fetch {model} from {endpoint} ({cause}); check the network and HF_ENDPOINT, or name a folder or file on this machine"
-    )]
-    Unreachable { model: String, endpoint: String, cause: String },
-    /// 401 or 403.
-    #[error(
-        "{endpoint} does not show {model} to this caller ({status}); is the name right? A private or gated model needs HF_TOKEN with access to it"
-    )]
-    Denied { model: String, endpoint: String, status: StatusCode },
-    /// 404.
-    #[error("{endpoint} has no {model}, and there is no such path on this machine; check the name")]
-    Missing { model: String, endpoint: String },
-    /// Another answer.
-    #[error("{endpoint} answers {status} for {model}; try again later")]
-    Answer { model: String, endpoint: String, status: StatusCode },
-    /// An answer that makes no sense.
-    #[error("{endpoint} answers nonsense for {model}: {what}; is HF_ENDPOINT a hub?")]
-    Nonsense { model: String, endpoint: String, what: String },
-    /// Other bytes than the hub has.
-    #[error(
-        "{file} of {model} came twice from {endpoint} with another content than it announces; something between changes it"
-    )]
-    Content { model: String, endpoint: String, file: String },
-    /// A repository without what is needed.
-    #[error("{model} {what}")]
-    Files { model: String, what: String },
-    /// The cache cannot be written.
-    #[error("{path}: {cause}; HF_HOME or HF_HUB_CACHE names another folder for models")]
-    Disk { path: String, cause: String },
-}
-
-impl HubError {
-    pub(super) fn disk(path: &Path, cause: &std::io::Error) -> Self {
-        Self::Disk { path: path.display().to_string(), cause: cause.to_string() }
-    }
-}
 
 /// A revision as the hub knows it.
 pub(super) struct Revision {
@@ -119,38 +79,42 @@ impl<'a> Client<'a> {
         Ok(Revision { commit: commit.to_owned(), files })
     }
 
-    /// Brings a file of a commit into the cache.
+    /// Brings a file of a commit into the cache. What the hub says of its content may be nothing that can be checked.
     pub(super) async fn fetch(
         &self,
         commit: &str,
         file: &str,
         cache: &Cache,
         report: &mut Report<'_>,
-    ) -> Result<(), HubError> {
+    ) -> Result<Content, HubError> {
         let address = format!("{}/{}/resolve/{commit}/{file}", self.hub.endpoint, self.id.repository);
         let meta = self.meta(&address).await?;
         let (blob, incomplete) = cache.blob(&meta.etag)?;
         let _lock = cache.lock(&meta.etag)?;
-        if !blob.is_file() {
-            let mut wrong = 0;
-            loop {
-                self.bring(&address, &incomplete, meta.size, &mut |done| report(file, done, meta.size)).await?;
-                let disk = |error: std::io::Error| HubError::disk(&incomplete, &error);
-                if digest::holds(&meta.etag, &incomplete).map_err(disk)? {
-                    break;
-                }
-                // What was left of an earlier attempt may have been the fault, so once more from the start.
-                std::fs::remove_file(&incomplete).map_err(disk)?;
-                wrong += 1;
-                if wrong == 2 {
-                    let (model, endpoint) = (self.id.to_string(), self.hub.endpoint.clone());
-                    return Err(HubError::Content { model, endpoint, file: file.to_owned() });
-                }
-                tracing::warn!(file, "what came is not what the hub has; it is fetched again");
-            }
-            std::fs::rename(&incomplete, &blob).map_err(|error| HubError::disk(&blob, &error))?;
+        if blob.is_file() {
+            cache.link(commit, file, &meta.etag)?;
+            return Ok(Content::Right);
         }
-        cache.link(commit, file, &meta.etag)
+        let mut wrong = 0;
+        let content = loop {
+            self.bring(&address, &incomplete, meta.size, &mut |done| report(file, done, meta.size)).await?;
+            let disk = |error: std::io::Error| HubError::disk(&incomplete, &error);
+            match digest::content(&meta.etag, &incomplete).map_err(disk)? {
+                Content::Wrong => {}
+                content => break content,
+            }
+            // What was left of an earlier attempt may have been the fault, so once more from the start.
+            std::fs::remove_file(&incomplete).map_err(disk)?;
+            wrong += 1;
+            if wrong == 2 {
+                let (model, endpoint) = (self.id.to_string(), self.hub.endpoint.clone());
+                return Err(HubError::Content { model, endpoint, file: file.to_owned() });
+            }
+            tracing::warn!(file, "what came is not what the hub has; it is fetched again");
+        };
+        std::fs::rename(&incomplete, &blob).map_err(|error| HubError::disk(&blob, &error))?;
+        cache.link(commit, file, &meta.etag)?;
+        Ok(content)
     }
 
     /// Fetches what is missing of a file, as often as the connection breaks while bytes come.
@@ -251,6 +215,9 @@ impl<'a> Client<'a> {
         let home: Uri = address.parse().map_err(|error| self.nonsense(format!("{address}: {error}")))?;
         let mut uri = home.clone();
         for _ in 0..REDIRECTS {
+            if !is_safe(&uri) {
+                return Err(HubError::Plain { address: uri.to_string() });
+            }
             let mut request = Request::builder().method(method).uri(&uri).header(ACCEPT_ENCODING, "identity");
             request = request.header(USER_AGENT, concat!("cascadia/", env!("CARGO_PKG_VERSION")));
             if let (Some(token), true) = (&self.hub.token, uri.authority() == home.authority()) {

@@ -6,10 +6,21 @@ use std::path::Path;
 
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-/// Whether a file's content is what its ETag says. A mirror may have ETags of its own, which say nothing.
-pub(super) fn holds(etag: &str, file: &Path) -> io::Result<bool> {
+/// What a file holds, by its ETag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// What the ETag says.
+    Right,
+    /// Something else.
+    Wrong,
+    /// Nobody knows: the ETag is no digest, as a mirror's own may be.
+    Unknown,
+}
+
+/// Compares a file's content with its ETag.
+pub(super) fn content(etag: &str, file: &Path) -> io::Result<Content> {
     if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(true);
+        return Ok(Content::Unknown);
     }
     let mut file = File::open(file)?;
     let mut context = match etag.len() {
@@ -19,7 +30,7 @@ pub(super) fn holds(etag: &str, file: &Path) -> io::Result<bool> {
             context.update(format!("blob {}\0", file.metadata()?.len()).as_bytes());
             context
         }
-        _ => return Ok(true),
+        _ => return Ok(Content::Unknown),
     };
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -29,7 +40,7 @@ pub(super) fn holds(etag: &str, file: &Path) -> io::Result<bool> {
         }
     }
     let hex: String = context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(hex.eq_ignore_ascii_case(etag))
+    Ok(if hex.eq_ignore_ascii_case(etag) { Content::Right } else { Content::Wrong })
 }
 
 #[cfg(test)]
@@ -44,10 +55,10 @@ mod tests {
             "ce013625030ba8dba906f756967f9e9ca394464a",
             "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
         );
-        let says = |etag: &str| holds(etag, &file).expect("a file");
-        assert!(says(git) && says(sha256) && says(&sha256.to_uppercase()));
-        assert!(!says(&git.replace("ce", "cf")) && !says(&sha256.replace("58", "59")));
-        assert!(says("0123") && says("not-a-digest"), "a mirror's own");
+        let says = |etag: &str| content(etag, &file).expect("a file");
+        assert_eq!([git, sha256, &sha256.to_uppercase()].map(says), [Content::Right; 3]);
+        assert_eq!([git.replace("ce", "cf"), sha256.replace("58", "59")].map(|etag| says(&etag)), [Content::Wrong; 2]);
+        assert_eq!(["0123", "not-a-digest"].map(says), [Content::Unknown; 2], "a mirror's own");
         std::fs::remove_file(&file).expect("it goes");
     }
 }

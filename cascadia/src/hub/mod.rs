@@ -1,66 +1,31 @@
 //! Models of the Hugging Face hub: named `owner/name`, fetched once, kept where Hugging Face's own tools keep them.
 //!
-//! [`choose`] which files a model is · [`cache`] the folder of that layout · [`client`] HTTP with redirects, ranges and
-//! tokens · [`digest`] whether what came is what the hub has · here: what to do without a network.
+//! [`environment`] where the hub is and who asks · [`choose`] which files a model is · [`cache`] the folder of that layout ·
+//! [`client`] HTTP with redirects, ranges and tokens · [`digest`] whether what came is what the hub has · here: what to do
+//! without a network.
 
 mod cache;
 mod choose;
 mod client;
 mod digest;
+mod environment;
+mod error;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cache::Cache;
-use client::{Client, HubError};
+use client::Client;
+use digest::Content;
+pub use environment::Hub;
+use error::HubError;
 
-use crate::Failure;
-use crate::load::Report;
 use crate::model_id::ModelId;
-
-/// Where the hub is, where its files are kept, and who asks.
-#[derive(Clone, Debug)]
-pub struct Hub {
-    /// `HF_ENDPOINT`, without a slash at its end.
-    pub endpoint: String,
-    /// `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
-    pub cache: PathBuf,
-    /// `HF_TOKEN`, or what `hf auth login` left.
-    pub token: Option<String>,
-    /// `HF_HUB_OFFLINE`.
-    pub offline: bool,
-}
+use crate::progress::Report;
+use crate::terminal::Failure;
 
 impl Hub {
-    /// As the variables of Hugging Face's tools say.
-    ///
-    /// # Errors
-    /// When there is no home to keep files in.
-    pub fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
-        let given = |name: &str| variable(name).filter(|value| !value.is_empty());
-        let home = given("HF_HOME").map(PathBuf::from).or_else(|| {
-            let cache = given("XDG_CACHE_HOME").map(PathBuf::from);
-            Some(cache.or_else(|| given("HOME").map(|home| Path::new(&home).join(".cache")))?.join("huggingface"))
-        });
-        let cache = given("HF_HUB_CACHE").map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join("hub")));
-        let cache = cache.ok_or("there is no place for models of the hub; set HF_HOME to a folder")?;
-        let saved = || {
-            let file = given("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| home.map(|home| home.join("token")))?;
-            Some(std::fs::read_to_string(file).ok()?.trim().to_owned())
-        };
-        let on = |value: String| ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str());
-        Ok(Self {
-            endpoint: given("HF_ENDPOINT")
-                .unwrap_or_else(|| "https://huggingface.co".into())
-                .trim_end_matches('/')
-                .into(),
-            cache,
-            token: given("HF_TOKEN").or_else(saved).map(|token| token.trim().to_owned()).filter(|t| !t.is_empty()),
-            offline: given("HF_HUB_OFFLINE").is_some_and(on),
-        })
-    }
-
     /// The folder or GGUF file of a model as far as it is on this machine; nobody is asked.
     #[must_use]
     pub fn cached(&self, id: &ModelId) -> Option<PathBuf> {
@@ -98,7 +63,18 @@ impl Hub {
         };
         let fetched = std::thread::scope(|scope| scope.spawn(download).join().expect("the download does not panic"));
         let unreachable = match fetched? {
-            Ok(path) => return Ok(path),
+            Ok(fetched) => {
+                if !fetched.unchecked.is_empty() {
+                    let (files, endpoint) = (fetched.unchecked.join(", "), &self.endpoint);
+                    tracing::warn!(
+                        model = %id,
+                        files,
+                        endpoint,
+                        "nothing tells whether these files came unchanged: the ETags of this hub are no digests"
+                    );
+                }
+                return Ok(fetched.path);
+            }
             Err(error @ HubError::Unreachable { .. }) => error,
             Err(error) => return Err(error.to_string().into()),
         };
@@ -107,14 +83,17 @@ impl Hub {
         Ok(cached)
     }
 
-    async fn download(&self, id: &ModelId, report: &mut Report<'_>) -> Result<PathBuf, HubError> {
+    async fn download(&self, id: &ModelId, report: &mut Report<'_>) -> Result<Fetched, HubError> {
         let client = Client::new(self, id);
         let revision = client.revision().await?;
         let files = id.choose(&revision.files)?;
         let cache = Cache::of(&self.cache, id);
+        let mut unchecked = Vec::new();
         for file in &files {
-            if !cache.has(&revision.commit, file) {
-                client.fetch(&revision.commit, file, &cache, report).await?;
+            if !cache.has(&revision.commit, file)
+                && client.fetch(&revision.commit, file, &cache, report).await? == Content::Unknown
+            {
+                unchecked.push(file.clone());
             }
         }
         let folder = cache.snapshot(&revision.commit);
@@ -123,6 +102,14 @@ impl Hub {
         if cache.whole(id).as_ref() != Some(&model) {
             cache.point(&id.revision, &revision.commit, &files)?;
         }
-        Ok(model)
+        Ok(Fetched { path: model, unchecked })
     }
+}
+
+/// A model that is on this machine now.
+#[derive(Debug)]
+struct Fetched {
+    path: PathBuf,
+    /// Files that came just now, of which the hub says nothing that their content could be checked by.
+    unchecked: Vec<String>,
 }

@@ -29,6 +29,10 @@ struct State {
     breaks: Vec<usize>,
     /// Large files that come with a byte changed.
     changed: usize,
+    /// ETags of small files are no digests.
+    own_etags: bool,
+    /// Where large files lie, instead of this server.
+    elsewhere: Option<String>,
     /// The server behind ignores ranges.
     no_ranges: bool,
     /// Method, path and range of each request.
@@ -137,12 +141,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>, port: u16) {
     let etag: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     if large {
         // A large file: what it is says the hub, where it is another host.
-        let headers = format!(
-            "Location: http://localhost:{port}/behind/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n",
-            file.len()
-        );
+        let host = state.elsewhere.clone().unwrap_or_else(|| format!("http://localhost:{port}"));
+        let headers =
+            format!("Location: {host}/behind/{name}\r\nX-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\n", file.len());
         return answer("302 Found", &headers, b"", 0);
     }
+    let etag = if state.own_etags { format!("{}-{}", name.len(), file.len()) } else { etag };
     answer("200 OK", &format!("ETag: W/\"{etag}\"\r\n"), file, file.len());
 }
 
@@ -254,6 +258,48 @@ fn contents_are_what_the_hub_announces() {
     let error = server.hub(&cache.0).fetch(&id("owner/name"), &mut |_, _, _| {}).expect_err("wrong").to_string();
     assert!(error.contains("model.safetensors of owner/name") && error.contains("another content"), "{error}");
     assert_eq!(server.hub(&cache.0).cached(&id("owner/name")), None, "half a model is none");
+}
+
+/// A mirror may have ETags of its own: then somebody has to know that nothing was checked.
+#[tokio::test]
+async fn what_cannot_be_checked_is_named() {
+    let (server, cache) = (Server::start(files()), Folder::new("unchecked"));
+    let fetch = async |cache: &Path| {
+        let fetched = server.hub(cache).download(&id("owner/name"), &mut |_, _, _| {}).await.expect("it comes");
+        fetched.unchecked
+    };
+    assert_eq!(fetch(&cache.0).await, [""; 0]);
+    server.set(|state| state.own_etags = true);
+    let cache = Folder::new("unchecked-own");
+    let mut unchecked = fetch(&cache.0).await;
+    unchecked.sort();
+    assert_eq!(unchecked, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(fetch(&cache.0).await, [""; 0], "nothing came");
+}
+
+/// Whoever is between could change a model on its way, and read the token.
+#[test]
+fn nothing_is_asked_in_the_clear_but_this_machine() {
+    let endpoint = |address: &str| {
+        Hub::of_environment(|name| match name {
+            "HOME" => Some("/home/ann".to_owned()),
+            "HF_ENDPOINT" => Some(address.to_owned()),
+            _ => None,
+        })
+    };
+    for address in ["https://hub.example", "http://127.0.0.1:8080", "http://localhost:1/hub", "http://[::1]:1"] {
+        assert!(endpoint(address).is_ok(), "{address}");
+    }
+    for address in ["http://hub.example", "HTTP://192.0.2.1:80", "http://localhost.example", "http://127.0.0.1.example"]
+    {
+        let error = endpoint(address).expect_err(address).to_string();
+        assert!(error.contains(address) && error.contains("use https") && error.contains("HF_ENDPOINT"), "{error}");
+    }
+    // Nor where the hub sends us.
+    let (server, cache) = (Server::start(files()), Folder::new("clear"));
+    server.set(|state| state.elsewhere = Some("http://192.0.2.1".into()));
+    let error = server.hub(&cache.0).fetch(&id("owner/name"), &mut |_, _, _| {}).expect_err("in the clear").to_string();
+    assert!(error.contains("http://192.0.2.1/behind/model.safetensors is plain http"), "{error}");
 }
 
 /// Within a runtime, as a node fetches.

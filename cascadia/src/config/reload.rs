@@ -5,12 +5,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::telemetry::check_filter;
+use clap::FromArgMatches;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::settings::{Reread, Settings};
-use crate::cli::Cli;
+use super::settings::Settings;
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -34,18 +32,17 @@ impl Hangups {
     }
 }
 
-/// Follows the file of `settings`, if there is one, until the process is to be gone. What comes of a change goes to
-/// `apply`, which takes all of it or refuses with a sentence; then, as with a file that cannot be used, everything stays
-/// as it was.
-pub fn spawn(
+/// Follows the file of `settings`, if there is one, until `stopped`. What comes of a change goes to `apply` as the
+/// command's arguments; it takes all of them or refuses with a sentence, and then, as with a file that cannot be used,
+/// everything stays as it was.
+pub fn spawn<A: FromArgMatches>(
     settings: Settings,
     hangups: Hangups,
-    shutdown: &Shutdown,
-    apply: impl FnMut(Cli, &Settings) -> Result<(), String> + Send + 'static,
+    stopped: impl Future<Output = ()> + Send + 'static,
+    apply: impl FnMut(A, &Settings) -> Result<(), String> + Send + 'static,
 ) {
     let Some(path) = settings.path().map(Path::to_owned) else { return };
-    let stopped = shutdown.stopped();
-    // Ends with the node.
+    // Ends with the process.
     tokio::spawn(async move {
         tokio::select! {
             biased;
@@ -55,11 +52,11 @@ pub fn spawn(
     });
 }
 
-async fn follow(
+async fn follow<A: FromArgMatches>(
     path: &Path,
     mut settings: Settings,
     mut hangups: Option<Signal>,
-    mut apply: impl FnMut(Cli, &Settings) -> Result<(), String>,
+    mut apply: impl FnMut(A, &Settings) -> Result<(), String>,
 ) {
     let mut contents = Contents::new(settings.text());
     loop {
@@ -96,36 +93,24 @@ async fn follow(
         }
         match settings.reread(&text) {
             Err(problems) => problems.iter().for_each(|problem| kept(problem)),
-            Ok(Reread { cli, settings: new, changed, held }) => match refilter(cli, &new, &mut apply) {
+            Ok(reread) => match reread.arguments().and_then(|arguments| apply(arguments, &reread.settings)) {
                 Err(problem) => kept(&format!("{}: {problem}", path.display())),
                 Ok(()) => {
-                    for change in &changed {
+                    for change in &reread.changed {
                         let (old, new) = (&change.old, &change.new);
                         tracing::info!(key = change.key, old, new, "changed for what comes from now on");
                     }
-                    for change in &held {
+                    for change in &reread.held {
                         let (old, new) = (&change.old, &change.new);
                         tracing::warn!(key = change.key, old, new, "needs a restart: the old value stays in force");
                     }
-                    let (changed, held) = (changed.len(), held.len());
+                    let (changed, held) = (reread.changed.len(), reread.held.len());
                     tracing::info!(changed, held, "read {} again", path.display());
-                    settings = new;
+                    settings = reread.settings;
                 }
             },
         }
     }
-}
-
-/// Applies a new configuration, and logs as it says.
-fn refilter(
-    cli: Cli,
-    settings: &Settings,
-    apply: &mut impl FnMut(Cli, &Settings) -> Result<(), String>,
-) -> Result<(), String> {
-    let filter = cli.filter().to_owned();
-    check_filter(&filter).map_err(|error| error.to_string())?;
-    apply(cli, settings)?;
-    settings.logs().map_or(Ok(()), |logs| logs.filter(&filter)).map_err(|error| error.to_string())
 }
 
 fn kept(problem: &str) {

@@ -1,4 +1,4 @@
-//! `cascadia router`, `drafter` and `expert`: one node each, against etcd or a static list.
+//! Where a node is and who is with it: names, addresses, membership.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -6,42 +6,28 @@ use std::time::{Duration, Instant};
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Role, ServedModel};
-use cascadia_drafter_node::DrafterConfig;
-use cascadia_expert_node::ExpertConfig;
 use cascadia_node::admin::{AdminPort, Loading};
 use cascadia_node::cluster::ClusterName;
-use cascadia_node::config::Live;
-use cascadia_node::drive::Drive;
-use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{EtcdAccess, EtcdConfig, Membership, MembershipError, probe};
 use cascadia_node::net::{Connector, Listener, check_address};
-use cascadia_node::parts::Parts;
 use cascadia_node::proving::Proving;
-use cascadia_node::telemetry::{Telemetry, TelemetryConfig};
+use cascadia_node::telemetry::TelemetryConfig;
 use cascadia_node::token::Token;
 use cascadia_node::{Edge, instance};
 use cascadia_proto::convert::role_name;
-use cascadia_router::RouterConfig;
-use cascadia_router::http::HttpConfig;
 use clap::Args;
-use clap::builder::ArgPredicate;
 
-use crate::cli::Command;
-use crate::config::{FileArgs, Settings, follow};
-use crate::load::Model;
+use super::traces::telemetry;
+use crate::client::DEFAULT_ADDRESS;
 use crate::static_list;
-use crate::synthetic::{self, Synthetic};
-use crate::{Failure, Outcome};
+use crate::terminal::{Failure, Outcome, print_line};
 
 /// How long one look for etcd may take.
 const PROBE: Duration = Duration::from_secs(3);
 
 /// The pause between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// How long spans that wait may take to reach their collector when a node ends.
-pub const FLUSH: Duration = Duration::from_secs(5);
 
 /// What every node is told about its place.
 #[derive(Args, Clone, Debug)]
@@ -65,7 +51,7 @@ pub struct NodeArgs {
     pub admin_token_file: Option<PathBuf>,
 
     #[command(flatten)]
-    source: Source,
+    pub(super) source: Source,
 
     /// The name of the cluster that the node belongs to: nodes of another name are left alone, also where both are in one
     /// etcd or list.
@@ -100,7 +86,7 @@ pub struct NodeArgs {
 /// Where membership comes from: exactly one of these.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
-struct Source {
+pub(super) struct Source {
     /// etcd's addresses, separated by commas: http://127.0.0.1:2379, or https:// with --etcd-ca-file.
     #[arg(long, value_name = "URL", env = "CASCADIA_ETCD", value_delimiter = ',', help_heading = "Membership")]
     etcd: Vec<String>,
@@ -111,157 +97,11 @@ struct Source {
 
     /// Load the model, print this node's line of a static list, and end.
     #[arg(long, help_heading = "Membership")]
-    print_record: bool,
-}
-
-/// Arguments of `router`.
-#[derive(Args, Clone, Debug)]
-pub struct RouterArgs {
-    /// How it is configured.
-    #[command(flatten)]
-    pub file: FileArgs,
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) config: RouterConfig,
-    #[command(flatten)]
-    pub(crate) http: HttpConfig,
-}
-
-/// Arguments of `drafter`.
-#[derive(Args, Clone, Debug)]
-#[command(mut_arg("model", or_synthetic))]
-pub struct DrafterArgs {
-    /// How it is configured.
-    #[command(flatten)]
-    pub file: FileArgs,
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) config: DrafterConfig,
-    #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
-    pub(crate) synthetic: Option<Synthetic>,
-}
-
-/// Arguments of `expert`.
-#[derive(Args, Clone, Debug)]
-#[command(mut_arg("model", or_synthetic))]
-pub struct ExpertArgs {
-    /// How it is configured.
-    #[command(flatten)]
-    pub file: FileArgs,
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) config: ExpertConfig,
-    #[arg(long, value_name = "KEY=VALUE,...", env = "CASCADIA_SYNTHETIC", conflicts_with = "model", help = synthetic::HELP)]
-    pub(crate) synthetic: Option<Synthetic>,
-}
-
-/// A node has a model or is synthetic.
-fn or_synthetic(model: clap::Arg) -> clap::Arg {
-    let instead = ("synthetic", ArgPredicate::IsPresent, Some(synthetic::SERVED));
-    model.required(false).required_unless_present("synthetic").default_value_if(instead.0, instead.1, instead.2)
-}
-
-/// Runs a router until it is told to stop.
-///
-/// # Errors
-/// When it cannot listen or register.
-pub async fn router(args: RouterArgs, settings: Settings) -> Outcome {
-    if args.node.source.print_record {
-        return args.node.print_record(Role::Router, Vec::new());
-    }
-    let (hangups, shutdown) = (follow::Hangups::listen(&settings), Shutdown::on_signals());
-    let starting = async {
-        let edge = args.node.edge(Role::Router, &shutdown).await?;
-        Ok::<_, Failure>((edge, args.http.open().await?))
-    };
-    let Some((edge, door)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
-    let (config, replace) = Live::new(args.config);
-    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
-        Command::Router(args) => args.config.check().map(|()| replace.with(args.config)),
-        _ => Ok(()),
-    });
-    let telemetry = edge.telemetry.clone();
-    let ended = cascadia_router::run(config, edge, door).await;
-    telemetry.shutdown(FLUSH).await;
-    Ok(ended?)
-}
-
-/// Runs a drafter until it is told to stop.
-///
-/// # Errors
-/// When it cannot listen, load its model, or register.
-pub async fn drafter(args: DrafterArgs, settings: Settings) -> Outcome {
-    let config = args.resolved();
-    // Before the weights, which take minutes.
-    config.check()?;
-    let load = loader(Role::Drafter, config.engine.clone(), args.synthetic.clone());
-    if args.node.source.print_record {
-        return args.node.print_record(Role::Drafter, load(&Loading::default())?.served(&config.served_model));
-    }
-    let hangups = follow::Hangups::listen(&settings);
-    let Some((edge, parts)) = args.node.start(Role::Drafter, load).await? else { return Ok(()) };
-    let (config, replace) = Live::new(config);
-    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
-        Command::Drafter(args) => {
-            let config = args.resolved();
-            config.check().map(|()| replace.with(config))
-        }
-        _ => Ok(()),
-    });
-    let telemetry = edge.telemetry.clone();
-    let ended = cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await;
-    telemetry.shutdown(FLUSH).await;
-    Ok(ended?)
-}
-
-/// Runs an expert until it is told to stop.
-///
-/// # Errors
-/// When it cannot listen, load its model, or register.
-pub async fn expert(args: ExpertArgs, settings: Settings) -> Outcome {
-    let config = args.resolved();
-    // Before the weights, which take minutes.
-    config.check()?;
-    let load = loader(Role::Expert, config.engine.clone(), args.synthetic.clone());
-    if args.node.source.print_record {
-        return args.node.print_record(Role::Expert, load(&Loading::default())?.served(&config.served_model));
-    }
-    let hangups = follow::Hangups::listen(&settings);
-    let Some((edge, parts)) = args.node.start(Role::Expert, load).await? else { return Ok(()) };
-    let (config, replace) = Live::new(config);
-    follow::spawn(settings, hangups, &edge.shutdown, move |cli, _| match cli.command {
-        Command::Expert(args) => {
-            let config = args.resolved();
-            config.check().map(|()| replace.with(config))
-        }
-        _ => Ok(()),
-    });
-    let telemetry = edge.telemetry.clone();
-    let ended = cascadia_expert_node::run(config, edge, parts, Drive::Thread).await;
-    telemetry.shutdown(FLUSH).await;
-    Ok(ended?)
-}
-
-/// Loads what a node runs: the configured model, or a synthetic one.
-fn loader(
-    role: Role,
-    config: EngineConfig,
-    synthetic: Option<Synthetic>,
-) -> impl FnOnce(&Loading) -> Result<Parts, Failure> + Send + 'static {
-    move |loading| match synthetic {
-        Some(synthetic) => Ok(synthetic.parts(role, config.kv_pages)),
-        None => {
-            let mut report = |stage: &str, done, total| loading.at(stage, done, total);
-            Model::configured(&config, &mut report)?.parts(&config, 1)
-        }
-    }
+    pub(super) print_record: bool,
 }
 
 /// What comes of starting; nothing where the node is told to end before that.
-async fn unless_told<T>(
+pub(super) async fn unless_told<T>(
     shutdown: &Shutdown,
     starting: impl Future<Output = Result<T, Failure>>,
 ) -> Result<Option<T>, Failure> {
@@ -280,51 +120,9 @@ async fn loaded<T: Send + 'static>(load: impl FnOnce() -> Result<T, Failure> + S
     loaded.await.unwrap_or_else(|_| Err("the model's loading ended in a panic".into()))
 }
 
-/// Where traces go, by our settings or by OpenTelemetry's own variables. Those are there for everyone: one that we cannot
-/// follow is said, and nothing is traced.
-///
-/// # Errors
-/// When a setting of ours cannot be meant.
-pub fn telemetry(config: &TelemetryConfig) -> Result<Telemetry, Failure> {
-    let telemetry = Telemetry::new(config)?;
-    if config.otlp_endpoint.is_some() {
-        return Ok(telemetry);
-    }
-    let ambient = config.clone().or_environment(|name| std::env::var(name).ok());
-    Ok(Telemetry::new(&ambient).unwrap_or_else(|error| {
-        tracing::warn!(%error, "nothing is traced: OTEL_EXPORTER_OTLP_ENDPOINT is not for us");
-        telemetry
-    }))
-}
-
-impl DrafterArgs {
-    /// The configuration that is meant.
-    pub(crate) fn resolved(&self) -> DrafterConfig {
-        let mut config = self.config.clone();
-        if let Some(synthetic) = &self.synthetic {
-            synthetic.configure_drafter(&mut config);
-        }
-        config
-    }
-}
-
-impl ExpertArgs {
-    /// The configuration that is meant: it serves a model by its folder's name unless another is given.
-    pub(crate) fn resolved(&self) -> ExpertConfig {
-        let mut config = self.config.clone();
-        if let Some(synthetic) = &self.synthetic {
-            synthetic.configure_expert(&mut config);
-        }
-        if config.served_model.is_empty() {
-            config.served_model = vec![crate::load::folder_name(&config.engine.model)];
-        }
-        config
-    }
-}
-
 impl NodeArgs {
     /// A node's edge, and what it loads meanwhile; nothing where it is told to end before both are there.
-    async fn start<T: Send + 'static>(
+    pub(super) async fn start<T: Send + 'static>(
         &self,
         role: Role,
         load: impl FnOnce(&Loading) -> Result<T, Failure> + Send + 'static,
@@ -339,7 +137,7 @@ impl NodeArgs {
     }
 
     /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
-    async fn edge(&self, role: Role, shutdown: &Shutdown) -> Result<Edge, Failure> {
+    pub(super) async fn edge(&self, role: Role, shutdown: &Shutdown) -> Result<Edge, Failure> {
         let token = Token::find(self.admin_token_file.as_deref())?;
         let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
@@ -414,7 +212,7 @@ impl NodeArgs {
 
     /// Where to listen. Drafters and experts are reached at the address they listen on, so it must be one.
     fn address(&self, role: Role) -> Result<String, Failure> {
-        let free = if role == Role::Router { crate::cli::DEFAULT_ADDRESS } else { "127.0.0.1:0" };
+        let free = if role == Role::Router { DEFAULT_ADDRESS } else { "127.0.0.1:0" };
         let address = self.listen.clone().unwrap_or_else(|| free.to_owned());
         let unspecified = address.starts_with("0.0.0.0:") || address.starts_with("[::]:");
         if role != Role::Router && unspecified {
@@ -428,29 +226,25 @@ impl NodeArgs {
     }
 
     /// Prints what a static list has to say about this node.
-    fn print_record(&self, role: Role, served: Vec<ServedModel>) -> Outcome {
+    pub(super) fn print_record(&self, role: Role, served: Vec<ServedModel>) -> Outcome {
         let address = self.address(role)?;
         if address.ends_with(":0") {
             return Err("a node of a static list needs a fixed port; give one with --listen".into());
         }
-        crate::print_line(&static_list::line(self.name(role), role, address, self.admin.clone(), served))?;
+        print_line(&static_list::line(self.name(role), role, address, self.admin.clone(), served))?;
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{Command, FromArgMatches};
 
     use super::*;
-    use crate::cli::{Cli, Command};
 
     fn drafter(line: &str) -> Result<NodeArgs, clap::Error> {
-        let words = ["cascadia", "drafter", "--model", "m"].into_iter().chain(line.split_whitespace());
-        match Cli::try_parse_from(words)?.command {
-            Command::Drafter(args) => Ok(args.node),
-            _ => panic!("another command"),
-        }
+        let command = NodeArgs::augment_args(Command::new("node").no_binary_name(true));
+        NodeArgs::from_arg_matches(&command.try_get_matches_from(line.split_whitespace())?)
     }
 
     #[test]
@@ -460,22 +254,6 @@ mod tests {
         let node = drafter("--etcd http://a:1,http://b:1").expect("two endpoints");
         assert_eq!(node.source.etcd, ["http://a:1", "http://b:1"]);
         assert!(drafter("--static f").is_ok());
-    }
-
-    #[test]
-    fn a_node_has_a_model_or_is_synthetic() {
-        let expert = |line: &str| {
-            let words = ["cascadia", "expert", "--etcd", "x"].into_iter().chain(line.split_whitespace());
-            Cli::try_parse_from(words)
-        };
-        assert!(expert("").is_err() && expert("--model m --synthetic step=1ms").is_err());
-        assert!(expert("--model m").is_ok());
-        let Command::Expert(args) = expert("--synthetic step=1ms").expect("fine").command else {
-            panic!("another command")
-        };
-        assert!(args.synthetic.is_some());
-        let error = expert("--synthetic stp=1ms").expect_err("no such key").to_string();
-        assert!(error.contains("\"stp\" is no key; keys are of the pair: acceptance"), "{error}");
     }
 
     #[test]
@@ -491,9 +269,6 @@ mod tests {
         let node = drafter("--etcd x --listen 0.0.0.0:1").expect("fine");
         assert!(node.address(Role::Drafter).is_err());
         assert!(node.address(Role::Router).is_ok());
-        assert_eq!(
-            drafter("--etcd x").expect("fine").address(Role::Router).expect("default"),
-            crate::cli::DEFAULT_ADDRESS
-        );
+        assert_eq!(drafter("--etcd x").expect("fine").address(Role::Router).expect("default"), DEFAULT_ADDRESS);
     }
 }

@@ -1,6 +1,7 @@
 //! A whole cluster in one process: real gRPC on loopback, embedded membership, one copy of each model's weights.
 
-use std::sync::Arc;
+mod models;
+
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
@@ -14,15 +15,16 @@ use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
-use cascadia_node::parts::Parts;
 use cascadia_node::telemetry::Telemetry;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::{HttpConfig, HttpError};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
-use crate::Failure;
+pub use models::{Make, Models};
+
 use crate::client::{Client, ClientError};
+use crate::terminal::Failure;
 
 /// How long the nodes may take to know each other: models are loaded before, so this is registration and warm-up.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -100,18 +102,6 @@ impl Reconfigure {
         self.drafter.with(config.drafter);
         self.expert.with(config.expert);
     }
-}
-
-/// Makes the parts of one node.
-pub type Make = Arc<dyn Fn() -> Result<Parts, Failure> + Send + Sync>;
-
-/// Makes the parts of one more node of either kind. Engines share weights, not KV pages.
-#[derive(Clone)]
-pub struct Models {
-    /// A drafter's engine and tokenizer.
-    pub drafter: Make,
-    /// An expert's.
-    pub expert: Make,
 }
 
 /// Why a cluster did not come up.

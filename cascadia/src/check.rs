@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use cascadia_core::placement::Role;
 use cascadia_node::engine_config::EngineConfig;
 
-use super::layers::Origin;
-use super::settings::Settings;
 use crate::cli::{Cli, Command};
+use crate::config::Settings;
+use crate::config::layers::Origin;
+use crate::nodes::{EngineArgs, EngineNode};
 use crate::{Failure, load, locate, up};
 
 /// Checks a command's configuration, prints one line, or one a problem, and says how the process ends.
@@ -65,24 +66,8 @@ fn examine(cli: &Cli, settings: &Settings) -> (Vec<String>, Vec<PathBuf>) {
             found.push(args.config.check());
             found.push(args.http.check().map_err(sentence));
         }
-        Command::Drafter(args) => {
-            let config = args.resolved();
-            found.extend(args.node.checked(Role::Drafter));
-            found.push(config.check());
-            if args.synthetic.is_none() {
-                found.push(load::check(&config.engine).map(drop).map_err(sentence));
-                models.push(config.engine.model);
-            }
-        }
-        Command::Expert(args) => {
-            let config = args.resolved();
-            found.extend(args.node.checked(Role::Expert));
-            found.push(config.check());
-            if args.synthetic.is_none() {
-                found.push(load::check(&config.engine).map(drop).map_err(sentence));
-                models.push(config.engine.model);
-            }
-        }
+        Command::Drafter(args) => engine(args, &mut found, &mut models),
+        Command::Expert(args) => engine(args, &mut found, &mut models),
         Command::Up(args) => match up::configured(args, settings) {
             Err(problem) => found.push(Err(sentence(problem))),
             Ok(config) => {
@@ -97,6 +82,17 @@ fn examine(cli: &Cli, settings: &Settings) -> (Vec<String>, Vec<PathBuf>) {
         _ => {}
     }
     (found.into_iter().filter_map(Result::err).collect(), models)
+}
+
+/// What can be wrong with a node that has an engine.
+fn engine<C: EngineNode>(args: &EngineArgs<C>, found: &mut Vec<Result<(), String>>, models: &mut Vec<PathBuf>) {
+    let config = args.resolved();
+    found.extend(args.node.checked(C::ROLE));
+    found.push(config.check());
+    if args.synthetic.is_none() {
+        found.push(load::check(config.engine()).map(drop).map_err(sentence));
+        models.push(config.engine().model.clone());
+    }
 }
 
 fn pair(drafter: &EngineConfig, expert: &EngineConfig) -> Result<(), Failure> {

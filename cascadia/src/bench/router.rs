@@ -1,0 +1,99 @@
+//! A Cascadia router over gRPC, followed as it streams.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use cascadia_core::synthetic;
+use cascadia_node::lanes::{LANE_STREAMS, Lanes, Lease};
+use cascadia_proto::v1;
+use cascadia_proto::v1::generate_response::Event;
+use cascadia_proto::v1::prompt::Kind;
+
+use super::measure::Speculation;
+use super::request::{Ask, Failed, Observed, Own};
+use super::workload::Item;
+use crate::client::{Client, ClientError};
+use crate::contender::Contender;
+
+/// A router, over as many connections as its streams need.
+#[derive(Debug)]
+pub struct Router {
+    server: String,
+    lanes: Mutex<Lanes<Arc<tokio::sync::OnceCell<Client>>>>,
+}
+
+impl Router {
+    /// The router at an address; it is looked for at once.
+    ///
+    /// # Errors
+    /// When nothing answers there.
+    pub async fn connect(server: &str) -> Result<Self, ClientError> {
+        let new = Self { server: server.to_owned(), lanes: Mutex::new(Lanes::new(LANE_STREAMS)) };
+        new.client().await?;
+        Ok(new)
+    }
+
+    /// A connection with room for one more stream.
+    async fn client(&self) -> Result<(Client, Lease), ClientError> {
+        let (cell, lease) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).lease(Arc::default);
+        let client = cell.get_or_try_init(|| Client::connect(&self.server)).await?;
+        Ok((client.clone(), lease))
+    }
+
+    /// Asks and follows the answer to its end.
+    ///
+    /// # Errors
+    /// Why it came to nothing.
+    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
+        let (client, _lease) = self.client().await?;
+        let mut events = client.generate(message(ask, item, own)).await?;
+        let mut observed = Observed::default();
+        while let Some(event) = events.next().await? {
+            match event {
+                Event::Started(started) => {
+                    observed.input = started.prompt_tokens.into();
+                    observed.synthetic = started.fingerprints.is_some_and(|of| {
+                        [of.drafter, of.expert].iter().any(|model| model.starts_with(synthetic::FINGERPRINT))
+                    });
+                }
+                Event::Tokens(tokens) => {
+                    if !tokens.ids.is_empty() {
+                        observed.pieces.push((Instant::now(), tokens.ids.len() as u32));
+                    }
+                    observed.output += tokens.ids.len() as u64;
+                    if item.answer.is_some() {
+                        observed.text.push_str(&tokens.text);
+                    }
+                }
+                Event::Finished(finished) => {
+                    observed.end = Some(Instant::now());
+                    observed.speculation = finished.speculation.as_ref().map(Speculation::from);
+                }
+            }
+        }
+        Ok(observed)
+    }
+}
+
+fn message(ask: &Ask, item: &Item, own: Own) -> v1::GenerateRequest {
+    let kind = if ask.raw {
+        Kind::Text(item.prompt.clone())
+    } else {
+        let message = v1::Message { role: "user".into(), content: item.prompt.clone() };
+        Kind::Messages(v1::Messages { messages: vec![message] })
+    };
+    let parameters = ask.contender.as_ref().map(Contender::parameters).unwrap_or_default();
+    v1::GenerateRequest {
+        model: ask.model.clone(),
+        prompt: Some(v1::Prompt { kind: Some(kind) }),
+        parameters: Some(v1::Parameters {
+            temperature: ask.temperature,
+            max_tokens: Some(item.output),
+            ignore_eos: item.exact,
+            seed: own.seed,
+            ..parameters
+        }),
+        cache_salt: own.salt,
+        ..v1::GenerateRequest::default()
+    }
+}
