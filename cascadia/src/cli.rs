@@ -126,11 +126,11 @@ pub struct UpArgs {
     pub experts: u32,
 
     /// The drafter's model: a Hugging Face folder, a GGUF file, or a model of the hub (owner/name) [default: the shipped one].
-    #[arg(long, value_name = "PATH", env = "CASCADIA_DRAFTER_MODEL", requires = "expert_model")]
+    #[arg(long, value_name = "PATH", env = "CASCADIA_DRAFTER_MODEL")]
     pub drafter_model: Option<PathBuf>,
 
     /// The expert's model: a Hugging Face folder, a GGUF file, or a model of the hub (owner/name) [default: the shipped one].
-    #[arg(long, value_name = "PATH", env = "CASCADIA_EXPERT_MODEL", requires = "drafter_model")]
+    #[arg(long, value_name = "PATH", env = "CASCADIA_EXPERT_MODEL")]
     pub expert_model: Option<PathBuf>,
 
     /// A pair without weights, in place of models.
@@ -235,7 +235,6 @@ mod tests {
             "demo --problems 0",
             "demo --sessions 0",
             "demo --pad-expert big",
-            "up --drafter-model x",
             "up --drafters -1",
             "generate",
             "generate --draft-length x hello",

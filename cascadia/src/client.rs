@@ -46,6 +46,15 @@ pub enum ClientError {
     Protocol(String),
 }
 
+impl ClientError {
+    /// Whether messages were refused where plain text would not be, as by a model without a chat template. The router says
+    /// so in words; flags for it are the caller's own.
+    #[must_use]
+    pub fn wants_plain_text(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if message.contains("send the prompt as plain text"))
+    }
+}
+
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
         let code = code_name(status.code());
@@ -314,6 +323,22 @@ mod tests {
     fn a_status_is_one_sentence() {
         let error = ClientError::from(Status::invalid_argument("the prompt is empty; say something."));
         assert_eq!(error.to_string(), "the prompt is empty; say something (INVALID_ARGUMENT)");
+    }
+
+    /// In the tokenizer's own words.
+    #[test]
+    fn messages_that_should_be_plain_text_are_known() {
+        use cascadia_text::TemplateError;
+        let refused = |error: TemplateError| ClientError::from(Status::invalid_argument(error.to_string()));
+        let wanted = [
+            TemplateError::Missing,
+            TemplateError::NoDefault("tool_use".into()),
+            TemplateError::Syntax("line 1".into()),
+            TemplateError::Failed("no such filter".into()),
+        ];
+        assert!(wanted.into_iter().all(|error| refused(error).wants_plain_text()));
+        assert!(!refused(TemplateError::Raised("roles must alternate".into())).wants_plain_text());
+        assert!(!ClientError::Protocol("send the prompt as plain text".into()).wants_plain_text());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use cascadia::cluster_file::{self, LAYOUT};
 use cascadia::config::{self, Settings};
 use cascadia::demo::problems::held_out;
 use cascadia::follow::Followed;
+use cascadia::terminal::Usage;
 use cascadia::{Failure, Outcome, bench, check, demo, drain, generate, nodes, pad, status, up};
 use clap::CommandFactory as _;
 
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         Err(failure) if is_broken_pipe(&failure) => ExitCode::SUCCESS,
         Err(failure) => {
             cascadia::tell(&format!("error: {failure}"));
-            ExitCode::FAILURE
+            if failure.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -10,6 +10,18 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// How a command ends.
 pub type Outcome = Result<(), Failure>;
 
+/// What was typed cannot be meant: the process ends as it does for an unknown flag.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
 /// Prints to standard output; unlike `print!`, a closed pipe is an error that can be handled.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ use crate::follow::Followed;
 use crate::load::{self, Model, Pair};
 use crate::nodes::EngineNode as _;
 use crate::signals::Signals;
+use crate::terminal::Usage;
 use crate::{Failure, Outcome, nodes};
 
 /// Runs the command until Ctrl-C or SIGTERM.
@@ -172,9 +173,18 @@ fn pair(args: &UpArgs, settings: &Settings) -> Result<(PathBuf, PathBuf, String)
             let folder = load::shipped_pair()?;
             Ok((folder.join("drafter"), folder.join("expert"), SHIPPED.to_owned()))
         }
-        (Some(_), None) => Err("a drafter's model is given and no expert's; a pair needs both".into()),
-        (None, Some(_)) => Err("an expert's model is given and no drafter's; a pair needs both".into()),
+        (Some(_), None) => Err(half("a drafter's", "expert")),
+        (None, Some(_)) => Err(half("an expert's", "drafter")),
     }
+}
+
+/// What to do where a pair is named by half.
+fn half(given: &str, missing: &str) -> Failure {
+    let sentence = format!(
+        "{given} model is given and no {missing}'s; a pair needs both: add --{missing}-model with a model of the same \
+         tokenizer, or leave both out for the shipped pair"
+    );
+    Usage(sentence).into()
 }
 
 /// Takes up a changed file, if all of it can be.

@@ -227,6 +227,31 @@ fn a_check_says_all_that_is_wrong() {
 }
 
 #[test]
+fn half_a_pair_is_one_sentence_with_the_cure() {
+    for (given, missing) in [("--expert-model", "--drafter-model"), ("--drafter-model", "--expert-model")] {
+        for further in [&[][..], &["--check"]] {
+            let mut up = cascadia();
+            up.args(["up", "--listen", "127.0.0.1:0", "--http", "off", given]).arg(pair().join("expert")).args(further);
+            let output = up.output().expect("the binary runs");
+            let said = text(&output.stderr);
+            assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+            assert!(
+                said.contains(&format!("a pair needs both: add {missing}")) && said.contains("leave both out"),
+                "{said}"
+            );
+        }
+    }
+    // The other half may stand in the file.
+    let folder = Folder::new("half");
+    let file =
+        folder.write("half.toml", &format!("[drafter]\nmodel = {:?}\n", pair().join("drafter").display().to_string()));
+    let mut up = cascadia();
+    up.args(["up", "--check", "--expert-model"]).arg(pair().join("expert")).arg("--config").arg(file);
+    let output = up.output().expect("the binary runs");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_running_router_takes_up_what_it_can() {
     let folder = Folder::new("reload");
     let (server, drafter, expert) = (free_address(), free_address(), free_address());

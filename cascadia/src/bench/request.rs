@@ -70,6 +70,7 @@ impl From<ClientError> for Failed {
             ClientError::Address { .. } | ClientError::Unreachable { .. } => "UNREACHABLE".to_owned(),
             ClientError::Protocol(_) => "PROTOCOL".to_owned(),
         };
-        Self { kind, sentence: error.to_string() }
+        let cure = if error.wants_plain_text() { "; --raw does so" } else { "" };
+        Self { kind, sentence: format!("{error}{cure}") }
     }
 }

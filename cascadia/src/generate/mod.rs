@@ -11,7 +11,7 @@ use cascadia_proto::v1::generate_response::Event;
 pub use args::{GenerateArgs, OnDrafterLoss, OnExpertLoss};
 pub use json::to_json;
 
-use crate::client::{Answer, Client};
+use crate::client::{Answer, Client, ClientError};
 use crate::colours::Marks;
 use crate::{Failure, Outcome};
 
@@ -24,11 +24,16 @@ pub async fn run(args: &GenerateArgs) -> Outcome {
     let client = Client::connect(&args.server).await?;
     let request = args.request(prompt);
     if args.json {
-        let answer = client.answer(request).await?;
+        let answer = client.answer(request).await.map_err(with_cure)?;
         crate::print_line(&to_json(&answer).to_string())?;
         return Ok(());
     }
     stream(&client, request).await
+}
+
+/// What failed, with the flag that helps, where one does.
+fn with_cure(error: ClientError) -> Failure {
+    if error.wants_plain_text() { format!("{error}; --raw does so").into() } else { error.into() }
 }
 
 fn read_prompt(raw: bool) -> Result<String, Failure> {
@@ -43,7 +48,7 @@ fn read_prompt(raw: bool) -> Result<String, Failure> {
 
 async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
     let marks = Marks::of_stdout(Marks::None);
-    let mut events = client.generate(request).await?;
+    let mut events = client.generate(request).await.map_err(with_cure)?;
     let mut answer = Answer::default();
     let mut first = None;
     loop {
@@ -55,7 +60,7 @@ async fn stream(client: &Client, request: v1::GenerateRequest) -> Outcome {
                 if first.is_some() {
                     crate::print_line("")?;
                 }
-                return Err(failure.into());
+                return Err(with_cure(failure));
             }
         };
         if let Event::Tokens(tokens) = &event {
