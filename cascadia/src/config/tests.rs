@@ -1,7 +1,6 @@
 //! Commands of another program, configured in the same way.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use cascadia_node::config::Reloads;
 use clap::{Args, Parser, Subcommand};
@@ -123,7 +122,7 @@ fn a_change_is_the_commands_arguments_or_a_sentence() {
 fn a_command_reads_sections_of_others_over_defaults_of_its_own() {
     let (line, settings) = with_file("part", "dinner", "[fridge]\ncorner = \"west\"\n").expect("a configuration");
     let What::Dinner(FileArgs { config: Some(path), .. }) = line.command else { panic!("another command") };
-    assert_eq!(settings.path(), Some(PathBuf::from(path).as_path()));
+    assert_eq!(settings.path(), Some(path.as_path()));
     let heat: Heat = settings.part(OVEN).expect("the defaults are a configuration");
     assert_eq!((heat.degrees, heat.dish.as_str()), (80, "none"));
     assert_eq!(settings.values()[&(OVEN, "degrees".into())].words, ["80"]);
