@@ -103,7 +103,8 @@ impl ExpertLink {
         let mut inbound = client.stream(request).await?.into_inner();
         match inbound.message().await? {
             Some(VerifyResponse { message: Some(Response::Held(held)) }) => {
-                convert::check_held(&held, &opened).map_err(|wrong| fault::of(&expert.id.0, Status::internal(wrong.to_string())))?;
+                convert::check_held(&held, &opened)
+                    .map_err(|wrong| fault::of(&expert.id.0, Status::internal(wrong.to_string())))?;
                 Ok(Self {
                     outbound,
                     inbound,

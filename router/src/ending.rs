@@ -47,15 +47,8 @@ pub enum Loss {
 
 impl Loss {
     /// Every way.
-    pub const ALL: [Self; 7] = [
-        Self::Connection,
-        Self::Stream,
-        Self::Hung,
-        Self::Leaving,
-        Self::Failed,
-        Self::Unfit,
-        Self::Broke,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Connection, Self::Stream, Self::Hung, Self::Leaving, Self::Failed, Self::Unfit, Self::Broke];
 
     /// The metric's label.
     #[must_use]

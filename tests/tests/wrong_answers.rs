@@ -285,7 +285,7 @@ async fn an_opening_whose_prompt_is_no_part_of_its_history_is_refused() {
             v1::Parameters { strategy: "speculative".into(), presence_penalty: Some(1.0), ..v1::Parameters::default() };
         let open = v1::VerifyOpen {
             protocol: Some(cascadia_proto::range()),
-            key: Some(v1::SessionKey { session: vec![7; 16], epoch: 1 }),
+            key: Some(v1::SessionKey { session: vec![7; 16], epoch: 1, ..Default::default() }),
             model: MODEL.into(),
             resolved: Some(v1::Resolved { parameters: Some(penalties), ..v1::Resolved::default() }),
             remaining_ms: 30_000,

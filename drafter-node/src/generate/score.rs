@@ -46,7 +46,9 @@ impl Generation<'_> {
                         barren += u32::from(self.faulty.len() == distrusted);
                         match Loss::of(status) {
                             Loss::Lost => self.node.experts.failed(&link.expert.id),
-                            Loss::Refused(status) if barren >= MOST_BARREN => return Err(fault::of(&link.expert.id.0, status)),
+                            Loss::Refused(status) if barren >= MOST_BARREN => {
+                                return Err(fault::of(&link.expert.id.0, status));
+                            }
                             Loss::Refused(_) | Loss::Leaving => {}
                         }
                         self.session.reopen();
