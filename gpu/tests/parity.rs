@@ -161,7 +161,7 @@ fn what_breaks_the_contract_is_refused() {
     for (tokens, page, named) in [(&[9999][..], 0, "token 9999"), (&[1], 64, "page 64"), (&[], 0, "no tokens")] {
         let chunk = Chunk { start: 0, tokens, pages: &[PageId(page)], rows: 1 };
         let error = engine.forward(&[chunk], &mut rows).unwrap_err();
-        assert!(error.0.contains(named), "{error}");
+        assert!(error.to_string().contains(named), "{error}");
     }
     engine.forward(&[], &mut rows).unwrap();
     assert!(rows.is_empty());
