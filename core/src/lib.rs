@@ -12,6 +12,7 @@ mod answers;
 pub mod block;
 pub mod chance;
 pub mod commit;
+mod decider;
 pub mod decoding;
 pub mod distribution;
 pub mod door;

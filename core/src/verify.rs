@@ -7,9 +7,10 @@ use std::borrow::Cow;
 
 use crate::block::{Draft, Score};
 use crate::chance::{Chance, Stream};
+pub use crate::decider::score;
+use crate::decider::{Decider, pick};
 use crate::decoding::Decoding;
 use crate::distribution::{Distribution, EMPTY};
-use crate::drafting::{Decider, pick};
 use crate::ids::TokenId;
 use crate::rule::{Pair, RawRow, Rule, Target};
 use crate::shaping::{Shaped, is_greedy};
@@ -53,18 +54,6 @@ pub fn walk(decoding: &Decoding, history: &[TokenId], drafts: &[Draft], rows: &[
         }
     }
     walk
-}
-
-/// The model's logprobs of a token, if the request asks for them.
-///
-/// They are taken before penalties, so they do not depend on the history; it is an argument because every other
-/// reader of a row needs it.
-#[must_use]
-pub fn score(decoding: &Decoding, _history: &[TokenId], logits: &[f32], token: TokenId) -> Score {
-    let Some(count) = decoding.logprobs else { return Score::default() };
-    let row = Shaped::without_penalties(logits, &decoding.sampling);
-    let top = row.top(count).into_iter().map(|(token, logprob)| (token, logprob as f32)).collect();
-    Score { relaxed: false, logprob: Some(row.logprob(token) as f32), top }
 }
 
 /// The token that one position emits, and whether the draft was kept only thanks to the rule.
