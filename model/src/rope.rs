@@ -1,6 +1,6 @@
 //! Rotary positions: a table of cosines and sines, one row for each position.
 
-use crate::config::{RopeConfig, RopeScaling};
+use crate::config::{Config, RopeConfig, RopeScaling};
 
 /// Frequencies of a model, or of some of its blocks.
 #[derive(Clone, Debug)]
@@ -43,6 +43,17 @@ impl Rope {
             table.extend(self.frequencies.iter().map(|f| libm::cosf(angle(f)) * self.factor));
             table.extend(self.frequencies.iter().map(|f| libm::sinf(angle(f)) * self.factor));
         }
+    }
+}
+
+impl Config {
+    /// For each position below `positions`, the cosines and then the sines that one of the ropes turns with; as many of
+    /// each as half of its `dims`.
+    #[must_use]
+    pub fn angles(&self, rope: usize, positions: usize) -> Vec<f32> {
+        let mut table = Vec::new();
+        Rope::new(&self.ropes[rope], self.context).extend(&mut table, positions);
+        table
     }
 }
 

@@ -2,12 +2,11 @@
 
 #![allow(unsafe_code)] // Mapping a file: see the SAFETY comment.
 
-mod names;
 mod tensor;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::Range;
@@ -18,9 +17,8 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use crate::config::{Config, Family, gguf_files, read_json};
 use crate::error::LoadError;
-pub(crate) use names::{Names, Part, Style, parts, shape};
+use crate::folder::{gguf_files, read_json};
 pub(crate) use tensor::{Stored, Tensor};
 
 /// What stands in the place of a large file that was not downloaded.
@@ -148,25 +146,6 @@ impl Checkpoint {
         self.tensors.values().map(|e| e.bytes.len() as u64).sum()
     }
 
-    fn style(&self) -> Style {
-        if self.gguf.is_some() { Style::Gguf } else { Style::HuggingFace }
-    }
-
-    /// What the tensors of a model of this configuration are called here.
-    pub(crate) fn names(&self, config: &Config) -> Names {
-        Names::new(self.style(), config)
-    }
-
-    /// Whether the weights of norms are stored less one.
-    pub(crate) fn norms_less_one(&self, config: &Config) -> bool {
-        self.style() == Style::HuggingFace && matches!(config.family, Family::Gemma2 | Family::Gemma3)
-    }
-
-    /// Whether the two halves of each head of queries and keys are stored interleaved: GGUF's Llamas turn neighbours.
-    pub(crate) fn interleaved(&self, config: &Config) -> bool {
-        self.style() == Style::Gguf && config.family == Family::Llama
-    }
-
     /// The shape of a tensor, if it is there.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|entry| &entry.shape[..])
@@ -177,23 +156,9 @@ impl Checkpoint {
         self.tensors.get(name).and_then(|entry| entry.stored.as_ref().ok().copied())
     }
 
-    /// All tensors are there in the right shapes, and no other that would change the result.
-    pub(crate) fn check(&self, config: &Config) -> Result<(), LoadError> {
-        let expected = self.names(config).expected(config);
-        for (name, shape) in &expected {
-            self.tensor(name, shape)?;
-        }
-        // Frequencies are computed, or were read with the configuration.
-        let ignored = |name: &str| {
-            name.ends_with("rotary_emb.inv_freq")
-                || config.tied && name == "lm_head.weight"
-                || ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name)
-        };
-        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        match self.tensors.keys().find(|name| !known.contains(name.as_str()) && !ignored(name)) {
-            None => Ok(()),
-            Some(tensor) => Err(LoadError::Unknown { path: self.path.clone(), tensor: tensor.into() }),
-        }
+    /// What its tensors are called.
+    pub(crate) fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     /// The tensor `name`, which must have the shape `wanted`.

@@ -1,18 +1,14 @@
 //! A JSON object that names the file and the key of whatever is wrong in it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use crate::error::LoadError;
+use crate::folder::read_json;
 
 /// Beyond any model, and far from overflow in products of two.
 const LARGEST: u64 = 1 << 28;
-
-pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>, LoadError> {
-    let text = std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.into(), source })?;
-    serde_json::from_str(&text).map_err(|e| LoadError::Json { path: path.into(), problem: e.to_string() })
-}
 
 /// A JSON object and where it is from.
 pub(super) struct Json {

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
-use crate::rope::Rope;
-pub(crate) use json::read_json;
+use crate::folder::gguf_files;
 pub use positions::{RopeConfig, RopeScaling};
 
 /// The families that are computed.
@@ -140,15 +139,6 @@ impl Config {
         self.blocks.len() as u64 * block + heads * self.vocabulary as u64 * hidden + hidden
     }
 
-    /// For each position below `positions`, the cosines and then the sines that one of the ropes turns with; as many of
-    /// each as half of its `dims`.
-    #[must_use]
-    pub fn angles(&self, rope: usize, positions: usize) -> Vec<f32> {
-        let mut table = Vec::new();
-        Rope::new(&self.ropes[rope], self.context).extend(&mut table, positions);
-        table
-    }
-
     /// All that a result depends on, for the fingerprint.
     pub(crate) fn canonical(&self) -> String {
         format!("{:?}", Self { eos: Vec::new(), ..self.clone() })
@@ -163,13 +153,4 @@ impl Config {
     pub(crate) fn attended(&self) -> usize {
         self.heads * self.head_dim
     }
-}
-
-/// The names of the GGUF files in a folder.
-pub(crate) fn gguf_files(folder: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    names.retain(|name| name.ends_with(".gguf"));
-    names.sort();
-    names
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{Output, PadReport, Planned, padded, plan};
-use crate::config::{Config, read_json};
+use crate::config::Config;
 use crate::error::LoadError;
+use crate::folder::read_json;
 use crate::weights::Progress;
 
 /// Writes to `to` a padding of the model in `from` with about `parameters` parameters, as near as whole blocks come.

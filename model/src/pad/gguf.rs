@@ -5,9 +5,10 @@ use std::path::Path;
 use cascadia_gguf::{ALIGNMENT, TensorType, Value, write_head};
 
 use super::{Output, PadReport, Planned, original, padded, plan};
-use crate::checkpoint::{Names, Part, Style, Tensor};
+use crate::checkpoint::Tensor;
 use crate::config::{Config, RopeScaling};
 use crate::error::LoadError;
+use crate::names::{Names, Part, Style};
 use crate::quant::{BLOCK, quantise_block};
 use crate::weights::Progress;
 

@@ -19,9 +19,10 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, Names, Part, Stored, Style, Tensor, parts, shape};
+use crate::checkpoint::{Checkpoint, Stored, Tensor};
 use crate::config::{Config, Family};
 use crate::error::LoadError;
+use crate::names::{Names, Part, Style, parts, shape};
 use crate::quant::BLOCK;
 pub use folder::pad;
 pub use gguf::write_gguf;

@@ -1,9 +1,10 @@
 //! What each matrix is held in, and the memory that takes.
 
 use crate::arena::slab_bytes;
-use crate::checkpoint::{Checkpoint, Names, Part};
+use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Family};
 use crate::matrix::{Format, Matrix};
+use crate::names::{Names, Part};
 use crate::quant::{BLOCK, Dtype};
 
 /// Chooses formats; the tensors have been checked.

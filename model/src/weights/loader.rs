@@ -4,9 +4,9 @@ use super::formats::Formats;
 use super::source::{Source, gate_parts, qkv_parts};
 use super::{GateUp, HeadNorms, Layer, PostNorms, Projection};
 use crate::arena::{Arena, Slab};
-use crate::checkpoint::Part;
 use crate::error::LoadError;
 use crate::matrix::{Format, Matrix, TILE};
+use crate::names::Part;
 use crate::quant::BLOCK;
 
 /// Packs what the source gives.

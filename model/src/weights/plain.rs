@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::source::{Section, Source, gate_parts, qkv_parts};
 use super::{Progress, open};
-use crate::checkpoint::Part;
 use crate::config::Config;
 use crate::error::LoadError;
+use crate::names::Part;
 
 /// A model's weights, each a `T`: a matrix is `outputs x inputs`, row-major. Every family comes in this one form.
 #[derive(Clone, Debug)]

@@ -1,9 +1,10 @@
 //! The tensors of a checkpoint, in the order in which the block has them and the fingerprint depends on.
 
-use crate::checkpoint::{Checkpoint, Names, Part, Tensor};
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::{Config, Family};
 use crate::error::LoadError;
 use crate::fingerprint::Fingerprint;
+use crate::names::{Names, Part};
 
 use super::Progress;
 

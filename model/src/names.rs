@@ -1,6 +1,10 @@
-//! What the tensors of a model are called, and which a configuration asks for.
+//! What the tensors of a model are called, which a configuration asks for, and that a checkpoint has them.
 
+use std::collections::BTreeSet;
+
+use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Family};
+use crate::error::LoadError;
 
 /// A tensor of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +116,46 @@ impl Names {
             }
         }
         all
+    }
+}
+
+impl Checkpoint {
+    fn style(&self) -> Style {
+        if self.gguf().is_some() { Style::Gguf } else { Style::HuggingFace }
+    }
+
+    /// What the tensors of a model of this configuration are called here.
+    pub(crate) fn names(&self, config: &Config) -> Names {
+        Names::new(self.style(), config)
+    }
+
+    /// Whether the weights of norms are stored less one.
+    pub(crate) fn norms_less_one(&self, config: &Config) -> bool {
+        self.style() == Style::HuggingFace && matches!(config.family, Family::Gemma2 | Family::Gemma3)
+    }
+
+    /// Whether the two halves of each head of queries and keys are stored interleaved: GGUF's Llamas turn neighbours.
+    pub(crate) fn interleaved(&self, config: &Config) -> bool {
+        self.style() == Style::Gguf && config.family == Family::Llama
+    }
+
+    /// All tensors are there in the right shapes, and no other that would change the result.
+    pub(crate) fn check(&self, config: &Config) -> Result<(), LoadError> {
+        let expected = self.names(config).expected(config);
+        for (name, shape) in &expected {
+            self.tensor(name, shape)?;
+        }
+        // Frequencies are computed, or were read with the configuration.
+        let ignored = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq")
+                || config.tied && name == "lm_head.weight"
+                || ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"].contains(&name)
+        };
+        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        match self.tensor_names().find(|name| !known.contains(name) && !ignored(name)) {
+            None => Ok(()),
+            Some(tensor) => Err(LoadError::Unknown { path: self.path().into(), tensor: tensor.into() }),
+        }
     }
 }
 
