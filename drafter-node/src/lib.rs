@@ -1,8 +1,8 @@
 //! A drafter node: owns sessions. One task per session drafts, asks an expert, commits and streams.
 //!
 //! `run` opens a session for its strategy; `generate` is the loop of those that ask an expert, over `expert_link`;
-//! `alone` is the drafter by itself; `engine` is what the model does for a session. Every decision is in
-//! `cascadia-core`.
+//! `alone` is the drafter by itself, `query` its whole answer where an expert may be asked instead; `engine` is what the
+//! model does for a session. Every decision is in `cascadia-core`.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod expert_link;
 mod generate;
 pub mod metrics;
 mod node;
+mod query;
 mod run;
 mod spans;
 

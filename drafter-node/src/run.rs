@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 
 use crate::engine::DrafterWork;
 use crate::node::DrafterNode;
-use crate::{alone, generate};
+use crate::{alone, generate, query};
 
 impl Owner for DrafterNode {
     fn board(&self) -> &StatusBoard {
@@ -74,7 +74,7 @@ async fn serve(
         }
         match strategy {
             Strategy::Drafter => alone::drafter(session, begun).await,
-            Strategy::CascadeQuery { alpha } => alone::cascade_query((node, opening), session, begun, alpha).await,
+            Strategy::CascadeQuery { alpha } => query::cascade_query((node, opening), session, begun, alpha).await,
             _ => {
                 let Begun { decoding, ids, prompt_tokens, output } = begun;
                 generate::Generation::new(node, opening, decoding, ids, prompt_tokens).run(session, output).await
