@@ -324,7 +324,7 @@ async fn a_node_of_another_cluster_is_refused_at_its_first_word() {
         }
         let open = v1::RunOpen {
             protocol: Some(cascadia_proto::range()),
-            key: Some(v1::SessionKey { session: vec![8; 16], epoch: 1 << 32 }),
+            key: Some(v1::SessionKey { session: vec![8; 16], epoch: 1 << 32, ..Default::default() }),
             model: MODEL.into(),
             resolved: Some(v1::Resolved { parameters: Some(parameters("drafter", 0.0, 1)), ..Default::default() }),
             prompt: Some(v1::Prompt { kind: Some(v1::prompt::Kind::Text(PROMPT.into())) }),
