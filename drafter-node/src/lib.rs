@@ -24,11 +24,12 @@ use cascadia_core::stepper::Stepper;
 use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
+use cascadia_node::engine_life::{self, EngineNodeError, Identity};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
 use cascadia_node::parts::Parts;
-use cascadia_node::process::{Identity, Process, ProcessError};
+use cascadia_node::process::Process;
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::session_server::SessionServer;
@@ -48,11 +49,11 @@ pub async fn run(
     edge: Edge,
     mut parts: Parts,
     drive: Drive,
-) -> Result<(), ProcessError> {
+) -> Result<(), EngineNodeError> {
     let live = config.into();
     let config = live.now();
-    config.check().map_err(ProcessError::Config)?;
-    parts.warm_up().map_err(ProcessError::Model)?;
+    config.check().map_err(EngineNodeError::Config)?;
+    parts.warm_up().map_err(EngineNodeError::Model)?;
     let (facts, served) = (parts.offered(), parts.served(&config.served_model));
     let process = Process::new(edge, Role::Drafter, parts.engine.progress());
     let mut registry = Registry::default();
@@ -66,7 +67,6 @@ pub async fn run(
 
     config.served_model.iter().filter(|name| !name.is_empty()).for_each(|name| metrics.serves(name));
     let identity = Identity {
-        role: Role::Drafter,
         models: served,
         capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
@@ -98,5 +98,5 @@ pub async fn run(
     let service =
         SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES);
     let routes = tonic::service::Routes::new(service);
-    process.serve(identity, routes, registry).await
+    engine_life::serve(process, identity, routes, registry).await
 }

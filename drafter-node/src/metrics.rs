@@ -13,7 +13,8 @@ use cascadia_core::placement::Role;
 use cascadia_core::rule::Rule;
 use cascadia_core::session::Counters;
 use cascadia_core::stepper::StepReport;
-use cascadia_node::metrics::{Counter, EngineMetrics, Histogram, Labelled, PASS_SECONDS, Registry, Values};
+use cascadia_node::engine_metrics::EngineMetrics;
+use cascadia_node::metrics::{Counter, Histogram, Labelled, PASS_SECONDS, Registry, Values};
 use cascadia_node::sessions::Observer;
 
 use crate::engine::DrafterReply;

@@ -20,10 +20,11 @@ use cascadia_core::stepper::Stepper;
 use cascadia_node::Edge;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
+use cascadia_node::engine_life::{self, EngineNodeError, Identity};
 use cascadia_node::leaving::Leaving;
 use cascadia_node::metrics::Registry;
 use cascadia_node::parts::Parts;
-use cascadia_node::process::{Identity, Process, ProcessError};
+use cascadia_node::process::Process;
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
 use cascadia_proto::v1::{session_server::SessionServer, verify_server::VerifyServer};
@@ -40,11 +41,11 @@ pub async fn run(
     edge: Edge,
     mut parts: Parts,
     drive: Drive,
-) -> Result<(), ProcessError> {
+) -> Result<(), EngineNodeError> {
     let live = config.into();
     let config = live.now();
-    config.check().map_err(ProcessError::Config)?;
-    parts.warm_up().map_err(ProcessError::Model)?;
+    config.check().map_err(EngineNodeError::Config)?;
+    parts.warm_up().map_err(EngineNodeError::Model)?;
     let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
     let (facts, served) = (parts.offered(), parts.served(&models));
     let process = Process::new(edge, Role::Expert, parts.engine.progress());
@@ -59,7 +60,6 @@ pub async fn run(
     let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
 
     let identity = Identity {
-        role: Role::Expert,
         models: served,
         capacity: u32::try_from(config.engine.max_sessions).unwrap_or(u32::MAX),
         grace: Box::new({
@@ -78,7 +78,7 @@ pub async fn run(
     .add_service(
         SessionServer::new(SessionService(node)).max_decoding_message_size(cascadia_core::limits::REQUEST_BYTES),
     );
-    process.serve(identity, routes, registry).await
+    engine_life::serve(process, identity, routes, registry).await
 }
 
 fn folder_name(config: &ExpertConfig) -> String {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use cascadia_core::block::Answer;
 use cascadia_core::placement::Role;
 use cascadia_core::stepper::StepReport;
-use cascadia_node::metrics::{Counter, EngineMetrics, Gauge, Histogram, PASS_SECONDS, Registry};
+use cascadia_node::engine_metrics::EngineMetrics;
+use cascadia_node::metrics::{Counter, Gauge, Histogram, PASS_SECONDS, Registry};
 use cascadia_node::sessions::Observer;
 
 use crate::engine::ExpertReply;

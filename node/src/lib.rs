@@ -2,11 +2,14 @@
 //!
 //! [`net`] listener and connections, over `accept`, `connections` and [`descriptors`]: who is let in, and how many ·
 //! [`membership`] who is there, [`cluster`] in the cluster of which name · [`loads`] how busy they are · [`status`] what this
-//! node says about itself · [`lifecycle`] running, draining, stopped · [`leaving`] when sessions go elsewhere · [`admin`]
-//! the operator's port, [`token`] what changes need there and [`proving`] how it is proven · [`telemetry`] logs and traces · [`metrics`] what all nodes'
-//! metrics share · [`config`] the configuration in force · [`engine_config`] what an operator sets of any engine ·
-//! [`parts`] a loaded model · [`drive`], [`sessions`], [`owner`], [`session_service`], [`process`] what drafters and
-//! experts share.
+//! node says about itself · [`lifecycle`] running, draining, stopped · [`process`] the life of a process, from its first
+//! connection to its last · [`admin`] the operator's port, [`token`] what changes need there and [`proving`] how it is
+//! proven · [`telemetry`] logs and traces, [`keep`] whose are wanted · [`metrics`] what all nodes' metrics share ·
+//! [`config`] the configuration in force.
+//!
+//! With an engine: [`engine_config`] what an operator sets of it · [`parts`] a loaded model · [`drive`], [`sessions`],
+//! [`owner`], [`session_service`] what drafters and experts do alike · [`leaving`] when sessions go elsewhere ·
+//! [`engine_metrics`], [`engine_life`] what they count, and how they live.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance but in
 //! [`proving`]'s nonces.
@@ -21,7 +24,10 @@ mod connections;
 pub mod descriptors;
 pub mod drive;
 pub mod engine_config;
+pub mod engine_life;
+pub mod engine_metrics;
 mod jitter;
+pub mod keep;
 pub mod lanes;
 pub mod leaving;
 pub mod lifecycle;

@@ -405,42 +405,53 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
-/// Serves until stopped: then GOAWAY, and what still runs after [`STOP_GRACE`] is cut.
+/// Returns when the node is gone and has had [`STOP_GRACE`] for what was still open.
+pub fn gone(shutdown: &Shutdown) -> impl Future<Output = ()> + Send + 'static {
+    let stopped = shutdown.stopped();
+    async move {
+        stopped.await;
+        tokio::time::sleep(STOP_GRACE).await;
+    }
+}
+
+/// Serves until it `closes`: then GOAWAY, and what is still open when time `cuts` it ends there.
 ///
 /// Dropping the future cuts at once, as the end of a process would: connections are tasks of their own, and without that
 /// they would outlive whoever served them.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(routes: Routes, listener: Listener, shutdown: &Shutdown) -> Result<(), tonic::transport::Error> {
-    serve_by(server(), routes, listener, shutdown).await
+pub async fn serve(
+    routes: Routes,
+    listener: Listener,
+    closes: impl Future<Output = ()>,
+    cuts: impl Future<Output = ()>,
+) -> Result<(), tonic::transport::Error> {
+    serve_by(server(), routes, listener, closes, cuts).await
 }
 
-/// The same for pages over HTTP/1.1 or HTTP/2; a connection that is idle for half a minute ends.
+/// Serves pages over HTTP/1.1 or HTTP/2 until stopped; a connection that is idle for half a minute ends.
 pub(crate) async fn serve_pages(
     pages: axum::Router,
     listener: Listener,
     shutdown: &Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    serve_by(server().accept_http1(true), pages.into(), listener, shutdown).await
+    serve_by(server().accept_http1(true), pages.into(), listener, shutdown.stopped(), gone(shutdown)).await
 }
 
 async fn serve_by(
     mut server: Server,
     routes: Routes,
     listener: Listener,
-    shutdown: &Shutdown,
+    closes: impl Future<Output = ()>,
+    cuts: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (incoming, _cut) = listener.into_owned();
-    let serving = server.add_routes(routes).serve_with_incoming_shutdown(incoming, shutdown.stopped());
-    let late = async {
-        shutdown.stopped().await;
-        tokio::time::sleep(STOP_GRACE).await;
-    };
+    let serving = server.add_routes(routes).serve_with_incoming_shutdown(incoming, closes);
     tokio::select! {
         biased;
         served = serving => served,
-        () = late => Ok(()),
+        () = cuts => Ok(()),
     }
 }
 

@@ -1,68 +1,112 @@
-//! The life of a model-serving process around its services: register, serve, drain, leave.
+//! The life of a node's process around its services, one for all roles: open, listed, of use, draining, gone.
+//!
+//! [`Process::run`] is the order of things; [`Life`] is where roles differ in it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use cascadia_core::engine::EngineError;
-use cascadia_core::limits;
-use cascadia_core::placement::{self, NodeRecord, NodeState, Role, ServedModel};
+use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{self, HealthServer};
+use tonic_health::server::HealthReporter;
 
 use crate::Edge;
 use crate::admin::Admin;
-use crate::membership::{MembershipError, Registration};
-use crate::metrics::{self, Registry};
+use crate::membership::{Membership, MembershipError, Registration};
 use crate::net;
 use crate::status::StatusBoard;
-use crate::telemetry::{Tracer, keep};
+use crate::telemetry::Tracer;
 
-/// What membership says of the node.
-pub struct Identity {
-    /// Its role.
-    pub role: Role,
-    /// What it serves.
-    pub models: Vec<ServedModel>,
-    /// Sessions it holds at most.
-    pub capacity: u32,
-    /// How long open sessions have to finish, asked when it is told to stop.
-    pub grace: Box<dyn Fn() -> Duration + Send + Sync>,
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Identity of a {:?} with {} sessions at most", self.role, self.capacity)
-    }
-}
-
-/// Why a process ended badly.
+/// Why a process ended badly; `Lost` is why its role cannot do its work any more.
 #[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
+pub enum ProcessError<Lost> {
     /// The node could not register.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// The configuration cannot be meant.
-    #[error("{0}")]
-    Config(String),
-    /// The model cannot serve.
-    #[error("the model cannot be served: {0}")]
-    Model(EngineError),
-    /// The engine can do nothing any more.
-    #[error("the engine is lost ({0}); the node ends so that its sessions go on elsewhere")]
-    Lost(String),
+    /// The node can do its work no more.
+    #[error("the node ends, it can do its work no more: {0}")]
+    Lost(Lost),
     /// The listener failed.
-    #[error("the node's gRPC listener failed: {0}")]
+    #[error("the gRPC listener failed: {0}")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// The task that serves the node's connections.
-type ServingTask = JoinSet<Result<(), tonic::transport::Error>>;
+/// What a node serves, and what it shows of itself.
+pub struct Services {
+    /// What membership says that it serves.
+    pub models: Vec<ServedModel>,
+    /// Sessions it holds at most.
+    pub capacity: u32,
+    /// Its gRPC services, beside those that every node has.
+    pub routes: Routes,
+    /// What it serves beside gRPC; each returns when its last connection has ended, and cuts them when it is dropped.
+    pub fronts: Vec<BoxFuture<'static, ()>>,
+    /// What its operators read.
+    pub pages: Admin,
+}
+
+impl std::fmt::Debug for Services {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Services of a node with {} models and {} fronts", self.models.len(), self.fronts.len())
+    }
+}
+
+/// How far a node's life has come.
+#[derive(Clone, Copy, Debug)]
+pub enum Stage<'a> {
+    /// Clients can connect.
+    Open,
+    /// It cannot be in the member list.
+    Unlisted(&'a MembershipError),
+    /// It can do its work.
+    Useful,
+    /// It takes nothing new.
+    Draining,
+    /// It is gone.
+    Stopped,
+}
+
+/// Where the lives of roles differ.
+pub trait Life: Send + Sync + 'static {
+    /// The gRPC services whose health is the node's; the empty name is the node itself.
+    const HEALTH: &'static [&'static str];
+
+    /// Nobody finds the node but in the member list: it is of no use before it is there, and has nothing open.
+    const FOUND_IN_LIST: bool;
+
+    /// Why the node can do its work no more; of a role that always can there is none.
+    type Lost: Send;
+
+    /// Returns when the node can do its work.
+    fn useful(&self) -> impl Future<Output = ()> + Send;
+
+    /// Returns when no new connection is taken: connections end behind what is open on them.
+    fn closes(&self) -> impl Future<Output = ()> + Send + 'static;
+
+    /// Returns when connections that are still open are cut.
+    fn cuts(&self) -> impl Future<Output = ()> + Send + 'static;
+
+    /// Told to drain, returns when all that was open has ended, or may go on no longer.
+    fn drained(&self) -> impl Future<Output = ()> + Send;
+
+    /// Returns when the node can do its work no more, and has logged why. The node ends then as the death of its process
+    /// would end it.
+    fn lost(&self) -> impl Future<Output = Self::Lost> + Send;
+
+    /// Logs how far the life has come.
+    fn log(&self, stage: Stage<'_>);
+}
 
 /// A node's process.
 #[derive(Debug)]
 pub struct Process {
     edge: Edge,
+    role: Role,
     board: StatusBoard,
     instance: u64,
     tracer: Tracer,
@@ -73,7 +117,13 @@ impl Process {
     #[must_use]
     pub fn new(edge: Edge, role: Role, progress: Arc<AtomicU64>) -> Self {
         let (instance, tracer) = (edge.instance(), edge.tracer(role));
-        Self { board: StatusBoard::new(instance, progress, edge.membership.cluster()), edge, instance, tracer }
+        Self { board: StatusBoard::new(instance, progress, edge.membership.cluster()), edge, role, instance, tracer }
+    }
+
+    /// Its role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// What the node records its spans with.
@@ -94,120 +144,255 @@ impl Process {
         &self.edge
     }
 
-    /// Serves `routes`, and `metrics` with what every node says of itself, until told to stop: ready, then draining while open sessions finish, then gone.
-    ///
-    /// # Errors
-    /// When the node cannot register, its listener fails, or its engine is lost.
-    pub async fn serve(self, identity: Identity, routes: Routes, mut metrics: Registry) -> Result<(), ProcessError> {
-        let Self { mut edge, board, instance, tracer } = self;
-        let admin_address = edge.admin.as_ref().map(|listener| listener.address().to_owned()).unwrap_or_default();
-        let mut record = NodeRecord {
-            id: edge.id.clone(),
-            instance,
-            role: identity.role,
-            address: edge.listener.address().to_owned(),
-            admin_address,
-            models: identity.models,
-            capacity: identity.capacity,
+    /// What membership says of the node when it is ready.
+    #[must_use]
+    pub fn record(&self, models: Vec<ServedModel>, capacity: u32) -> NodeRecord {
+        let admin = self.edge.admin.as_ref();
+        NodeRecord {
+            id: self.edge.id.clone(),
+            instance: self.instance,
+            role: self.role,
+            address: self.edge.listener.address().to_owned(),
+            admin_address: admin.map(|admin| admin.address().to_owned()).unwrap_or_default(),
+            models,
+            capacity,
             protocol: cascadia_proto::PROTOCOL,
             state: NodeState::Ready,
-        };
-        let sessions = board.clone();
-        let ready = ready(&board, &edge, record.clone());
-        metrics::node(&mut metrics, &edge.id, identity.role, &board, ready.clone());
-        metrics::sessions(
-            &mut metrics,
-            identity.role,
-            move || identity.capacity as usize,
-            move || sessions.load().sessions,
-        );
-        metrics::board(&mut metrics, identity.role, &board);
-        let shutdown = edge.shutdown.clone();
-        // Dropped with this future: a node that is aborted takes its connections with it.
-        let mut serving: ServingTask = JoinSet::new();
-        let admin = edge.admin.take();
-        if let Some(admin) = &admin {
-            let (live, status) = (board.clone(), board.clone());
-            admin.show(Admin {
-                live: Arc::new(move || live.live()),
-                ready,
-                status: Arc::new(move || status.json()),
-                metrics: metrics.page(),
-                targets: None,
-            });
         }
-        // The health service answers on the serving port as well, where gRPC clients look for it.
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        let routes =
-            routes.add_service(board.service()).add_service(keep::service(&tracer)).add_service(health_service);
-        let stop = shutdown.clone();
-        serving.spawn(async move { net::serve(routes, edge.listener, &stop).await });
-        let registration = tokio::select! {
-            registered = edge.membership.register(record.clone()) => registered?,
-            // Told to go before it was there: nothing is open.
-            () = shutdown.draining() => return Ok(()),
-            reason = board.lost() => return Err(ProcessError::Lost(reason)),
-        };
-        board.set_state(NodeState::Ready);
-        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-        tracing::info!(node = %edge.id, address = %record.address, role = ?record.role, "serving");
+    }
 
-        tokio::select! {
-            () = shutdown.draining() => {}
-            reason = board.lost() => return Err(cut(reason, serving, registration).await),
-            Some(ended) = serving.join_next() => {
-                registration.withdraw().await;
-                return ended.unwrap_or(Ok(())).map_err(ProcessError::from);
+    /// Serves until told to stop. Dropping the future is a crash: its connections are cut, nobody is told.
+    ///
+    /// # Errors
+    /// When the node cannot register although it must, its listener fails, or it can do its work no more.
+    pub async fn run<L: Life>(self, services: Services, life: L) -> Result<(), ProcessError<L::Lost>> {
+        let record = self.record(services.models, services.capacity);
+        let Self { edge: Edge { listener, admin, membership, shutdown, .. }, board, .. } = self;
+        if let Some(admin) = &admin {
+            admin.show(services.pages);
+        }
+        let (health, health_service) = Health::new(L::HEALTH).await;
+        let routes = services.routes.add_service(board.service()).add_service(health_service);
+        let mut open = Open { serving: JoinSet::new(), entry: Entry::seek(membership, record), life: &life };
+        open.serving.spawn(net::serve(routes, listener, life.closes(), life.cuts()));
+        for front in services.fronts {
+            open.serving.spawn(until(front, life.cuts()));
+        }
+        life.log(Stage::Open);
+
+        if L::FOUND_IN_LIST {
+            tokio::select! {
+                listed = open.entry.listed() => listed?,
+                // Told to go before it was there: nothing is open.
+                () = shutdown.draining() => return Ok(()),
+                lost = life.lost() => return Err(ProcessError::Lost(lost)),
             }
         }
-        tracing::info!(node = %edge.id, "draining: no new sessions, open ones finish or move");
-        board.set_state(NodeState::Draining);
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        record.state = NodeState::Draining;
-        registration.update(record).await;
-        let finished = async {
-            // One status period, so that every chooser has seen the state before the node is idle by accident.
-            tokio::time::sleep(limits::WATCH_PERIOD * 2).await;
-            while board.is_busy() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::select! {
-            () = finished => {}
-            reason = board.lost() => return Err(cut(reason, serving, registration).await),
-            () = shutdown.stopped() => {}
-            () = tokio::time::sleep((identity.grace)()) => tracing::warn!(node = %edge.id, "grace is over, sessions still open are cut"),
+        let lived = open.live(&board, &health, shutdown.draining()).await;
+        if let ControlFlow::Break(Err(lost @ ProcessError::Lost(_))) = lived {
+            open.cut().await;
+            return Err(lost);
         }
+
         shutdown.stop();
-        registration.withdraw().await;
+        let Open { mut serving, entry, .. } = open;
+        entry.withdraw().await;
         board.close();
-        while let Some(ended) = serving.join_next().await {
-            ended.unwrap_or(Ok(()))?;
-        }
+        let ended = ended(&mut serving).await;
         if let Some(admin) = admin {
             admin.finish().await;
         }
-        tracing::info!(node = %edge.id, "stopped");
-        Ok(())
+        life.log(Stage::Stopped);
+        lived.break_value().unwrap_or(Ok(()))?;
+        Ok(ended?)
     }
 }
 
-/// Ends a node whose engine is lost as the death of its process would: connections break, and whoever held one moves its
-/// sessions.
-async fn cut(reason: String, serving: ServingTask, registration: Registration) -> ProcessError {
-    tracing::error!(%reason, "the engine is lost; the node ends so that its sessions go on elsewhere");
-    drop(serving);
-    registration.withdraw().await;
-    ProcessError::Lost(reason)
+/// How all that was served has ended.
+type Ended = Result<(), tonic::transport::Error>;
+
+/// How a life broke off.
+type Broken<Lost> = Result<(), ProcessError<Lost>>;
+
+/// What goes on while a node lives: its connections, and its entry in the member list.
+struct Open<'a, L> {
+    /// Dropped with this: a node that is aborted takes its connections with it.
+    serving: JoinSet<Ended>,
+    entry: Entry,
+    life: &'a L,
 }
 
-/// Whether the node takes sessions: what its board says, and for a drafter that some expert could take them with it.
-fn ready(board: &StatusBoard, edge: &Edge, record: NodeRecord) -> metrics::Ready {
-    let (board, snapshots) = (board.clone(), edge.membership.snapshots());
-    Arc::new(move || {
-        board.ready()?;
-        let wrong = (record.role == Role::Drafter).then(|| placement::mismatch(&record, &snapshots.borrow())).flatten();
-        wrong.map_or(Ok(()), |wrong| Err(format!("{wrong}; give both a model of one tokenizer, or name other models")))
-    })
+impl<L: Life> Open<'_, L> {
+    /// From the first client to the last; breaks off where all connections ended before, or the node cannot go on.
+    async fn live(
+        &mut self,
+        board: &StatusBoard,
+        health: &Health,
+        draining: impl Future<Output = ()>,
+    ) -> ControlFlow<Broken<L::Lost>> {
+        let life = self.life;
+        let useful = async {
+            life.useful().await;
+            health.say(ServingStatus::Serving).await;
+            life.log(Stage::Useful);
+            std::future::pending::<()>().await;
+        };
+        self.until(async {
+            tokio::select! { biased; () = draining => {}, () = useful => {} }
+        })
+        .await?;
+        health.say(ServingStatus::NotServing).await;
+        board.set_state(NodeState::Draining);
+        life.log(Stage::Draining);
+        self.entry.drains().await;
+        self.until(life.drained()).await
+    }
+
+    /// Waits for an event, and goes on serving and registering meanwhile.
+    async fn until(&mut self, event: impl Future<Output = ()>) -> ControlFlow<Broken<L::Lost>> {
+        tokio::pin!(event);
+        loop {
+            tokio::select! {
+                biased;
+                lost = self.life.lost() => return ControlFlow::Break(Err(ProcessError::Lost(lost))),
+                ended = ended(&mut self.serving) => return ControlFlow::Break(ended.map_err(ProcessError::Serve)),
+                error = self.entry.refused() => self.life.log(Stage::Unlisted(&error)),
+                () = &mut event => return ControlFlow::Continue(()),
+            }
+        }
+    }
+
+    /// Ends as the death of the process would: connections break, and whoever held one moves its sessions.
+    async fn cut(self) {
+        drop(self.serving);
+        self.entry.withdraw().await;
+    }
+}
+
+/// Returns when all have ended well, or one has not.
+async fn ended(serving: &mut JoinSet<Ended>) -> Ended {
+    while let Some(one) = serving.join_next().await {
+        one.unwrap_or(Ok(()))?;
+    }
+    Ok(())
+}
+
+async fn until(front: impl Future<Output = ()>, cut: impl Future<Output = ()>) -> Ended {
+    tokio::select! { biased; () = front => {}, () = cut => {} }
+    Ok(())
+}
+
+/// What gRPC health says of the node.
+struct Health {
+    reporter: HealthReporter,
+    services: &'static [&'static str],
+}
+
+impl Health {
+    /// Not serving yet.
+    async fn new(services: &'static [&'static str]) -> (Self, HealthServer<impl health_server::Health>) {
+        let (reporter, service) = tonic_health::server::health_reporter();
+        let health = Self { reporter, services };
+        health.say(ServingStatus::NotServing).await;
+        (health, service)
+    }
+
+    async fn say(&self, status: ServingStatus) {
+        for service in self.services {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// The node's entry in the member list: sought, held, given back.
+struct Entry {
+    record: NodeRecord,
+    held: Held,
+}
+
+enum Held {
+    Sought(BoxFuture<'static, Result<Registration, MembershipError>>),
+    Listed(Registration),
+    Refused,
+}
+
+impl Entry {
+    fn seek(membership: Membership, record: NodeRecord) -> Self {
+        let sought = record.clone();
+        Self { record, held: Held::Sought(async move { membership.register(sought).await }.boxed()) }
+    }
+
+    /// Returns when there is one, or can be none; may be asked again at any time.
+    async fn listed(&mut self) -> Result<(), MembershipError> {
+        if let Held::Sought(sought) = &mut self.held {
+            match sought.await {
+                Ok(registration) => self.held = Held::Listed(registration),
+                Err(error) => {
+                    self.held = Held::Refused;
+                    return Err(error);
+                }
+            }
+            self.tell().await;
+        }
+        Ok(())
+    }
+
+    /// Goes on seeking; returns only when there can be none.
+    async fn refused(&mut self) -> MembershipError {
+        match self.listed().await {
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    }
+
+    /// Says that the node drains.
+    async fn drains(&mut self) {
+        self.record.state = NodeState::Draining;
+        self.tell().await;
+    }
+
+    /// Tells what has changed since it was sought.
+    async fn tell(&mut self) {
+        if let Held::Listed(registration) = &self.held
+            && self.record.state == NodeState::Draining
+        {
+            registration.update(self.record.clone()).await;
+        }
+    }
+
+    async fn withdraw(self) {
+        if let Held::Listed(registration) = self.held {
+            registration.withdraw().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::tests::record;
+
+    #[tokio::test]
+    async fn a_node_that_is_listed_late_is_listed_as_it_is_by_then() {
+        let membership = Membership::embedded();
+        let ready = record("router-1", Role::Router);
+        let mut entry = Entry::seek(membership.clone(), ready.clone());
+        entry.drains().await;
+        assert!(membership.snapshots().borrow().nodes.is_empty());
+        entry.listed().await.unwrap();
+        assert_eq!(membership.snapshots().borrow().nodes[&ready.id].state, NodeState::Draining);
+        entry.listed().await.unwrap();
+        entry.withdraw().await;
+        assert!(membership.snapshots().borrow().nodes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_served_has_ended_with_the_last_of_it() {
+        let mut serving = JoinSet::new();
+        serving.spawn(async { Ok(()) });
+        serving.spawn(std::future::pending());
+        assert!(ended(&mut serving).now_or_never().is_none(), "a front has connections still");
+        serving.abort_all();
+        assert!(ended(&mut serving).await.is_ok());
+    }
 }

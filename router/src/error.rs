@@ -1,10 +1,12 @@
 //! Everything that can go wrong with a request, and the one place where it becomes a gRPC status.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::PlacementError;
 use cascadia_node::membership::MembershipError;
+use cascadia_node::process::ProcessError;
 use cascadia_proto::parameters::ParameterError;
 use cascadia_proto::refusal;
 use tonic::metadata::MetadataValue;
@@ -27,6 +29,16 @@ pub enum RouterError {
     /// The service's own description cannot be served.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+impl From<ProcessError<Infallible>> for RouterError {
+    fn from(error: ProcessError<Infallible>) -> Self {
+        match error {
+            ProcessError::Membership(error) => Self::Membership(error),
+            ProcessError::Lost(never) => match never {},
+            ProcessError::Serve(error) => Self::Serve(error),
+        }
+    }
 }
 
 /// Why a generation ended without its text.

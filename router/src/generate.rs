@@ -1,14 +1,10 @@
-//! The verb: a request is admitted, placed and relayed.
+//! The verb: a request is admitted, placed and relayed; and the service that clients call.
 
 use std::sync::Arc;
 
-use cascadia_core::ids::{NodeId, SessionId};
+use cascadia_core::ids::SessionId;
 use cascadia_core::limits;
 use cascadia_core::placement::served_models;
-use cascadia_node::config::Live;
-use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::loads::LoadWatch;
-use cascadia_node::net::Connector;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::inference_server::Inference;
 use cascadia_proto::v1::{
@@ -18,54 +14,16 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
-use crate::admission::{Admission, Place, Terms, allowed, is_among, model_of};
-use crate::client::{self, Client, ClientStream, OpenStreams};
-use crate::config::RouterConfig;
+use crate::admission::{Place, Terms, allowed, is_among, model_of};
+use crate::client::{self, Client, ClientStream};
 use crate::error::GenerateError;
-use crate::metrics::{Counted, Metrics};
-use crate::outlook::Outlook;
+use crate::metrics::Counted;
+use crate::router::Router;
 use crate::session::Session;
-use crate::spans::{Recorder, Spans};
+use crate::spans::Spans;
 use crate::status;
 
-/// What all sessions of a router share.
-#[derive(Debug)]
-pub struct Router {
-    /// Its name.
-    pub id: NodeId,
-    /// What the operator set; each request is admitted under what is in force when it comes.
-    pub config: Live<RouterConfig>,
-    /// The door.
-    pub admission: Arc<Admission>,
-    /// Who is there and how busy.
-    pub loads: LoadWatch,
-    /// What sessions watch together.
-    pub outlook: Outlook,
-    /// The way to owners.
-    pub connector: Connector,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// What requests record their spans with.
-    pub spans: Recorder,
-    /// Whether prompts and answers are logged.
-    pub log_prompts: bool,
-    /// The streams clients still read.
-    pub streams: OpenStreams,
-    /// How the router is told to stop.
-    pub shutdown: Shutdown,
-}
-
 impl Router {
-    /// The names that a request may ask for: what is served, and what was lately.
-    #[must_use]
-    pub fn served(&self) -> Vec<String> {
-        let mut served = served_models(&self.loads.snapshot());
-        served.extend(self.outlook.known_models());
-        served.sort();
-        served.dedup();
-        served
-    }
-
     /// Notes when a request arrived. Where `is_served` says that it means none of the served names, it waits until it
     /// does or membership has shown everybody; an unknown name is then refused by whoever reads it.
     ///
@@ -261,14 +219,23 @@ impl Inference for Service {
 mod tests {
     use std::time::Duration;
 
+    use cascadia_core::ids::NodeId;
     use cascadia_core::placement::Role;
+    use cascadia_node::lifecycle::Shutdown;
+    use cascadia_node::loads::LoadWatch;
     use cascadia_node::membership::Membership;
     use cascadia_node::metrics::{Page, Registry};
+    use cascadia_node::net::Connector;
     use cascadia_node::status::StatusBoard;
     use tokio::task::JoinHandle;
 
     use super::*;
+    use crate::client::OpenStreams;
+    use crate::config::RouterConfig;
+    use crate::metrics::Metrics;
+    use crate::outlook::Outlook;
     use crate::samples::node;
+    use crate::spans::Recorder;
 
     const SETTLING: Duration = Duration::from_secs(15);
 
@@ -291,7 +258,7 @@ mod tests {
             streams: OpenStreams::default(),
             shutdown,
         });
-        tokio::spawn(crate::observe(router.clone(), StatusBoard::new(1, Arc::default(), &Default::default())));
+        tokio::spawn(crate::life::observe(router.clone(), StatusBoard::new(1, Arc::default(), &Default::default())));
         (router, registry.page())
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cascadia_core::ids::SessionId;
 use cascadia_core::placement::{NodeRecord, PlacementError};
-use cascadia_node::telemetry::keep::Keeper;
+use cascadia_node::keep::Keeper;
 use cascadia_node::telemetry::{Outcome, Span, TraceContext, Tracer};
 use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{self, FinishReason, MoveReason};

@@ -140,6 +140,21 @@ async fn a_draining_router_finishes_what_is_open() {
 }
 
 #[tokio::test]
+async fn a_router_that_stops_at_once_tells_whoever_had_a_stream_open() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    let told = cluster.ask(request(parameters("speculative")));
+    let call = drafter.call().await;
+    call.opened(&[1]).await;
+    call.tokens(1, &[2]).await;
+    told.hears(1).await;
+    cluster.shutdown.stop();
+    let told = soon(told).await.unwrap();
+    assert_eq!((told.ids(), told.code()), (vec![2], Code::Unavailable));
+    assert!(told.message().contains("this router stops"), "{}", told.message());
+    soon(cluster.running).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn operators_see_what_happens() {
     let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
     let told = cluster.ask(request(parameters("speculative")));

@@ -17,7 +17,7 @@ use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
 use cascadia_node::telemetry::Telemetry;
 use cascadia_router::RouterConfig;
-use cascadia_router::http::{HttpConfig, HttpError};
+use cascadia_router::http::{self, HttpConfig, HttpError};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -205,7 +205,7 @@ impl LocalCluster {
         let (router, edge) =
             (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener, &cluster.config.admin).await?);
         cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
-            cascadia_router::run(router, edge, door).await.map_err(|error| error.to_string())
+            cascadia_router::run(router, edge, door.map(http::front)).await.map_err(|error| error.to_string())
         })?;
         for _ in 0..cluster.config.experts {
             cluster.add_expert().await?;

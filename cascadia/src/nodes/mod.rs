@@ -14,7 +14,7 @@ use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::parts::Parts;
 use cascadia_router::RouterConfig;
-use cascadia_router::http::HttpConfig;
+use cascadia_router::http::{self, HttpConfig};
 use clap::builder::ArgPredicate;
 use clap::{Args, FromArgMatches};
 
@@ -206,7 +206,7 @@ pub async fn router(args: RouterArgs, followed: Followed) -> Outcome {
     };
     let Some((edge, door)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
     serve::<RouterArgs, _>(config, edge, following, async |config, edge| {
-        Ok(cascadia_router::run(config, edge, door).await?)
+        Ok(cascadia_router::run(config, edge, door.map(http::front)).await?)
     })
     .await
 }

@@ -28,8 +28,8 @@ impl Served {
         let record = NodeRecord { address: listener.address().into(), instance, ..record(id, Role::Expert) };
         let (board, shutdown) = (StatusBoard::new(instance, Arc::new(AtomicU64::new(1)), cluster), Shutdown::new());
         board.set_state(NodeState::Ready);
-        let (routes, stop) = (Routes::new(board.service()), shutdown.clone());
-        let task = tokio::spawn(async move { net::serve(routes, listener, &stop).await.unwrap() });
+        let serving = net::serve(Routes::new(board.service()), listener, shutdown.stopped(), net::gone(&shutdown));
+        let task = tokio::spawn(async move { serving.await.unwrap() });
         Self { board, record, shutdown, task }
     }
 

@@ -3,7 +3,6 @@
 //! A node's own `metrics.rs` registers what it counts, once, and has a verb for each event; call sites see no name.
 //! `docs/metrics.md` has a row for every metric, and a test compares it with what a running cluster serves.
 
-mod engine;
 mod labels;
 mod process;
 mod usage;
@@ -19,7 +18,6 @@ pub use prometheus_client::metrics::counter::Counter;
 pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::Histogram;
 
-pub use engine::{EngineMetrics, board};
 use labels::{LabelSet, label_set};
 pub use labels::{Labelled, OTHER, Values};
 pub use process::{Ready, node, sessions};

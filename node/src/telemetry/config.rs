@@ -5,6 +5,12 @@ use std::time::Duration;
 use super::TelemetryError;
 use super::sampling::Sampling;
 
+/// The ratio that exports every request.
+const ALL: f64 = 1.0;
+
+/// A request that takes so many milliseconds is slow.
+const SLOW_MS: u64 = 30_000;
+
 /// Where traces go, and which. Each field is a flag and a `CASCADIA_*` variable.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
 #[command(next_help_heading = "Telemetry")]
@@ -15,10 +21,10 @@ pub struct TelemetryConfig {
     pub otlp_endpoint: Option<String>,
     /// Part of the requests whose trace is exported, from 0 to 1; a request that comes with a traceparent follows its
     /// caller
-    #[arg(long, value_name = "RATIO", env = "CASCADIA_TRACE_RATIO", default_value_t = 1.0)]
+    #[arg(long, value_name = "RATIO", env = "CASCADIA_TRACE_RATIO", default_value_t = ALL)]
     pub trace_ratio: f64,
     /// Requests that take so many milliseconds are always exported, as those that fail are; 0 for none
-    #[arg(long, value_name = "MS", env = "CASCADIA_TRACE_SLOW_MS", default_value_t = 30_000)]
+    #[arg(long, value_name = "MS", env = "CASCADIA_TRACE_SLOW_MS", default_value_t = SLOW_MS)]
     pub trace_slow_ms: u64,
     /// Log each prompt and each answer, at the router, at level info: for debugging, never where prompts are private
     #[arg(long, env = "CASCADIA_LOG_PROMPTS")]
@@ -27,7 +33,7 @@ pub struct TelemetryConfig {
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        crate::config::of_flags(&[])
+        Self { otlp_endpoint: None, trace_ratio: ALL, trace_slow_ms: SLOW_MS, log_prompts: false }
     }
 }
 
@@ -83,6 +89,15 @@ mod tests {
 
     fn to(endpoint: &str) -> TelemetryConfig {
         TelemetryConfig { otlp_endpoint: Some(endpoint.into()), ..TelemetryConfig::default() }
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_flags() {
+        use clap::{Args as _, FromArgMatches as _};
+        let flags = TelemetryConfig::augment_args(clap::Command::new("node"))
+            .mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
+        let typed = TelemetryConfig::from_arg_matches(&flags.get_matches_from(["node"])).unwrap();
+        assert_eq!(typed, TelemetryConfig::default());
     }
 
     #[test]

@@ -3,11 +3,10 @@
 //!
 //! Spans are made by helpers of each node and given their context explicitly: engines are threads of their own, and a
 //! batch serves many sessions. `sampling` says which traces are wanted; `part` holds a session's spans until that is
-//! known; [`keep`] tells the other nodes.
+//! known.
 
 mod config;
 mod context;
-pub mod keep;
 mod logs;
 mod otlp;
 mod part;

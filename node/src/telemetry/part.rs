@@ -10,8 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use cascadia_core::ids::SessionId;
+use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::{SpanContext, TraceFlags};
-use opentelemetry_sdk::trace::{SpanData, SpanProcessor};
+use opentelemetry_sdk::trace::{RandomIdGenerator, SpanData, SpanProcessor};
+
+use super::sampling::Sampling;
 
 /// Spans that one part holds while it waits; later ones are counted and dropped.
 pub(super) const PART_SPANS: usize = 1_024;
@@ -215,4 +218,13 @@ impl Parts {
         part.discard();
         true
     }
+}
+
+/// What all spans of a node share.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    pub(super) sampling: Sampling,
+    pub(super) scope: InstrumentationScope,
+    pub(super) ids: RandomIdGenerator,
+    pub(super) ledger: Arc<Ledger>,
 }

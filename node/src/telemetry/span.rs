@@ -6,11 +6,10 @@ use std::time::{Instant, SystemTime};
 
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags};
 use opentelemetry::{Key, KeyValue, Value};
-use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use opentelemetry_sdk::trace::{IdGenerator, SpanData, SpanEvents, SpanLinks};
 
 use super::TraceContext;
-use super::part::{Finished, Part};
-use super::tracer::Recorder;
+use super::part::{Finished, Part, Recorder};
 
 /// A span that is open until [`Span::end`], or until it is dropped.
 #[derive(Debug, Default)]
@@ -194,6 +193,35 @@ impl Drop for Span {
     fn drop(&mut self) {
         if let Some(live) = self.live.take() {
             live.end();
+        }
+    }
+}
+
+impl Recorder {
+    /// A span that starts now.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        part: &Arc<Part>,
+        parent: &SpanContext,
+        name: Cow<'static, str>,
+        kind: SpanKind,
+    ) -> Live {
+        let state = parent.trace_state().clone();
+        let context = SpanContext::new(parent.trace_id(), self.ids.new_span_id(), TraceFlags::default(), false, state);
+        Live {
+            recorder: self.clone(),
+            part: part.clone(),
+            context,
+            parent: parent.clone(),
+            kind,
+            name,
+            start: SystemTime::now(),
+            attributes: Vec::new(),
+            events: Vec::new(),
+            links: Vec::new(),
+            status: Status::Unset,
+            is_common: false,
+            root: Root::No,
         }
     }
 }

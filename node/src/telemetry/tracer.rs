@@ -10,7 +10,7 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEvents, SpanLinks, SpanProcessor};
 
 use super::TraceContext;
-use super::part::{Finished, Ledger, Part};
+use super::part::{Finished, Ledger, Part, Recorder};
 use super::sampling::Sampling;
 use super::span::{BatchSpan, Live, Mark, Root, Span};
 
@@ -20,15 +20,6 @@ const MOST_LINKS: usize = 128;
 /// Makes spans; clones share it. Off, it makes spans that record nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Tracer(Option<Arc<Recorder>>);
-
-/// What all spans of a node share.
-#[derive(Debug)]
-pub(super) struct Recorder {
-    pub(super) sampling: Sampling,
-    pub(super) scope: InstrumentationScope,
-    ids: RandomIdGenerator,
-    ledger: Arc<Ledger>,
-}
 
 /// A batch that ran.
 #[derive(Clone, Copy, Debug)]
@@ -131,35 +122,6 @@ impl Tracer {
     pub fn keep(&self, session: SessionId) {
         if let Some(recorder) = &self.0 {
             recorder.ledger.keep(session);
-        }
-    }
-}
-
-impl Recorder {
-    /// A span that starts now.
-    pub(super) fn start(
-        self: &Arc<Self>,
-        part: &Arc<Part>,
-        parent: &SpanContext,
-        name: Cow<'static, str>,
-        kind: SpanKind,
-    ) -> Live {
-        let state = parent.trace_state().clone();
-        let context = SpanContext::new(parent.trace_id(), self.ids.new_span_id(), TraceFlags::default(), false, state);
-        Live {
-            recorder: self.clone(),
-            part: part.clone(),
-            context,
-            parent: parent.clone(),
-            kind,
-            name,
-            start: SystemTime::now(),
-            attributes: Vec::new(),
-            events: Vec::new(),
-            links: Vec::new(),
-            status: Status::Unset,
-            is_common: false,
-            root: Root::No,
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
-use serde_json::Value;
 
 use crate::admission::{LABEL_BYTES, is_among};
+use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::extension;
-use crate::http::fields::{Fields, Read, wrong};
+use crate::http::fields::Fields;
 use crate::http::model_name;
 use crate::http::sampling;
 
@@ -16,15 +16,6 @@ const MOST_ANSWERS: u32 = 128;
 
 /// Sessions of one request at most.
 pub const MOST_SESSIONS: usize = 256;
-
-/// Which endpoint: the shapes of answers differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `/v1/chat/completions`.
-    Chat,
-    /// `/v1/completions`.
-    Text,
-}
 
 /// A request that means something.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,15 +200,4 @@ fn request_id(body: &mut Fields) -> Result<Option<String>, ApiError> {
         return Err(ApiError::field("invalid_value", FIELD, message));
     }
     Ok(Some(id))
-}
-
-/// One string or several.
-///
-/// # Errors
-/// When it is neither.
-pub fn strings(path: &str, value: Value) -> Result<Vec<String>, ApiError> {
-    if let Value::String(text) = value {
-        return Ok(vec![text]);
-    }
-    Vec::read(&value).ok_or_else(|| wrong(path, "a string or an array of strings", &value))
 }

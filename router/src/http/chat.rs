@@ -5,7 +5,8 @@ use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{Message, Messages, Prompt};
 use serde_json::Value;
 
-use crate::http::asked::{Asked, Endpoint};
+use crate::http::asked::Asked;
+use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, wrong};
 

@@ -5,7 +5,8 @@ use cascadia_proto::v1::prompt::Kind;
 use cascadia_proto::v1::{Prompt, TokenIds};
 use serde_json::Value;
 
-use crate::http::asked::{Asked, Endpoint, MOST_SESSIONS};
+use crate::http::asked::{Asked, MOST_SESSIONS};
+use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::fields::{Fields, Read, wrong};
 

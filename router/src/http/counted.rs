@@ -8,13 +8,13 @@ use axum::response::Response;
 use tokio::time::Instant;
 
 use crate::http::activity::UntilSent;
-use crate::http::routes::Front;
+use crate::http::state::AppState;
 
 /// The status of an answer that its client did not wait for, as nginx has it.
 const CLIENT_CLOSED: u16 = 499;
 
 /// Counts the answer to a request.
-pub async fn count(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
+pub async fn count(State(front): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let mut answer = Answer { front, path, status: CLIENT_CLOSED, began: Instant::now() };
     let mut response = next.run(request).await;
@@ -25,7 +25,7 @@ pub async fn count(State(front): State<Arc<Front>>, request: Request, next: Next
 
 /// An answer that is counted when it is dropped.
 struct Answer {
-    front: Arc<Front>,
+    front: Arc<AppState>,
     path: String,
     status: u16,
     began: Instant,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use crate::error::GenerateError;
-use crate::http::asked::Endpoint;
+use crate::http::endpoint::Endpoint;
 
 /// A client that gets no time to wait from us waits this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -15,8 +15,8 @@ use crate::generate::Opened;
 use crate::http::answer::Answer;
 use crate::http::asked::Asked;
 use crate::http::error::ApiError;
-use crate::http::routes::Front;
 use crate::http::shapes::{Collected, Writer};
+use crate::http::state::AppState;
 use crate::http::stream;
 
 /// A stream's status waits so long for its sessions to begin; behind it errors are frames.
@@ -37,12 +37,12 @@ pub struct Caller {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn answer(front: &Front, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
+pub async fn answer(front: &AppState, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
     let endpoint = asked.endpoint;
     open(front, asked, caller).await.map_err(|error| error.told_at(endpoint))
 }
 
-async fn open(front: &Front, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
+async fn open(front: &AppState, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
     let (router, is_served) = (&front.router, |served: &[String]| asked.is_served(served));
     let arrived = router.arrive(&asked.model, &caller.tenant, asked.timeout_ms, &caller.trace, is_served).await?;
     let asked = asked.meant(&router.served())?;

@@ -18,13 +18,12 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::admission::is_among;
-use crate::generate::Router;
 use crate::http::asked::Asked;
 use crate::http::connection::{HEADER_BYTES, MOST_HEADERS};
 use crate::http::counted::count;
 use crate::http::error::ApiError;
 use crate::http::generate::{Caller, answer};
-use crate::http::keys::Keys;
+use crate::http::state::AppState;
 use crate::http::{chat, completions, models};
 
 /// How long a client may take to send a body.
@@ -43,19 +42,8 @@ const REQUEST_ID: &str = "x-request-id";
 /// Whose request it is; set by a gateway.
 const TENANT: &str = "x-cascadia-tenant";
 
-/// What all requests share.
-#[derive(Debug)]
-pub struct Front {
-    /// Who serves.
-    pub router: Arc<Router>,
-    /// Who may ask.
-    pub keys: Keys,
-    /// When it began to serve, Unix seconds.
-    pub since: u64,
-}
-
 /// The whole surface.
-pub fn routes(front: Arc<Front>) -> Routes {
+pub fn routes(front: Arc<AppState>) -> Routes {
     let api = Routes::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
@@ -73,7 +61,7 @@ pub fn routes(front: Arc<Front>) -> Routes {
         .with_state(front)
 }
 
-type Shared = State<Arc<Front>>;
+type Shared = State<Arc<AppState>>;
 
 async fn chat_completions(State(front): Shared, caller: Extension<Caller>, request: Request) -> Response {
     complete(&front, caller.0, request, chat::read).await
@@ -85,7 +73,7 @@ async fn text_completions(State(front): Shared, caller: Extension<Caller>, reque
 
 type ReadRequest = fn(&[u8]) -> Result<Asked, ApiError>;
 
-async fn complete(front: &Front, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
+async fn complete(front: &AppState, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
     let answered = async {
         let asked = parse(body(request).await?, read).await?;
         if let Some(own) = &asked.request_id {
@@ -177,7 +165,7 @@ async fn get_model(State(front): Shared, id: Result<Path<String>, PathRejection>
 }
 
 async fn health(State(front): Shared) -> Result<Response, ApiError> {
-    match crate::ready(&front.router) {
+    match front.router.ready() {
         Ok(()) => Ok(Json(json!({"status": "ok"})).into_response()),
         Err(reason) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", reason)),
     }

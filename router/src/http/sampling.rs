@@ -3,9 +3,8 @@
 use cascadia_proto::v1::{LogitBias, Parameters};
 use serde_json::Value;
 
-use crate::http::asked::strings;
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, wrong};
+use crate::http::fields::{Fields, strings, wrong};
 
 /// Stop strings at most, as OpenAI's.
 const MOST_STOPS: usize = 4;

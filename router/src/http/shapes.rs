@@ -5,7 +5,8 @@ use cascadia_proto::v1;
 use serde_json::{Map, Value, json};
 
 use crate::http::answer::{Answer, Delta, Token};
-use crate::http::asked::{Asked, Endpoint};
+use crate::http::asked::Asked;
+use crate::http::endpoint::Endpoint;
 use crate::http::logprobs::{self, Offsets};
 use crate::http::statistics;
 

@@ -118,7 +118,7 @@ impl Cluster {
             membership: membership.clone(),
             shutdown: shutdown.clone(),
         };
-        let running = tokio::spawn(cascadia_router::run(config.into(), edge, Some(door)));
+        let running = tokio::spawn(cascadia_router::run(config.into(), edge, [cascadia_router::http::front(door)]));
         Self { membership, shutdown, address, running, admin: admin_address, http }
     }
 

@@ -14,8 +14,8 @@ use cascadia_proto::v1::{KeepRequest, KeepResponse};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
-use super::Tracer;
 use crate::net::Connector;
+use crate::telemetry::Tracer;
 
 /// Sessions of one call at most.
 const MOST_SESSIONS: usize = 1_024;

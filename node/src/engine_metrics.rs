@@ -6,7 +6,7 @@ use cascadia_core::placement::Role;
 use cascadia_core::stepper::StepReport;
 use cascadia_proto::convert::role_name;
 
-use super::{BATCH_SIZES, Counter, Histogram, PASS_SECONDS, Registry};
+use crate::metrics::{BATCH_SIZES, Counter, Histogram, PASS_SECONDS, Registry};
 use crate::status::{EngineLoad, StatusBoard};
 
 /// What an engine loop counts.
