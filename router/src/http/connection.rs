@@ -173,6 +173,8 @@ mod tests {
         let (address, _leave, _serving) = started_with(LINGER, 2).await;
         // From two addresses: one alone has half of the places.
         let mut busy = TcpStream::connect(&address).await.unwrap();
+        // Of two that have said nothing yet, such a small listener would give up the older.
+        assert!(ask(&mut busy, "/").await.is_some());
         let slow = tokio::spawn(async move { ask(&mut busy, "/slow").await });
         let elsewhere = || {
             let socket = tokio::net::TcpSocket::new_v4().unwrap();
