@@ -32,6 +32,9 @@ const HEAD_BYTES: usize = 8 * 1024;
 /// Read at once.
 const PIECE: usize = 1024;
 
+/// Fewer callers that have not spoken yet are borne by any listener: they may have come in one moment.
+const LEAST_SILENT: usize = 16;
+
 /// The pause after a failed accept, which doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -132,7 +135,7 @@ impl Arrivals {
 
     /// Callers that have not spoken yet, beside the connections that are served.
     fn most_silent(&self) -> usize {
-        (self.connections.most() / 4).max(1)
+        (self.connections.most() / 4).max(LEAST_SILENT)
     }
 
     fn admit(&mut self, caller: Caller) -> Option<BoxIo> {
@@ -301,11 +304,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_that_is_silent_gives_way() {
-        // Two may be silent.
         let (address, mut accepted, _) = accepting(8, LIMIT).await;
         let mut first = TcpStream::connect(&address).await.unwrap();
         let mut others = Vec::new();
-        for _ in 0..20 {
+        for _ in 0..LEAST_SILENT + 1 {
             others.push(TcpStream::connect(&address).await.unwrap());
         }
         closed(&mut first).await;
