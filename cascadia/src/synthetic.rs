@@ -266,8 +266,8 @@ impl Text for SyntheticText {
         self.tokenizer.eos_ids()
     }
 
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal> {
-        Text::resolve(&*self.tokenizer, prompt, room)
+    fn resolve(&self, prompt: &Prompt, room: Room, wanted: &dyn Fn() -> bool) -> Result<Vec<TokenId>, PromptRefusal> {
+        Text::resolve(&*self.tokenizer, prompt, room, wanted)
     }
 
     fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit> {

@@ -105,6 +105,8 @@ pub enum PromptRefusal {
     TooLong(String),
     /// Something else.
     Wrong(String),
+    /// Nobody wanted the ids any more before there were any.
+    Abandoned,
 }
 
 /// What ends a text.
@@ -129,11 +131,11 @@ pub trait Text: Send + Sync {
     /// Ids that end a text, ascending.
     fn eos_ids(&self) -> &[TokenId];
 
-    /// A prompt's ids.
+    /// A prompt's ids. Once `wanted` says no, the work ends soon.
     ///
     /// # Errors
     /// What is wrong with the prompt.
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal>;
+    fn resolve(&self, prompt: &Prompt, room: Room, wanted: &dyn Fn() -> bool) -> Result<Vec<TokenId>, PromptRefusal>;
 
     /// The text state of a choice that has committed nothing yet.
     fn begin(self: Arc<Self>, prompt: &[TokenId], stop: StopSettings) -> Box<dyn Commit>;

@@ -38,6 +38,7 @@ pub mod net;
 pub mod owner;
 pub mod parts;
 pub mod process;
+mod prompts;
 pub mod proving;
 pub mod session_service;
 pub mod sessions;

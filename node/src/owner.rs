@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cascadia_core::commit::{
-    Commit, Committed, Finish, FinishReason, Piece, Prompt, PromptRefusal, Room, StopMatch, StopSettings, Text,
-};
+use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Piece, Room, StopMatch, StopSettings, Text};
 use cascadia_core::decoding::Decoding;
 use cascadia_core::door;
 use cascadia_core::engine::ModelFacts;
@@ -18,11 +16,12 @@ use cascadia_proto::v1::run_request::Message as Request;
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::v1::{self, RunRequest, RunResponse};
 use cascadia_proto::{parameters, refusal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
 
 use crate::cluster::ClusterName;
+use crate::prompts;
 use crate::sessions::Open;
 use crate::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 
@@ -158,7 +157,7 @@ impl Opening {
                 let ids = tokio::select! {
                     biased;
                     () = sender.closed() => return Err(Status::cancelled("the router has gone")),
-                    ids = resolve(text, prompt, room) => ids?,
+                    ids = prompts::ids(text, prompt, room) => ids?,
                 };
                 (ids.len(), ids)
             }
@@ -238,35 +237,6 @@ impl Opening {
     #[must_use]
     pub fn salt(&self) -> &str {
         if self.open.cache_salt.is_empty() { &self.open.tenant } else { &self.open.cache_salt }
-    }
-}
-
-/// A prompt of so many bytes is tokenized where it stands: that takes less than a millisecond or two.
-const SHORT_PROMPT: usize = 4 * 1024;
-
-/// Long prompts that are tokenized at once: each may take a core for seconds, and hundreds of megabytes.
-static LONG_PROMPTS: Semaphore = Semaphore::const_new(1);
-
-/// A prompt's ids. A long one is tokenized on a thread of its own: a node that says nothing meanwhile counts as hung.
-async fn resolve(text: &Arc<dyn Text>, prompt: Prompt, room: Room) -> Result<Vec<TokenId>, Status> {
-    let bytes = match &prompt {
-        Prompt::Text(text) => text.len(),
-        Prompt::Messages(messages) => messages.iter().map(|message| message.role.len() + message.content.len()).sum(),
-        Prompt::Ids(_) => 0,
-    };
-    if bytes <= SHORT_PROMPT {
-        return text.resolve(&prompt, room).map_err(refuse);
-    }
-    let _turn = LONG_PROMPTS.acquire().await;
-    let text = text.clone();
-    let ids = tokio::task::spawn_blocking(move || text.resolve(&prompt, room)).await;
-    ids.map_err(|error| Status::internal(format!("the prompt was not tokenized: {error}")))?.map_err(refuse)
-}
-
-fn refuse(refusal: PromptRefusal) -> Status {
-    match refusal {
-        PromptRefusal::TooLong(sentence) => refusal::too_long(sentence),
-        PromptRefusal::Wrong(sentence) => refusal::of_field("prompt", sentence),
     }
 }
 

@@ -100,6 +100,17 @@ pub enum PromptError {
         /// Tokens the model can hold.
         context_length: usize,
     },
+    /// The prompt alone fills the context; its rest was not looked at.
+    #[error(
+        "the prompt has at least {tokens} tokens but the model's context is {context_length}: shorten it to at most {} tokens",
+        .context_length.saturating_sub(1)
+    )]
+    TooManyTokens {
+        /// Tokens of the prompt's beginning.
+        tokens: usize,
+        /// Tokens the model can hold.
+        context_length: usize,
+    },
     /// The prompt's text is longer than the context, however it is cut into tokens.
     #[error(
         "the prompt has {bytes} bytes, more than {context_length} tokens, the model's context, can hold: shorten it to less than {context_length} tokens"
@@ -142,4 +153,7 @@ pub enum PromptError {
     /// The tokenizer refuses the text.
     #[error("the prompt cannot be tokenised ({0}): send it as token ids, or without the characters at fault")]
     Encode(String),
+    /// Nobody wants the ids any more.
+    #[error("nobody waits for the prompt's ids any more")]
+    Abandoned,
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod detokenizer;
+mod encoder;
 mod error;
 mod export;
 mod files;

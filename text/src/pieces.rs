@@ -28,7 +28,6 @@ pub(crate) struct Pieces {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     kinds: Vec<Kind>,
-    longest: usize,
 }
 
 impl Pieces {
@@ -52,8 +51,6 @@ impl Pieces {
                 (_, Some(token)) => pieces.bytes.extend(token.as_bytes()),
                 (_, None) => {}
             }
-            let start = pieces.ends.last().copied().unwrap_or(0);
-            pieces.longest = pieces.longest.max(pieces.bytes.len() - start);
             pieces.ends.push(pieces.bytes.len());
             pieces.kinds.push(kind);
         }
@@ -63,11 +60,6 @@ impl Pieces {
     /// One more than the highest id.
     pub(crate) fn len(&self) -> usize {
         self.kinds.len()
-    }
-
-    /// Bytes of the longest.
-    pub(crate) fn longest(&self) -> usize {
-        self.longest
     }
 
     /// What the id is.
@@ -155,7 +147,7 @@ fn fallback_byte(token: &str) -> Option<u8> {
 }
 
 /// GPT-2's bytes: the printable ones of Latin-1 stand for themselves, the others for the code points from 256 on.
-fn alphabet() -> Vec<Option<u8>> {
+pub(crate) fn alphabet() -> Vec<Option<u8>> {
     let mut bytes = vec![None; 512];
     let mut next = 256;
     for byte in 0..=u8::MAX {

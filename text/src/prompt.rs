@@ -5,12 +5,10 @@ use std::sync::Arc;
 use cascadia_core::commit::{Commit, Prompt, PromptRefusal, Room, StopSettings, Text};
 use cascadia_core::ids::TokenId;
 
+use crate::encoder::{Asked, NoIds};
 use crate::error::PromptError;
 use crate::tokenizer::Tokenizer;
 use crate::transcript::Transcript;
-
-/// Normalisation shortens a text to a quarter at most: composition makes one character of three at most.
-const NORMALISED: usize = 4;
 
 impl Tokenizer {
     /// The prompt's ids, or why it cannot be served. Ids are at least one, all known, and leave room for the output.
@@ -19,7 +17,19 @@ impl Tokenizer {
     ///
     /// [`ChatTemplate::render`]: crate::ChatTemplate::render
     pub fn resolve(&self, prompt: &Prompt, room: Room, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
-        let ids = self.ids(prompt, room.context_length, now)?;
+        self.resolve_while(prompt, room, now, &|| true)
+    }
+
+    /// As [`Self::resolve`], for as long as `wanted` says so: it is looked at every few thousand bytes.
+    pub fn resolve_while(
+        &self,
+        prompt: &Prompt,
+        room: Room,
+        now: Option<u64>,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<Vec<TokenId>, PromptError> {
+        let asked = Asked { most: room.context_length, wanted };
+        let ids = self.ids(prompt, asked, now)?;
         let (tokens, Room { context_length, max_tokens }) = (ids.len(), room);
         if tokens == 0 {
             return Err(PromptError::Empty);
@@ -33,30 +43,20 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// A text that no cut into tokens fits into the context, without the seconds that cutting a long one takes.
-    fn check_bytes(&self, text: &str, context_length: usize) -> Result<(), PromptError> {
-        let most = context_length.saturating_mul(self.longest_token()).saturating_mul(NORMALISED);
-        if text.len() > most {
-            return Err(PromptError::TooManyBytes { bytes: text.len(), context_length });
+    fn ids(&self, prompt: &Prompt, asked: Asked<'_>, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
+        if !(asked.wanted)() {
+            return Err(PromptError::Abandoned);
         }
-        Ok(())
-    }
-
-    fn ids(&self, prompt: &Prompt, context_length: usize, now: Option<u64>) -> Result<Vec<TokenId>, PromptError> {
         match prompt {
             // Not left to the tokenizer: its BOS alone would make the empty text a prompt.
             Prompt::Text(text) if text.is_empty() => Err(PromptError::Empty),
-            Prompt::Text(text) => {
-                self.check_bytes(text, context_length)?;
-                self.encode(text, true).map_err(PromptError::Encode)
-            }
+            Prompt::Text(text) => self.text_ids(text, true, asked),
             Prompt::Messages(messages) if messages.is_empty() => Err(PromptError::Empty),
             Prompt::Messages(messages) => {
                 let template = self.chat_template().map_err(Clone::clone)?;
                 let text = template.render(messages, true, now)?;
-                self.check_bytes(&text, context_length)?;
                 // The template writes BOS itself.
-                self.encode(&text, false).map_err(PromptError::Encode)
+                self.text_ids(&text, false, asked)
             }
             Prompt::Ids(ids) => match ids.iter().position(|&id| !self.knows(id)) {
                 Some(position) => {
@@ -66,6 +66,19 @@ impl Tokenizer {
                 None => Ok(ids.clone()),
             },
         }
+    }
+
+    fn text_ids(&self, text: &str, add_special: bool, asked: Asked<'_>) -> Result<Vec<TokenId>, PromptError> {
+        let context_length = asked.most;
+        // No cut into tokens fits it into the context.
+        if self.widest_token().is_some_and(|widest| text.len() > context_length.saturating_mul(widest)) {
+            return Err(PromptError::TooManyBytes { bytes: text.len(), context_length });
+        }
+        self.encode_within(text, add_special, asked).map_err(|no_ids| match no_ids {
+            NoIds::TooMany(tokens) => PromptError::TooManyTokens { tokens, context_length },
+            NoIds::Abandoned => PromptError::Abandoned,
+            NoIds::Failed(reason) => PromptError::Encode(reason),
+        })
     }
 }
 
@@ -83,11 +96,13 @@ impl Text for Tokenizer {
     }
 
     /// Templates that print the date get none: a text must not depend on the day it was asked for.
-    fn resolve(&self, prompt: &Prompt, room: Room) -> Result<Vec<TokenId>, PromptRefusal> {
-        Self::resolve(self, prompt, room, None).map_err(|error| match error {
-            PromptError::TooLong { .. } | PromptError::TooManyBytes { .. } | PromptError::NoRoom { .. } => {
-                PromptRefusal::TooLong(error.to_string())
-            }
+    fn resolve(&self, prompt: &Prompt, room: Room, wanted: &dyn Fn() -> bool) -> Result<Vec<TokenId>, PromptRefusal> {
+        self.resolve_while(prompt, room, None, wanted).map_err(|error| match error {
+            PromptError::TooLong { .. }
+            | PromptError::TooManyTokens { .. }
+            | PromptError::TooManyBytes { .. }
+            | PromptError::NoRoom { .. } => PromptRefusal::TooLong(error.to_string()),
+            PromptError::Abandoned => PromptRefusal::Abandoned,
             _ => PromptRefusal::Wrong(error.to_string()),
         })
     }

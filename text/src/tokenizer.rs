@@ -6,6 +6,7 @@ use cascadia_core::ids::TokenId;
 use serde_json::Value;
 
 use crate::detokenizer::Detokenizer;
+use crate::encoder::{Asked, Encoder, NoIds};
 use crate::error::{LoadError, TemplateError};
 use crate::files::ModelFiles;
 use crate::pieces::{Kind, Pieces};
@@ -17,6 +18,7 @@ const MOST_TOKENS: TokenId = 1 << 24;
 /// A loaded tokenizer. Immutable; share it.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    encoder: Encoder,
     pieces: Pieces,
     fingerprint: String,
     bos: Option<TokenId>,
@@ -49,6 +51,7 @@ impl Tokenizer {
             let reason = format!("the token {token:?} has the id {id}, beyond any vocabulary");
             return Err(LoadError::Broken { file, reason });
         }
+        let encoder = Encoder::of(&inner).map_err(broken)?;
         let pieces = Pieces::of(&inner).map_err(|decoder| LoadError::Decoder { file: file.clone(), decoder })?;
 
         let mut special = SpecialTokens::of(&files.tokenizer_config);
@@ -56,14 +59,24 @@ impl Tokenizer {
         special.bos = special.bos.or_else(|| bos.and_then(|id| inner.id_to_token(id)));
         special.eos = special.eos.or_else(|| eos.first().and_then(|&id| inner.id_to_token(id)));
         let template = ChatTemplate::of(files, special);
-        Ok(Self { fingerprint: pieces.fingerprint(), inner, pieces, bos, eos, template })
+        Ok(Self { fingerprint: pieces.fingerprint(), inner, encoder, pieces, bos, eos, template })
     }
 
     /// The ids of a text. `add_special` lets the tokenizer's own post-processor add what it adds (usually BOS).
     ///
     /// Special tokens that the text spells out become their ids, as everywhere in this field.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, String> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(|e| e.to_string())?;
+        self.encode_within(text, add_special, Asked::ALL).map_err(|no_ids| no_ids.to_string())
+    }
+
+    /// The ids of a text, as far as they are asked for; those that the post-processor adds are not counted.
+    pub(crate) fn encode_within(&self, text: &str, add_special: bool, asked: Asked<'_>) -> Result<Vec<TokenId>, NoIds> {
+        let ids = self.encoder.ids(&self.inner, text, asked)?;
+        if !add_special {
+            return Ok(ids);
+        }
+        let encoding = ids.into_iter().map(|id| (id, String::new(), (0, 0), None, 0)).collect();
+        let encoding = self.inner.post_process(encoding, None, true).map_err(NoIds::failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -85,10 +98,10 @@ impl Tokenizer {
         self.pieces.len()
     }
 
-    /// Bytes of the longest token.
+    /// Bytes of a prompt's text that one id stands for at most; `None` where that may be any number.
     #[must_use]
-    pub fn longest_token(&self) -> usize {
-        self.pieces.longest()
+    pub fn widest_token(&self) -> Option<usize> {
+        self.encoder.widest()
     }
 
     /// Whether the id has a token.
