@@ -48,6 +48,14 @@ pub const BLOCK_BYTES: usize = 256 * 1024;
 /// Largest `Generate` request or `Open` with text, bytes.
 pub const REQUEST_BYTES: usize = 4 * 1024 * 1024;
 
+/// Largest text that a chat template makes of a request, bytes: four times the longest request.
+pub const RENDERED_BYTES: usize = 4 * REQUEST_BYTES;
+
+/// What one rendering of a chat template may cost, in the template engine's fuel: an instruction is one, and so are 64
+/// bytes that are made or looked at. Thirty times the text of the longest request, or some twenty thousand messages; and
+/// never more than 128 MB, however a template doubles its strings.
+pub const TEMPLATE_FUEL: u64 = 2_000_000;
+
 /// Deadline of a request that names none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(600);
 

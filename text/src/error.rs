@@ -78,6 +78,16 @@ pub enum TemplateError {
     /// The template called `raise_exception`.
     #[error("the chat template refuses these messages: {0}")]
     Raised(String),
+    /// The template does without end, or very long, what it does.
+    #[error(
+        "the chat template takes more work on these messages than a request may ({0} steps): shorten the conversation; where short ones fail as well, correct the template in the model folder, or send the prompt as plain text"
+    )]
+    TooMuchWork(u64),
+    /// The template writes and writes.
+    #[error(
+        "the chat template makes more than {0} bytes of these messages: shorten the conversation; where short ones fail as well, correct the template in the model folder, or send the prompt as plain text"
+    )]
+    TooMuchText(usize),
     /// The template failed while it ran.
     #[error("the chat template failed on these messages ({0}): change the messages, or send the prompt as plain text")]
     Failed(String),

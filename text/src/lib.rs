@@ -14,6 +14,7 @@ mod error;
 mod export;
 mod files;
 mod gguf;
+mod methods;
 mod pieces;
 mod prompt;
 mod stops;

@@ -1,13 +1,16 @@
 //! Chat templates: Jinja as Hugging Face runs it.
 
+use std::io;
+
 use cascadia_core::commit::Message;
+use cascadia_core::limits::{RENDERED_BYTES, TEMPLATE_FUEL};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::error::TemplateError;
 use crate::files::ModelFiles;
+use crate::methods;
 use crate::strftime::strftime;
 use crate::tojson::tojson;
 
@@ -68,6 +71,9 @@ impl ChatTemplate {
     ///
     /// `now` (Unix seconds) is what `strftime_now` formats, in UTC. Without it that function does not exist: templates
     /// that ask whether it does print a date of their own, others fail.
+    ///
+    /// A template comes with a model and may do anything: its work, what it keeps and what it writes are bounded
+    /// ([`TEMPLATE_FUEL`], [`RENDERED_BYTES`]), the same at every node.
     pub fn render(
         &self,
         messages: &[Message],
@@ -87,10 +93,40 @@ impl ChatTemplate {
             tools => Value::from(()),
             documents => Value::from(()),
         };
-        environment(now).render_str(&self.source, context).map_err(|e| match raised(&e) {
+        let mut environment = environment(now);
+        environment.set_fuel(Some(TEMPLATE_FUEL));
+        let mut written = Written { bytes: Vec::new(), full: false };
+        let rendered = environment
+            .template_from_str(&self.source)
+            .and_then(|template| template.render_captured_to(context, &mut written).map(drop));
+        rendered.map_err(|error| match raised(&error) {
             Some(Raised(message)) => TemplateError::Raised(message.clone()),
-            None => TemplateError::Failed(describe(&e)),
-        })
+            None if written.full => TemplateError::TooMuchText(RENDERED_BYTES),
+            None if out_of_fuel(&error) => TemplateError::TooMuchWork(TEMPLATE_FUEL),
+            None => TemplateError::Failed(describe(&error)),
+        })?;
+        String::from_utf8(written.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
+    }
+}
+
+/// What a template has written: never more than [`RENDERED_BYTES`].
+struct Written {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.full = self.bytes.len() + bytes.len() > RENDERED_BYTES;
+        if self.full {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -116,8 +152,10 @@ fn named_default(named: &[serde_json::Value]) -> Result<&String, TemplateError> 
 fn environment(now: Option<u64>) -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().unwrap_or_default());
-    environment.set_unknown_method_callback(unknown_method_callback);
+    environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", tojson);
+    environment.add_filter("split", methods::split);
+    environment.add_filter("lines", methods::lines);
     // As Python means them: `tools is iterable and tools | length > 0` asks for no length of None.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
@@ -167,6 +205,18 @@ fn raised(error: &Error) -> Option<&Raised> {
         cause = error.source();
     }
     None
+}
+
+/// It may be the cause of what a filter or a macro says.
+fn out_of_fuel(error: &Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// One line: what and where.

@@ -3,7 +3,12 @@
 use std::fmt::Write;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
+
+use crate::methods::pay;
+
+/// Lists in lists, as many as Python's own writer bears.
+const MOST_NESTED: usize = 1000;
 
 /// How to write.
 struct Style {
@@ -14,9 +19,26 @@ struct Style {
     sorted: bool,
 }
 
+/// What is written, paid for value by value: a list may hold one list many times, and that one another.
+struct Json<'a, 'template, 'env> {
+    text: String,
+    paid: usize,
+    state: &'a State<'template, 'env>,
+}
+
+impl Json<'_, '_, '_> {
+    fn pay(&mut self) -> Result<(), Error> {
+        // A value costs a step at least.
+        self.state.consume_fuel(1)?;
+        pay(self.state, self.text.len() - self.paid)?;
+        self.paid = self.text.len();
+        Ok(())
+    }
+}
+
 /// The filter.
 #[expect(clippy::needless_pass_by_value, reason = "the signature of a filter")]
-pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(crate) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let (mut item, mut key) = (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
     if let Some(separators) = options.get::<Option<Value>>("separators")? {
@@ -26,18 +48,22 @@ pub(crate) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sorted = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
-    let mut json = String::new();
+    let mut json = Json { text: String::new(), paid: 0, state };
     Style { indent, item, key, ascii, sorted }.write(value, 0, &mut json)?;
-    Ok(json)
+    Ok(json.text)
 }
 
 impl Style {
-    fn write(&self, value: &Value, depth: usize, json: &mut String) -> Result<(), Error> {
+    fn write(&self, value: &Value, depth: usize, json: &mut Json<'_, '_, '_>) -> Result<(), Error> {
+        json.pay()?;
+        if depth > MOST_NESTED {
+            return Err(Error::new(ErrorKind::InvalidOperation, "too deeply nested for JSON"));
+        }
         match value.kind() {
-            ValueKind::None => json.push_str("null"),
-            ValueKind::Bool => json.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => json.push_str(&value.to_string()),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default(), json),
+            ValueKind::None => json.text.push_str("null"),
+            ValueKind::Bool => json.text.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => json.text.push_str(&value.to_string()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default(), &mut json.text),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 self.group(['[', ']'], items.len(), depth, json, |i, json| self.write(&items[i], depth + 1, json))?;
@@ -48,8 +74,8 @@ impl Style {
                     keys.sort();
                 }
                 self.group(['{', '}'], keys.len(), depth, json, |i, json| {
-                    self.string(&keys[i].to_string(), json);
-                    json.push_str(&self.key);
+                    self.string(&keys[i].to_string(), &mut json.text);
+                    json.text.push_str(&self.key);
                     self.write(&value.get_item(&keys[i])?, depth + 1, json)
                 })?;
             }
@@ -65,29 +91,32 @@ impl Style {
         [open, close]: [char; 2],
         length: usize,
         depth: usize,
-        json: &mut String,
-        mut write: impl FnMut(usize, &mut String) -> Result<(), Error>,
+        json: &mut Json<'_, '_, '_>,
+        mut write: impl FnMut(usize, &mut Json<'_, '_, '_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        json.push(open);
+        json.text.push(open);
         for i in 0..length {
             if i > 0 {
-                json.push_str(&self.item);
+                json.text.push_str(&self.item);
             }
-            self.line(depth + 1, json);
+            self.line(depth + 1, json)?;
             write(i, json)?;
         }
         if length > 0 {
-            self.line(depth, json);
+            self.line(depth, json)?;
         }
-        json.push(close);
+        json.text.push(close);
         Ok(())
     }
 
-    fn line(&self, depth: usize, json: &mut String) {
+    fn line(&self, depth: usize, json: &mut Json<'_, '_, '_>) -> Result<(), Error> {
         if let Some(indent) = self.indent {
-            json.push('\n');
-            json.extend(std::iter::repeat_n(' ', indent * depth));
+            let spaces = indent.saturating_mul(depth);
+            pay(json.state, spaces)?;
+            json.text.push('\n');
+            json.text.extend(std::iter::repeat_n(' ', spaces));
         }
+        Ok(())
     }
 
     fn string(&self, text: &str, json: &mut String) {

@@ -124,6 +124,48 @@ fn failures_say_what_and_where() {
 }
 
 #[test]
+fn a_template_that_does_too_much_is_one_sentence() {
+    let refused = |source: &str| template(source).render(&hello(), true, None).unwrap_err();
+    let nested = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
+    for endless in [
+        nested.to_owned(),
+        // Each step is short, what it reads is not.
+        "{% set x = 'ab' * 1000000 %}{% for i in range(100000) %}{% if x.endswith('a') %}{% endif %}{% endfor %}".into(),
+        "{% set x = 'ab' * 1000000 %}{% for i in range(100000) %}{% if x.find('c') %}{% endif %}{% endfor %}".into(),
+        // One list, written over and over.
+        "{% set it = namespace(x=[1]) %}{% for i in range(60) %}{% set it.x = [it.x, it.x] %}{% endfor %}{{ it.x | tojson }}"
+            .into(),
+        "{{ [[1]] | tojson(indent=1000000000) }}".into(),
+    ] {
+        let error = refused(&endless);
+        assert!(matches!(error, TemplateError::TooMuchWork(_)), "{endless}: {error}");
+        let said = error.to_string();
+        assert!(said.contains("2000000 steps") && said.contains("shorten the conversation"), "{said}");
+        assert!(!said.contains('\n'), "{said}");
+    }
+    let error = refused("{% for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}");
+    assert_eq!(error, TemplateError::TooMuchText(16 << 20));
+    assert!(error.to_string().contains("makes more than 16777216 bytes"), "{error}");
+    let deep = "{% set it = namespace(x=[]) %}{% for i in range(1500) %}{% set it.x = [it.x] %}{% endfor %}{{ it.x | tojson }}";
+    assert!(refused(deep).to_string().contains("too deeply nested"), "{}", refused(deep));
+}
+
+/// The bound is for templates that do not end: the longest conversations that a context holds are far from it.
+#[test]
+fn long_conversations_are_rendered() {
+    let turns = |count: usize, content: &str| -> Vec<Message> {
+        let turn = |i| Message::new(if i % 2 == 0 { "user" } else { "assistant" }, content);
+        (0..count).map(turn).collect()
+    };
+    for (name, source) in TEMPLATES {
+        for conversation in [turns(5_001, "And then?"), turns(101, &"Once upon a time ".repeat(2_400))] {
+            let rendered = template(source).render(&conversation, true, None);
+            assert!(rendered.is_ok_and(|text| text.len() > 45_000), "{name}, {} messages", conversation.len());
+        }
+    }
+}
+
+#[test]
 fn where_the_template_is_found() {
     let of = |configured: Value, file: Option<&str>| {
         let mut files: ModelFiles = toy::byte_level_files();
