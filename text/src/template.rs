@@ -39,6 +39,10 @@ impl SpecialTokens {
     }
 }
 
+/// Address space, of which a template that does nothing absurd touches a few pages: enough for the deepest list that
+/// [`TEMPLATE_FUEL`] pays for.
+const STACK_BYTES: usize = 512 << 20;
+
 /// A chat template that has been parsed once and found good.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
@@ -93,7 +97,16 @@ impl ChatTemplate {
             tools => Value::from(()),
             documents => Value::from(()),
         };
-        let mut environment = environment(now);
+        // Lists in lists are dropped, compared and written by recursion, and a stack that ends takes the process with it.
+        let deep = std::thread::Builder::new().stack_size(STACK_BYTES);
+        std::thread::scope(|scope| {
+            let work = deep.spawn_scoped(scope, || self.run(context, environment(now)));
+            let work = work.map_err(|error| TemplateError::Failed(error.to_string()))?;
+            work.join().unwrap_or_else(|_| Err(TemplateError::Failed("it panicked".into())))
+        })
+    }
+
+    fn run(&self, context: Value, mut environment: Environment<'_>) -> Result<String, TemplateError> {
         environment.set_fuel(Some(TEMPLATE_FUEL));
         let mut written = Written { bytes: Vec::new(), full: false };
         let rendered = environment

@@ -150,6 +150,19 @@ fn a_template_that_does_too_much_is_one_sentence() {
     assert!(refused(deep).to_string().contains("too deeply nested"), "{}", refused(deep));
 }
 
+/// A stack that ends would end the process.
+#[test]
+fn lists_in_lists_are_no_end_of_the_node() {
+    let deep = |ending: &str| {
+        let nest = "{% for j in range(150) %}{% for i in range(1000) %}{% set it.x = [it.x] %}{% endfor %}{% endfor %}";
+        let source = format!("{{% set it = namespace(x=[]) %}}{nest}{{{{ {ending} }}}}");
+        template(&source).render(&hello(), true, None)
+    };
+    assert_eq!(deep("'dropped'").unwrap(), "dropped");
+    assert_eq!(deep("it.x == [it.x]").unwrap(), "False");
+    assert_eq!(deep("it.x | string | length").unwrap(), "300002");
+}
+
 /// The bound is for templates that do not end: the longest conversations that a context holds are far from it.
 #[test]
 fn long_conversations_are_rendered() {
