@@ -87,6 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use cascadia_core::commit::{Commit, Message, StopSettings};
+    use cascadia_text::{Tokenizer, toy};
 
     use super::*;
 
@@ -186,5 +187,27 @@ mod tests {
         assert_ne!(*endless.thread.lock().unwrap(), Some(here));
         ids(&text, Prompt::Text("hi.".into()), ROOM).await.unwrap();
         assert_eq!(*endless.thread.lock().unwrap(), Some(here));
+    }
+
+    #[tokio::test]
+    async fn a_template_without_an_end_fails_its_request_alone() {
+        let mut files = toy::byte_level_files();
+        let loops = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
+        files.chat_template = Some(loops.into());
+        let text: Arc<dyn Text> = Arc::new(Tokenizer::new(&files).unwrap());
+        let talk = || {
+            let text = text.clone();
+            tokio::spawn(async move { ids(&text, Prompt::Messages(vec![Message::new("user", "hi")]), ROOM).await })
+        };
+        let talks = [talk(), talk(), talk()];
+        // As long as a text that needs a turn, and short enough for this context: special tokens are long.
+        let room = Room { context_length: 1_000, max_tokens: 1 };
+        let beside = ids(&text, Prompt::Text("<|assistant|>".repeat(500)), room).await.unwrap();
+        assert_eq!(beside, [3; 500]);
+        for talk in talks {
+            let status = talk.await.unwrap().unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument);
+            assert!(status.message().contains("the chat template takes more work"), "{status}");
+        }
     }
 }
