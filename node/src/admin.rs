@@ -320,10 +320,10 @@ mod tests {
         // The model still loads.
         assert!(page(&address, "/live").await.starts_with("HTTP/1.1 200"));
         assert!(page(&address, "/ready").await.contains("the model is loading"));
-        assert!(page(&address, "/status").await.ends_with(r#"{"loading":null,"state":"starting"}"#));
+        assert!(page(&address, "/status").await.ends_with(r#"{"state":"starting","loading":null}"#));
         port.loading().at("loading weights", 120_000_000, 480_500_000);
         assert!(page(&address, "/ready").await.contains("not ready: starting: loading weights, 120 of 481 MB"));
-        let loading = r#"{"loading":{"bytes":120000000,"of":480500000,"stage":"loading weights"},"state":"starting"}"#;
+        let loading = r#"{"state":"starting","loading":{"stage":"loading weights","bytes":120000000,"of":480500000}}"#;
         assert!(page(&address, "/status").await.ends_with(loading));
 
         let (alive, ready) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
