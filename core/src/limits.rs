@@ -68,6 +68,13 @@ pub const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Sessions the router admits at once.
 pub const MAX_ADMITTED: usize = 4_096;
 
+/// Bytes of prompts that a router's sessions hold at once, MiB: places for 4,096 prompts of the greatest size would be more
+/// memory than a router has.
+pub const PROMPT_MEMORY_MIB: u64 = 256;
+
+/// Bytes of requests that a router holds while they come in, MiB.
+pub const READING_MEMORY_MIB: u64 = 128;
+
 /// Tenants that have metrics of their own: each has some sixty series at every router.
 pub const METRICS_TENANTS: usize = 20;
 

@@ -8,12 +8,14 @@ use cascadia_core::limits;
 use cascadia_core::placement::placement_key;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::parameters;
-use cascadia_proto::v1::prompt::Kind;
-use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt, Resolved};
+use cascadia_proto::prompt::EncodedPrompt;
+use cascadia_proto::v1::{Parameters, Resolved};
 use tokio::time::Instant;
 
 use crate::config::{READING, RouterConfig};
 use crate::error::GenerateError;
+use crate::reading::Bodies;
+use crate::request::Request;
 
 /// A label (request id, tenant, conversation, cache salt, model) has at most so many bytes.
 pub const LABEL_BYTES: usize = 512;
@@ -21,15 +23,30 @@ pub const LABEL_BYTES: usize = 512;
 /// What is left of a message's bound for a prompt, so that the owner's `Open` around it keeps the bound too.
 const PROMPT_BYTES: usize = limits::REQUEST_BYTES - limits::CONTROL_BYTES;
 
-/// The door: so many sessions at once.
+/// What sessions take of a router, or may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// How many there are.
+    pub sessions: usize,
+    /// What they hold of prompts.
+    pub bytes: usize,
+}
+
+/// The door: so many sessions at once, that hold so many bytes.
 #[derive(Debug, Default)]
-pub struct Admission(Mutex<Book>);
+pub struct Admission {
+    book: Mutex<Book>,
+    /// Requests that are not at the door yet.
+    pub bodies: Arc<Bodies>,
+}
 
 /// What the door knows of those who passed.
 #[derive(Debug, Default)]
 struct Book {
     /// Sessions inside.
     admitted: usize,
+    /// What they hold of prompts, bytes.
+    held: usize,
     /// How long sessions lately took, seconds; 0 before the first.
     lately: f64,
     /// When the last of them is over at the latest.
@@ -37,19 +54,30 @@ struct Book {
 }
 
 impl Admission {
-    /// Takes so many of `limit` places, or none, until `deadline` at the latest. The limit may be another for each who
-    /// comes; those inside stay.
+    /// Takes places for so many sessions and what they hold together, or none, until `deadline` at the latest. The limit may
+    /// be another for each who comes; those inside stay.
     ///
     /// # Errors
-    /// When there are fewer, with the time after which one can be expected.
-    pub fn enter(self: &Arc<Self>, count: usize, limit: usize, deadline: Instant) -> Result<Vec<Place>, GenerateError> {
-        let mut book = self.book();
-        if book.admitted.saturating_add(count) > limit {
-            return Err(GenerateError::Full { limit, retry_after: retry_after(book.lately, limit) });
+    /// When there is less room, with the time after which some can be expected; or when there never is.
+    pub fn enter(self: &Arc<Self>, wanted: Room, limit: Room, deadline: Instant) -> Result<Vec<Place>, GenerateError> {
+        let Room { sessions, bytes } = wanted;
+        if bytes > limit.bytes {
+            return Err(GenerateError::TooMuch { sessions, bytes, limit: limit.bytes });
         }
-        book.admitted += count;
+        let mut book = self.book();
+        let retry_after = retry_after(book.lately, limit.sessions);
+        if book.admitted.saturating_add(sessions) > limit.sessions {
+            return Err(GenerateError::Full { limit: limit.sessions, retry_after });
+        }
+        if book.held.saturating_add(bytes) > limit.bytes {
+            return Err(GenerateError::NoRoom { what: "prompts", limit: limit.bytes, retry_after });
+        }
+        book.admitted += sessions;
+        book.held += bytes;
         book.last_deadline = book.last_deadline.max(Some(deadline));
-        Ok((0..count).map(|_| Place { door: self.clone(), entered: Instant::now() }).collect())
+        drop(book);
+        let held = Arc::new(Held { door: self.clone(), bytes });
+        Ok((0..sessions).map(|_| Place { held: held.clone(), entered: Instant::now() }).collect())
     }
 
     /// Sessions inside.
@@ -67,7 +95,7 @@ impl Admission {
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().expect("no panic under this lock")
+        self.book.lock().expect("no panic under this lock")
     }
 }
 
@@ -76,24 +104,39 @@ fn retry_after(lately: f64, limit: usize) -> Duration {
     Duration::from_secs((lately / limit.max(1) as f64).ceil().clamp(1.0, 30.0) as u64)
 }
 
+/// What the sessions of a request hold together: the last that ends gives it back.
+#[derive(Debug)]
+struct Held {
+    door: Arc<Admission>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Ok(mut book) = self.door.book.lock() {
+            book.held -= self.bytes;
+        }
+    }
+}
+
 /// An admitted session's place, until it is dropped.
 #[derive(Debug)]
 pub struct Place {
-    door: Arc<Admission>,
+    held: Arc<Held>,
     entered: Instant,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let took = self.entered.elapsed().as_secs_f64();
-        if let Ok(mut book) = self.door.0.lock() {
+        if let Ok(mut book) = self.held.door.book.lock() {
             book.admitted -= 1;
             book.lately = if book.lately == 0.0 { took } else { book.lately * 0.9 + took * 0.1 };
         }
     }
 }
 
-/// What was admitted; nothing of it changes while the session lives.
+/// What was admitted; nothing of it changes while the session lives. What is large is shared by the sessions of a request.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// The session's name in the cluster.
@@ -103,9 +146,9 @@ pub struct Terms {
     /// The served model.
     pub model: String,
     /// The prompt as it came.
-    pub prompt: Prompt,
+    pub prompt: EncodedPrompt,
     /// All parameters.
-    pub parameters: Parameters,
+    pub parameters: Arc<Parameters>,
     /// The request gave no `max_tokens`: the default is cut where the prompt leaves less.
     pub default_max_tokens: bool,
     /// Key of all chance, with `choice`.
@@ -158,17 +201,18 @@ impl Terms {
         Resolved { parameters: Some(parameters), seed: self.seed, choice: self.choice, default_max_tokens }
     }
 
-    /// Fixes the terms of a request that arrived then, for `model`, which the caller has looked up.
+    /// Fixes the terms of a request's sessions, prompt by prompt. It arrived then, for `model`, which the caller has looked
+    /// up. Everything is checked once, however many sessions there are.
     ///
     /// # Errors
     /// Which field is wrong, and the cure.
     pub fn of(
-        request: GenerateRequest,
-        model: String,
+        request: Request,
+        model: &str,
         arrived: Instant,
-        trace: TraceContext,
+        trace: &TraceContext,
         config: &RouterConfig,
-    ) -> Result<Self, GenerateError> {
+    ) -> Result<Vec<Self>, GenerateError> {
         for (field, text) in [
             ("request_id", request.request_id.as_str()),
             ("tenant", &request.tenant),
@@ -180,40 +224,48 @@ impl Terms {
             }
         }
         let allowed = allowed(request.timeout_ms, config)?;
-        let prompt = request.prompt.filter(|prompt| !is_empty(prompt)).ok_or(GenerateError::EmptyPrompt)?;
-        let bytes = prompt_bytes(&prompt);
-        if bytes > PROMPT_BYTES {
-            return Err(GenerateError::TooLong { field: "prompt", bytes, limit: PROMPT_BYTES });
+        if request.prompts.is_empty() || request.prompts.iter().any(EncodedPrompt::is_empty) {
+            return Err(GenerateError::EmptyPrompt);
         }
-        let asked = request.parameters.unwrap_or_default();
-        let parameters = parameters::resolve(&asked, &config.defaults())?;
-        let session = config.mint.session();
+        let longest = request.prompts.iter().map(EncodedPrompt::weight).max().unwrap_or_default();
+        if longest > PROMPT_BYTES {
+            return Err(GenerateError::TooLong { field: "prompt", bytes: longest, limit: PROMPT_BYTES });
+        }
+        let parameters = parameters::resolve(&request.parameters, &config.defaults())?;
+        let mut session = config.mint.session();
         let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
         let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request.tenant, &request_id));
-        let parameters = Parameters { seed: Some(seed), ..parameters };
+        let parameters = Arc::new(Parameters { seed: Some(seed), ..parameters });
         let conversation = Some(request.conversation.as_str()).filter(|conversation| !conversation.is_empty());
-        let prompt_tokens = match &prompt.kind {
-            Some(Kind::Ids(ids)) => ids.ids.len(),
-            _ => bytes / 4,
-        };
-        Ok(Self {
-            session,
-            key: placement_key(&request.tenant, conversation, &beginning(&prompt)),
-            tokens: prompt_tokens as u64 + u64::from(parameters.max_tokens()),
-            cache_salt: request.cache_salt.unwrap_or_else(|| request.tenant.clone()),
-            tenant: request.tenant,
-            priority: request.priority,
-            request_id,
-            model,
-            prompt,
-            parameters,
-            default_max_tokens: asked.max_tokens.is_none(),
-            seed,
-            choice: request.choice,
-            arrived,
-            allowed,
-            trace,
-        })
+        let cache_salt = request.cache_salt.unwrap_or_else(|| request.tenant.clone());
+        let mut terms = Vec::with_capacity(request.prompts.len() * request.answers as usize);
+        for prompt in &request.prompts {
+            let key = placement_key(&request.tenant, conversation, prompt.beginning());
+            for answer in 0..request.answers {
+                if !terms.is_empty() {
+                    session = config.mint.session();
+                }
+                terms.push(Self {
+                    session,
+                    key,
+                    tokens: prompt.tokens() as u64 + u64::from(parameters.max_tokens()),
+                    cache_salt: cache_salt.clone(),
+                    tenant: request.tenant.clone(),
+                    priority: request.priority,
+                    request_id: request_id.clone(),
+                    model: model.to_owned(),
+                    prompt: prompt.clone(),
+                    parameters: parameters.clone(),
+                    default_max_tokens: request.parameters.max_tokens.is_none(),
+                    seed,
+                    choice: request.choice + answer,
+                    arrived,
+                    allowed,
+                    trace: trace.clone(),
+                });
+            }
+        }
+        Ok(terms)
     }
 }
 
@@ -256,92 +308,67 @@ pub fn model_of(asked: &str, served: Vec<String>) -> Result<String, GenerateErro
     Err(GenerateError::UnknownModel { asked, served })
 }
 
-fn is_empty(prompt: &Prompt) -> bool {
-    match &prompt.kind {
-        None => true,
-        Some(Kind::Text(text)) => text.is_empty(),
-        Some(Kind::Messages(messages)) => messages.messages.iter().all(|message| message.content.is_empty()),
-        Some(Kind::Ids(ids)) => ids.ids.is_empty(),
-    }
-}
-
-/// Bytes of the prompt on the wire, at most.
-fn prompt_bytes(prompt: &Prompt) -> usize {
-    match &prompt.kind {
-        None => 0,
-        Some(Kind::Text(text)) => text.len(),
-        Some(Kind::Messages(messages)) => {
-            messages.messages.iter().map(|message| message.role.len() + message.content.len() + 16).sum()
-        }
-        // A varint of 32 bits has 5 bytes at most.
-        Some(Kind::Ids(ids)) => ids.ids.iter().map(|id| (38 - (id | 1).leading_zeros() as usize) / 7).sum(),
-    }
-}
-
-/// As much of the prompt as makes a placement key.
-fn beginning(prompt: &Prompt) -> Vec<u8> {
-    let enough = limits::PLACEMENT_KEY_BYTES;
-    match &prompt.kind {
-        None => Vec::new(),
-        Some(Kind::Text(text)) => text.bytes().take(enough).collect(),
-        Some(Kind::Messages(messages)) => {
-            // Separators, so that a role is no content.
-            let fields = messages.messages.iter().flat_map(|message| [&message.role, &message.content]);
-            fields.flat_map(|field| field.bytes().chain([0])).take(enough).collect()
-        }
-        Some(Kind::Ids(ids)) => ids.ids.iter().flat_map(|id| id.to_le_bytes()).take(enough).collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use cascadia_proto::v1::{Message, Messages, TokenIds};
+    use cascadia_proto::prompt::{IdsWriter, MessagesWriter};
 
     use super::*;
     use crate::mint::Mint;
 
-    fn text(text: &str) -> Prompt {
-        Prompt { kind: Some(Kind::Text(text.into())) }
-    }
-
-    fn terms(request: GenerateRequest) -> Result<Terms, GenerateError> {
+    fn terms(request: Request) -> Result<Vec<Terms>, GenerateError> {
         let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
-        Terms::of(request, "m".into(), Instant::now(), TraceContext::default(), &config)
+        Terms::of(request, "m", Instant::now(), &TraceContext::default(), &config)
     }
 
-    fn request(prompt: Prompt) -> GenerateRequest {
-        GenerateRequest { prompt: Some(prompt), ..GenerateRequest::default() }
+    fn request(prompt: EncodedPrompt) -> Request {
+        Request { prompts: vec![prompt], answers: 1, ..Request::default() }
+    }
+
+    fn text(text: &str) -> Request {
+        request(EncodedPrompt::of_text(text))
     }
 
     #[test]
     fn empty_prompts_are_refused() {
-        let messages = Messages { messages: vec![Message { role: "user".into(), content: String::new() }] };
-        for prompt in [
-            Prompt::default(),
-            text(""),
-            Prompt { kind: Some(Kind::Ids(TokenIds::default())) },
-            Prompt { kind: Some(Kind::Messages(messages)) },
-        ] {
-            assert!(matches!(terms(request(prompt)), Err(GenerateError::EmptyPrompt)));
+        let mut messages = MessagesWriter::with_capacity(0);
+        messages.push("user", "");
+        let prompts = [EncodedPrompt::of_text(""), IdsWriter::with_capacity(0).finish(), messages.finish()];
+        for prompt in prompts {
+            assert!(matches!(terms(request(prompt.clone())), Err(GenerateError::EmptyPrompt)));
+            let second = Request { prompts: vec![EncodedPrompt::of_text("x"), prompt], ..text("x") };
+            assert!(matches!(terms(second), Err(GenerateError::EmptyPrompt)));
         }
-        assert!(matches!(terms(GenerateRequest::default()), Err(GenerateError::EmptyPrompt)));
+        assert!(matches!(terms(Request::default()), Err(GenerateError::EmptyPrompt)));
     }
 
     #[test]
     fn what_is_too_large_is_refused_by_name() {
-        let long = terms(request(text(&"x".repeat(limits::REQUEST_BYTES))));
+        let long = terms(text(&"x".repeat(limits::REQUEST_BYTES)));
         assert!(matches!(long, Err(GenerateError::TooLong { field: "prompt", .. })));
-        let label = GenerateRequest { tenant: "x".repeat(LABEL_BYTES + 1), ..request(text("x")) };
+        let label = Request { tenant: "x".repeat(LABEL_BYTES + 1), ..text("x") };
         assert!(matches!(terms(label), Err(GenerateError::TooLong { field: "tenant", .. })));
-        let timeless = GenerateRequest { timeout_ms: Some(0), ..request(text("x")) };
+        let timeless = Request { timeout_ms: Some(0), ..text("x") };
         assert!(matches!(terms(timeless), Err(GenerateError::NoTime)));
     }
 
     #[test]
+    fn sessions_of_a_request_share_what_is_large() {
+        let prompts = ["one", "two"].map(EncodedPrompt::of_text).to_vec();
+        let terms = terms(Request { prompts, answers: 2, choice: 5, ..Request::default() }).unwrap();
+        let seen: Vec<_> = terms.iter().map(|terms| (terms.prompt.text().unwrap(), terms.choice)).collect();
+        assert_eq!(seen, [("one", 5), ("one", 6), ("two", 5), ("two", 6)]);
+        let at = |i: usize| terms[i].prompt.encoded().as_ptr();
+        assert!(at(0) == at(1) && at(1) != at(2));
+        assert!(terms.iter().all(|each| Arc::ptr_eq(&each.parameters, &terms[0].parameters)));
+        assert!(terms.iter().all(|each| each.request_id == format!("req-{}", terms[0].session)));
+        assert!(terms[1..].iter().all(|each| each.session != terms[0].session));
+    }
+
+    #[test]
     fn the_same_request_id_gives_the_same_seed_in_another_session() {
-        let asked = GenerateRequest { request_id: "again".into(), ..request(text("x")) };
+        let asked = Request { request_id: "again".into(), ..text("x") };
         let config = RouterConfig::default();
-        let fixed = |asked| Terms::of(asked, "m".into(), Instant::now(), TraceContext::default(), &config).unwrap();
+        let fixed = |asked| Terms::of(asked, "m", Instant::now(), &TraceContext::default(), &config).unwrap().remove(0);
         let (once, twice) = (fixed(asked.clone()), fixed(asked));
         assert_eq!(once.seed, twice.seed);
         assert_eq!(once.parameters.seed, Some(once.seed));
@@ -350,10 +377,10 @@ mod tests {
 
     #[test]
     fn a_deadline_is_the_clients_up_to_the_operators() {
-        let timed = |ms| terms(GenerateRequest { timeout_ms: Some(ms), ..request(text("x")) }).unwrap().allowed;
-        assert_eq!(timed(50), Duration::from_millis(50));
-        assert_eq!(timed(u64::MAX), RouterConfig::default().max_timeout());
-        assert_eq!(terms(request(text("x"))).unwrap().allowed, limits::DEFAULT_DEADLINE);
+        let timed = |ms| terms(Request { timeout_ms: ms, ..text("x") }).unwrap()[0].allowed;
+        assert_eq!(timed(Some(50)), Duration::from_millis(50));
+        assert_eq!(timed(Some(u64::MAX)), RouterConfig::default().max_timeout());
+        assert_eq!(timed(None), limits::DEFAULT_DEADLINE);
     }
 
     #[test]
@@ -367,37 +394,54 @@ mod tests {
         assert!(matches!(model_of("c", Vec::new()), Err(GenerateError::NothingServed)));
     }
 
-    #[test]
-    fn ids_are_measured_as_they_travel() {
-        let ids = |ids: &[u32]| Prompt { kind: Some(Kind::Ids(TokenIds { ids: ids.to_vec() })) };
-        assert_eq!(prompt_bytes(&ids(&[0, 127, 128, 16_383, 16_384, u32::MAX])), 1 + 1 + 2 + 2 + 3 + 5);
-        assert_eq!(beginning(&ids(&[1])), [1, 0, 0, 0]);
+    fn room(sessions: usize) -> Room {
+        Room { sessions, bytes: 100 }
     }
 
     #[tokio::test]
     async fn the_door_is_bounded_and_says_when_to_retry() {
         let door = Arc::new(Admission::default());
         let soon = Instant::now() + Duration::from_secs(1);
-        assert!(matches!(door.enter(2, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
-        let place = door.enter(1, 1, soon).unwrap();
+        let enter = |sessions, limit| door.enter(Room { sessions, bytes: 1 }, room(limit), soon);
+        assert!(matches!(enter(2, 1), Err(GenerateError::Full { limit: 1, .. })));
+        let place = enter(1, 1).unwrap();
         assert_eq!((place.len(), door.admitted()), (1, 1));
-        assert!(matches!(door.enter(1, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        assert!(matches!(enter(1, 1), Err(GenerateError::Full { limit: 1, .. })));
         // Another limit is for those who come after it; whoever is inside stays.
-        let second = door.enter(1, 2, soon).unwrap();
-        assert!(matches!(door.enter(1, 1, soon), Err(GenerateError::Full { limit: 1, .. })));
+        let second = enter(1, 2).unwrap();
+        assert!(matches!(enter(1, 1), Err(GenerateError::Full { limit: 1, .. })));
         drop((place, second));
-        door.enter(1, 1, soon).unwrap();
+        enter(1, 1).unwrap();
         assert_eq!(retry_after(0.0, 4), Duration::from_secs(1));
         assert_eq!(retry_after(50.0, 4), Duration::from_secs(13));
         assert_eq!(retry_after(1e9, 4), Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn prompts_are_held_until_the_last_of_their_sessions_ends() {
+        let door = Arc::new(Admission::default());
+        let enter = |sessions, bytes| door.enter(Room { sessions, bytes }, room(9), Instant::now());
+        let mut places = enter(2, 60).unwrap();
+        let refused = enter(1, 41).unwrap_err();
+        assert!(matches!(refused, GenerateError::NoRoom { what: "prompts", limit: 100, .. }), "{refused}");
+        drop(enter(1, 40).unwrap());
+        places.pop();
+        assert!(enter(1, 41).is_err(), "the other still holds it");
+        drop(places);
+        enter(1, 100).unwrap();
+        let never = enter(1, 101).unwrap_err();
+        assert!(matches!(never, GenerateError::TooMuch { sessions: 1, bytes: 101, limit: 100 }), "{never}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_was_admitted_on_longer_terms_keeps_them() {
         let door = Arc::new(Admission::default());
         assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(20));
-        let _long = door.enter(1, 2, Instant::now() + Duration::from_secs(100)).unwrap();
-        let _short = door.enter(1, 2, Instant::now() + Duration::from_secs(10)).unwrap();
+        let enter = |seconds| {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            door.enter(Room { sessions: 1, bytes: 1 }, room(2), deadline).unwrap()
+        };
+        let _places = (enter(100), enter(10));
         assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(100) + READING);
         assert_eq!(door.grace(Duration::from_secs(200)), Duration::from_secs(200));
     }

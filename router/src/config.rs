@@ -1,12 +1,16 @@
 //! What the operator sets: each field a flag, a `CASCADIA_*` variable, a key of the configuration file, and its help.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
+use cascadia_core::kv_memory::KvMemory;
 use cascadia_core::limits;
 use cascadia_node::config::Reloads;
 use cascadia_proto::parameters::{self, Allowed, Defaults, STRATEGIES};
 use cascadia_proto::v1::Parameters;
 
+use crate::admission::Room;
 use crate::mint::Mint;
 
 /// A router's configuration.
@@ -16,6 +20,16 @@ pub struct RouterConfig {
     /// Sessions admitted at once; more are refused with a retry delay.
     #[arg(long, env = "CASCADIA_MAX_SESSIONS", add = Reloads, default_value_t = limits::MAX_ADMITTED)]
     pub max_sessions: usize,
+
+    /// Memory for the prompts of admitted sessions, for example 256MiB; a prompt counts once however many answers it gets,
+    /// its token ids once for each. More are refused with a retry delay.
+    #[arg(long, env = "CASCADIA_PROMPT_MEMORY", add = Reloads, default_value_t = Memory::mib(limits::PROMPT_MEMORY_MIB))]
+    pub prompt_memory: Memory,
+
+    /// Memory for requests while they are sent, over HTTP and gRPC together; a quarter of it is for the small ones (64
+    /// KiB). More are refused with a retry delay.
+    #[arg(long, env = "CASCADIA_READING_MEMORY", add = Reloads, default_value_t = Memory::mib(limits::READING_MEMORY_MIB))]
+    pub reading_memory: Memory,
 
     /// Time of a request that names none, milliseconds.
     #[arg(long, env = "CASCADIA_DEFAULT_TIMEOUT_MS", add = Reloads, default_value_t = millis(limits::DEFAULT_DEADLINE))]
@@ -100,6 +114,12 @@ impl RouterConfig {
         }
     }
 
+    /// What all admitted sessions together may take.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        Room { sessions: self.max_sessions, bytes: self.prompt_memory.bytes() }
+    }
+
     /// Time of a request that names none.
     #[must_use]
     pub fn timeout(&self) -> Duration {
@@ -140,6 +160,11 @@ impl RouterConfig {
         if self.max_sessions == 0 {
             return Err("max-sessions is 0: nothing would be admitted; set at least 1".to_owned());
         }
+        for (name, memory) in [("prompt-memory", self.prompt_memory), ("reading-memory", self.reading_memory)] {
+            if memory < LEAST_MEMORY {
+                return Err(format!("{name} is {memory}: set at least {LEAST_MEMORY}, which one request may take"));
+            }
+        }
         if self.default_timeout_ms == 0 || self.default_timeout_ms > self.max_timeout_ms {
             let (default, max) = (self.default_timeout_ms, self.max_timeout_ms);
             return Err(format!(
@@ -164,6 +189,44 @@ impl RouterConfig {
         Ok(())
     }
 }
+
+/// An amount of memory, as operators write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Memory(u64);
+
+impl Memory {
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(mib: u64) -> Self {
+        Self(mib << 20)
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl FromStr for Memory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(KvMemory::Bytes(bytes)) => Ok(Self(bytes)),
+            _ => Err(format!("{text:?} is no amount of memory; write it like 256MiB or 1GB")),
+        }
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_multiple_of(1 << 20) { write!(f, "{}MiB", self.0 >> 20) } else { write!(f, "{}", self.0) }
+    }
+}
+
+/// A request of the greatest size, of the shortest ids, takes less: its bytes, and four for each.
+const LEAST_MEMORY: Memory = Memory::mib(32);
 
 /// What a client has, after its session's time, to read the end.
 pub const READING: Duration = Duration::from_secs(15);
@@ -206,6 +269,19 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_written_as_it_is_read() {
+        for (text, bytes) in
+            [("256MiB", 256 << 20), ("1GB", 1_000_000_000), ("0.5 GiB", 1 << 29), ("33554433", 33_554_433)]
+        {
+            let memory: Memory = text.parse().unwrap();
+            assert_eq!((memory.bytes(), memory.to_string().parse()), (bytes, Ok(memory)), "{text}");
+        }
+        for text in ["", "40%", "much", "-1MiB"] {
+            assert!(text.parse::<Memory>().unwrap_err().contains("256MiB"), "{text}");
+        }
+    }
+
+    #[test]
     fn a_draining_router_lives_until_its_last_connection_is_forgotten() {
         let grace = |lame_duck_ms| RouterConfig { lame_duck_ms, ..RouterConfig::default() }.grace().as_secs();
         // The longest request has 600 s.
@@ -220,6 +296,8 @@ mod tests {
             (RouterConfig { max_sessions: 0, ..default() }, "max-sessions"),
             (RouterConfig { default_timeout_ms: 0, ..default() }, "default-timeout-ms"),
             (RouterConfig { max_timeout_ms: u64::MAX, ..default() }, "max-timeout-ms"),
+            (RouterConfig { prompt_memory: Memory(5), ..default() }, "prompt-memory is 5: set at least 32MiB"),
+            (RouterConfig { reading_memory: Memory::mib(31), ..default() }, "reading-memory is 31MiB"),
             (RouterConfig { lame_duck_ms: 3_600_001, ..default() }, "lame-duck-ms"),
             (RouterConfig { strategies: vec!["fast".into()], ..default() }, "\"fast\""),
             (RouterConfig { default_rule: "best".into(), ..default() }, "best"),

@@ -60,6 +60,27 @@ pub enum GenerateError {
         /// Its bound.
         limit: usize,
     },
+    /// A field is not what the wire says.
+    #[error("{sentence}")]
+    Undecodable {
+        /// Its name.
+        field: &'static str,
+        /// What is wrong, and the cure.
+        sentence: String,
+    },
+    /// All sessions of a request together would hold more than may ever be held.
+    #[error(
+        "the request's {sessions} sessions would hold {bytes} bytes of prompts, at most {limit} are held here: shorten the \
+         prompt, or ask for fewer answers"
+    )]
+    TooMuch {
+        /// How many.
+        sessions: usize,
+        /// What they would hold.
+        bytes: usize,
+        /// What all sessions may.
+        limit: usize,
+    },
     /// A deadline of nothing.
     #[error("timeout_ms is 0: leave it out for the default, or give at least 1")]
     NoTime,
@@ -91,6 +112,22 @@ pub enum GenerateError {
         /// When a place can be expected.
         retry_after: Duration,
     },
+    /// As many bytes are held as may.
+    #[error(
+        "this router holds {limit} bytes of {what} at most and has no room for more: retry in {} s",
+        retry_after.as_secs()
+    )]
+    NoRoom {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+        /// When room can be expected.
+        retry_after: Duration,
+    },
+    /// The request was not sent in time.
+    #[error("the request was not sent within {} s: send it at once", .0.as_secs())]
+    Slow(Duration),
     /// The request's time is up; the session says what it was doing ([`Self::Deadline`]).
     #[error("the request's time is up")]
     OutOfTime,
@@ -134,13 +171,17 @@ pub enum GenerateError {
 impl GenerateError {
     fn code(&self) -> Code {
         match self {
-            Self::Parameter(_) | Self::EmptyPrompt | Self::TooLong { .. } | Self::NoTime | Self::WhichModel { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Parameter(_)
+            | Self::EmptyPrompt
+            | Self::TooLong { .. }
+            | Self::TooMuch { .. }
+            | Self::Undecodable { .. }
+            | Self::NoTime
+            | Self::WhichModel { .. } => Code::InvalidArgument,
             Self::UnknownModel { .. } => Code::NotFound,
             Self::Misconfigured(_) => Code::FailedPrecondition,
-            Self::Full { .. } => Code::ResourceExhausted,
-            Self::OutOfTime | Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Full { .. } | Self::NoRoom { .. } => Code::ResourceExhausted,
+            Self::OutOfTime | Self::Deadline { .. } | Self::Slow(_) => Code::DeadlineExceeded,
             Self::Owner(status) => status.code(),
             Self::Breach { .. } | Self::Condemned { .. } => Code::Internal,
             Self::Unread(_) => Code::Cancelled,
@@ -197,7 +238,7 @@ impl From<GenerateError> for Status {
             _ => {}
         }
         let retry_after = match &error {
-            GenerateError::Full { retry_after, .. } => Some(*retry_after),
+            GenerateError::Full { retry_after, .. } | GenerateError::NoRoom { retry_after, .. } => Some(*retry_after),
             GenerateError::Owner(owner) if owner.code() == Code::ResourceExhausted => Some(Duration::from_secs(1)),
             _ => None,
         };

@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use cascadia_core::ids::SessionId;
 use cascadia_core::limits;
 use cascadia_core::placement::served_models;
 use cascadia_node::telemetry::TraceContext;
-use cascadia_proto::v1::inference_server::Inference;
-use cascadia_proto::v1::{
-    ClusterStatusRequest, ClusterStatusResponse, GenerateRequest, ListModelsRequest, ListModelsResponse,
-};
+use cascadia_proto::relay::GenerateRequest;
+use cascadia_proto::relay::inference_server::Inference;
+use cascadia_proto::v1::{ClusterStatusRequest, ClusterStatusResponse, ListModelsRequest, ListModelsResponse};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 use tracing::Instrument;
 
-use crate::admission::{Place, Terms, allowed, is_among, model_of};
+use crate::admission::{Place, Room, Terms, allowed, is_among, model_of};
 use crate::client::{self, Client, ClientStream};
 use crate::error::GenerateError;
 use crate::metrics::Counted;
+use crate::reading::Received;
+use crate::request::Request;
 use crate::router::Router;
 use crate::session::Session;
 use crate::spans::Spans;
@@ -25,16 +27,15 @@ use crate::status;
 
 impl Router {
     /// Notes when a request arrived. Where `is_served` says that it means none of the served names, it waits until it
-    /// does or membership has shown everybody; an unknown name is then refused by whoever reads it.
+    /// does or membership has shown everybody; an unknown name is then refused by whoever reads it. What was charged for
+    /// reading it is given back: whoever waits takes room at the door.
     ///
     /// # Errors
     /// That there is no room to wait, that its time is up, or that the router stops.
     pub async fn arrive(
         &self,
-        asked: &str,
-        tenant: &str,
-        timeout_ms: Option<u64>,
-        trace: &TraceContext,
+        Arrival { asked, tenant, timeout_ms, bytes, trace }: Arrival<'_>,
+        received: impl Send,
         is_served: impl Fn(&[String]) -> bool,
     ) -> Result<Instant, GenerateError> {
         let arrived = Instant::now();
@@ -44,10 +45,11 @@ impl Router {
         let waited = async {
             let config = self.config.now();
             let allowed = allowed(timeout_ms, &config)?;
-            let _place = self.admission.enter(1, config.max_sessions, arrived + allowed)?;
+            let _place = self.admission.enter(Room { sessions: 1, bytes }, config.room(), arrived + allowed)?;
+            drop(received);
             let _open = self.streams.open();
             let mut awaiting = Awaiting { router: self, tenant, left: true, _waiting: self.metrics.awaits_model() };
-            let model: String = asked.chars().take(80).collect();
+            let model = shown(asked);
             tracing::info!(model, "waiting for a model that nobody serves yet");
             let outcome = tokio::select! {
                 biased;
@@ -64,22 +66,21 @@ impl Router {
         waited.await.inspect_err(|error| self.refused(asked, tenant, trace, arrived, error))
     }
 
-    /// Admits requests that arrived together, all or none, and begins to serve them.
+    /// Admits all sessions of a request or none, and begins to serve them.
     ///
     /// # Errors
     /// Which field is wrong, or that there is no room.
     pub fn open(
         self: &Arc<Self>,
-        requests: Vec<GenerateRequest>,
+        request: Request,
         arrived: Instant,
         trace: &TraceContext,
     ) -> Result<Vec<Opened>, GenerateError> {
-        let (model, tenant) =
-            requests.first().map(|first| (first.model.clone(), first.tenant.clone())).unwrap_or_default();
-        let admitted = requests.into_iter().map(|request| self.terms(request, arrived, trace.clone()));
-        let admitted = admitted.collect::<Result<Vec<_>, _>>().and_then(|terms| {
+        let (model, tenant, bytes) = (request.model.clone(), request.tenant.clone(), request.bytes());
+        let admitted = self.terms(request, arrived, trace).and_then(|terms| {
             let latest = terms.iter().map(Terms::deadline).max().unwrap_or_else(Instant::now);
-            let places = self.admission.enter(terms.len(), self.config.now().max_sessions, latest)?;
+            let wanted = Room { sessions: terms.len(), bytes };
+            let places = self.admission.enter(wanted, self.config.now().room(), latest)?;
             Ok(terms.into_iter().zip(places))
         });
         let admitted = admitted.inspect_err(|error| self.refused(&model, &tenant, trace, arrived, error))?;
@@ -95,22 +96,22 @@ impl Router {
     }
 
     /// Counts, records and logs a refusal.
-    fn refused(&self, model: &str, tenant: &str, trace: &TraceContext, arrived: Instant, error: &GenerateError) {
+    pub fn refused(&self, model: &str, tenant: &str, trace: &TraceContext, arrived: Instant, error: &GenerateError) {
         let model = self.outlook.known_models().take(model);
         self.metrics.refused(model.as_deref(), tenant, error.label());
         self.spans.refused(trace, &self.config.now().mint, arrived, error);
         tracing::info!(%error, "refused");
     }
 
-    /// Fixes the terms of a request.
-    fn terms(&self, request: GenerateRequest, arrived: Instant, trace: TraceContext) -> Result<Terms, GenerateError> {
+    /// Fixes the terms of a request's sessions.
+    fn terms(&self, request: Request, arrived: Instant, trace: &TraceContext) -> Result<Vec<Terms>, GenerateError> {
         let mut served = served_models(&self.loads.snapshot());
         if served.is_empty() || !request.model.is_empty() {
             // The name of a pool that is gone for a while still means something.
             served = self.served();
         }
         let model = model_of(&request.model, served)?;
-        Terms::of(request, model, arrived, trace, &self.config.now())
+        Terms::of(request, &model, arrived, trace, &self.config.now())
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
@@ -119,7 +120,7 @@ impl Router {
         terms.log_trace(&spans.context());
         tracing::info!(strategy = terms.parameters.strategy, model = terms.model, "admitted");
         if self.log_prompts {
-            tracing::info!(prompt = ?terms.prompt.kind, "asked");
+            tracing::info!(prompt = ?terms.prompt.decoded().kind, "asked");
         }
         let mut session = Session::new(&self, &terms, &client, spans);
         let outcome = tokio::select! {
@@ -156,6 +157,21 @@ impl Router {
     }
 }
 
+/// What is known of a request when it arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// The name of its model.
+    pub asked: &'a str,
+    /// Whose it is.
+    pub tenant: &'a str,
+    /// The time it has.
+    pub timeout_ms: Option<u64>,
+    /// What its sessions will hold of prompts.
+    pub bytes: usize,
+    /// The client's trace.
+    pub trace: &'a TraceContext,
+}
+
 /// A request that waits before its admission; whoever drops it without saying otherwise is its client, who left.
 struct Awaiting<'a> {
     router: &'a Router,
@@ -182,6 +198,11 @@ pub struct Opened {
     pub stream: ClientStream,
 }
 
+/// As much of a name as a log line or a label needs.
+fn shown(name: &str) -> String {
+    name.chars().take(80).collect()
+}
+
 /// The service that clients call.
 #[derive(Clone, Debug)]
 pub struct Service(pub Arc<Router>);
@@ -190,25 +211,39 @@ pub struct Service(pub Arc<Router>);
 impl Inference for Service {
     type GenerateStream = ClientStream;
 
-    async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<ClientStream>, Status> {
+    async fn generate(&self, request: tonic::Request<GenerateRequest>) -> Result<Response<ClientStream>, Status> {
+        let router = &self.0;
         let trace = TraceContext::from_metadata(request.metadata());
-        let asked = request.into_inner();
-        let is_served = |served: &[String]| is_among(&asked.model, served);
-        let arrived = self.0.arrive(&asked.model, &asked.tenant, asked.timeout_ms, &trace, is_served).await?;
-        let Some(Opened { mut stream, .. }) = self.0.open(vec![asked], arrived, &trace)?.pop() else {
+        let (_, mut extensions, message) = request.into_parts();
+        let received = extensions.remove::<Received>();
+        let (model, tenant, began) = (shown(&message.model), message.tenant.clone(), Instant::now());
+        let bytes = message.prompt.as_ref().map_or(0, Bytes::len);
+        let decoded = router.admission.bodies.decode(bytes, || (Request::of_message(message), received)).await;
+        let (asked, received) =
+            decoded.map_err(|error| Status::internal(format!("the request was not read: {error}")))?;
+        let asked = asked.inspect_err(|error| router.refused(&model, &tenant, &trace, began, error))?;
+        let arrival = Arrival {
+            asked: &asked.model,
+            tenant: &tenant,
+            timeout_ms: asked.timeout_ms,
+            bytes: asked.bytes(),
+            trace: &trace,
+        };
+        let arrived = router.arrive(arrival, received, |served| is_among(&asked.model, served)).await?;
+        let Some(Opened { mut stream, .. }) = router.open(asked, arrived, &trace)?.pop() else {
             return Err(Status::internal("a request was admitted without a session"));
         };
         stream.begin().await?;
         Ok(Response::new(stream))
     }
 
-    async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
+    async fn list_models(&self, _: tonic::Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
         Ok(Response::new(status::list_models(&self.0.loads.snapshot())))
     }
 
     async fn cluster_status(
         &self,
-        _: Request<ClusterStatusRequest>,
+        _: tonic::Request<ClusterStatusRequest>,
     ) -> Result<Response<ClusterStatusResponse>, Status> {
         let loads = &self.0.loads;
         Ok(Response::new(status::cluster_status(&self.0.id, &loads.snapshot(), &loads.loads(), &loads.statuses())))
@@ -267,7 +302,8 @@ mod tests {
         let router = router.clone();
         tokio::spawn(async move {
             let (began, trace) = (Instant::now(), TraceContext::default());
-            let arrived = router.arrive("m", "", timeout_ms, &trace, |served| is_among("m", served)).await;
+            let arrival = Arrival { asked: "m", tenant: "", timeout_ms, bytes: 1, trace: &trace };
+            let arrived = router.arrive(arrival, (), |served| is_among("m", served)).await;
             (began.elapsed(), arrived)
         })
     }
@@ -297,7 +333,8 @@ mod tests {
         let (router, _) = router(&Membership::embedded());
         let (waited, arrived) = ask(&router, None).await.unwrap();
         assert_eq!((waited, arrived.is_ok()), (SETTLING, true), "to refuse it is another's");
-        let full = router.admission.enter(1, 1, Instant::now()).unwrap();
+        let room = Room { sessions: 1, bytes: 1 };
+        let full = router.admission.enter(room, room, Instant::now()).unwrap();
         let (waited, arrived) = ask(&router, Some(1)).await.unwrap();
         assert_eq!((waited, arrived.is_ok()), (Duration::ZERO, true), "nobody looked for a place to wait in");
         drop(full);

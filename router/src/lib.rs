@@ -1,7 +1,8 @@
 //! Client-facing: a request is admitted, placed and relayed; its session outlives the nodes that work for it.
 //!
-//! [`generate`] is the verb. A request passes [`admission`] (bounds, validation, terms), its [`session`] finds a
-//! [`place`] and opens a [`mod@run`] at the owner; what the owner says enters the [`transcript`], which is the truth, and goes
+//! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`]) and passes [`admission`] (bounds,
+//! validation, terms), its [`session`] finds a [`place`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
+//! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
 //! owners did; [`spans`] are its trace. [`outlook`] is what all sessions watch together, [`status`] what operators see,
 //! [`mint`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
@@ -23,8 +24,11 @@ pub mod http;
 pub mod life;
 pub mod metrics;
 pub mod mint;
+pub mod opening;
 pub mod outlook;
 pub mod place;
+pub mod reading;
+pub mod request;
 pub mod router;
 pub mod run;
 #[cfg(test)]
@@ -45,7 +49,7 @@ use cascadia_node::config::Live;
 use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Process, Services};
 use cascadia_node::status::StatusBoard;
-use cascadia_proto::v1::inference_server::InferenceServer;
+use cascadia_proto::relay::inference_server::InferenceServer;
 use tonic::service::Routes;
 
 pub use config::RouterConfig;
@@ -54,6 +58,7 @@ use generate::Service;
 use life::RouterLife;
 pub use life::{Drain, Front};
 pub use mint::Mint;
+use reading::Metered;
 pub use router::Router;
 
 /// Serves clients over gRPC, and over `fronts`, until told to stop: accepting, then not ready but still accepting for the
@@ -91,7 +96,10 @@ fn routes(router: &Arc<Router>) -> Result<Routes, RouterError> {
         .register_encoded_file_descriptor_set(cascadia_proto::DESCRIPTORS)
         .build_v1alpha()?;
     let inference = InferenceServer::new(Service(router.clone())).max_decoding_message_size(limits::REQUEST_BYTES);
-    Ok(Routes::new(inference).add_service(reflection).add_service(older_reflection))
+    // What the others are asked is short; they keep what they have not read whole.
+    Ok(Routes::new(Metered::new(inference, router.clone()))
+        .add_service(reflection.max_decoding_message_size(limits::CONTROL_BYTES))
+        .add_service(older_reflection.max_decoding_message_size(limits::CONTROL_BYTES)))
 }
 
 fn pages(router: &Arc<Router>, mut registry: Registry, board: &StatusBoard) -> Admin {

@@ -19,6 +19,7 @@ use tonic::{Request, Status, Streaming};
 
 use crate::admission::Terms;
 use crate::ending::{End, Loss, read_status};
+use crate::opening::{Begun, FirstMessage};
 use crate::place::{Seat, for_expert};
 use crate::transcript::Transcript;
 
@@ -39,12 +40,13 @@ impl Run {
     /// As the owner, or the way to it, says.
     pub async fn open(
         (channel, lease): (Channel, Lease),
-        opening: Vec<RunRequest>,
+        Messages { first, rest }: Messages,
         trace: &TraceContext,
     ) -> Result<Self, Status> {
         let (orders, later) = mpsc::channel(1);
-        let mut request = Request::new(futures::stream::iter(opening).chain(ReceiverStream::new(later)));
+        let mut request = Request::new(futures::stream::iter(rest).chain(ReceiverStream::new(later)));
         trace.inject(request.metadata_mut());
+        let channel = Begun::new(channel, first);
         let mut owner = SessionClient::new(channel).max_decoding_message_size(limits::REQUEST_BYTES);
         let responses = owner.run(request).await?.into_inner();
         Ok(Self { responses, _orders: orders, _lease: lease })
@@ -65,6 +67,15 @@ impl Run {
             }
         }
     }
+}
+
+/// The messages that open a session.
+#[derive(Debug)]
+pub struct Messages {
+    /// The one with a prompt, if there is one.
+    first: FirstMessage,
+    /// Those behind it.
+    rest: Vec<RunRequest>,
 }
 
 /// What a session is opened with.
@@ -91,7 +102,7 @@ pub struct Opening<'a> {
 impl Opening<'_> {
     /// The messages that open it at a seat: a prompt as it came, or the ids that are known.
     #[must_use]
-    pub fn messages(&self, seat: &Seat, now: Instant) -> Vec<RunRequest> {
+    pub fn messages(&self, seat: &Seat, now: Instant) -> Messages {
         let Self { terms, transcript, .. } = self;
         let continues = transcript.is_known();
         let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
@@ -108,7 +119,7 @@ impl Opening<'_> {
             priority: terms.priority,
             cache_salt: terms.cache_salt.clone(),
             remaining_ms: terms.deadline().saturating_duration_since(now).as_millis() as u64,
-            prompt: (!continues).then(|| terms.prompt.clone()),
+            prompt: None,
             continued: continues.then(|| v1::Continued {
                 prompt_tokens: transcript.prompt_tokens() as u32,
                 history_tokens: transcript.ids().len() as u32,
@@ -120,8 +131,12 @@ impl Opening<'_> {
             age_ms: now.saturating_duration_since(terms.arrived).as_millis() as u64,
             cluster: self.cluster.to_string(),
         };
-        let history = if continues { transcript.ids() } else { &[] };
-        let history = convert::histories(history).into_iter().map(Order::History);
-        std::iter::once(Order::Open(open)).chain(history).map(|order| RunRequest { message: Some(order) }).collect()
+        if !continues {
+            return Messages { first: FirstMessage::open(open, &terms.prompt), rest: Vec::new() };
+        }
+        let history = convert::histories(transcript.ids()).into_iter().map(Order::History);
+        let orders = std::iter::once(Order::Open(open)).chain(history);
+        let rest = orders.map(|order| RunRequest { message: Some(order) }).collect();
+        Messages { first: FirstMessage::default(), rest }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cascadia_core::ids::{NodeId, SessionSecret};
@@ -44,7 +45,7 @@ pub struct Session<'a> {
     terms: &'a Terms,
     client: &'a Client,
     /// What the client was told is in force.
-    parameters: Parameters,
+    parameters: Arc<Parameters>,
     transcript: Transcript,
     contract: Contract<'a>,
     /// What takes the session over at a node that has it: told to its nodes only.
@@ -309,7 +310,7 @@ impl<'a> Session<'a> {
         let prompt_tokens = self.transcript.prompt_tokens() as u32;
         if seat.is_expert() {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
-            self.parameters = place::for_expert(&self.parameters);
+            self.parameters = Arc::new(place::for_expert(&self.parameters));
         }
         self.metrics.began(u64::from(prompt_tokens), self.terms.arrived.elapsed());
         let started = v1::Started {
@@ -317,7 +318,7 @@ impl<'a> Session<'a> {
             session: self.terms.session.to_string(),
             model: self.terms.model.clone(),
             seed: self.terms.seed,
-            parameters: Some(self.parameters.clone()),
+            parameters: Some(Parameters::clone(&self.parameters)),
             prompt_tokens,
             fingerprints: Some(self.pinned.clone()),
             drafter: seat.drafter_name().to_owned(),

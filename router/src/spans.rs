@@ -9,7 +9,7 @@ use cascadia_core::ids::SessionId;
 use cascadia_core::placement::{NodeRecord, PlacementError};
 use cascadia_node::keep::Keeper;
 use cascadia_node::telemetry::{Outcome, Span, TraceContext, Tracer};
-use cascadia_proto::v1::prompt::Kind;
+use cascadia_proto::prompt::Shape;
 use cascadia_proto::v1::{self, FinishReason, MoveReason};
 use tokio::time::Instant;
 
@@ -255,9 +255,9 @@ impl Drop for Spans<'_> {
 
 /// What is asked for, in OpenTelemetry's words.
 fn operation(terms: &Terms) -> &'static str {
-    match terms.prompt.kind {
-        Some(Kind::Messages(_)) => "chat",
-        _ => "text_completion",
+    match terms.prompt.shape() {
+        Shape::Messages => "chat",
+        Shape::Text | Shape::Ids => "text_completion",
     }
 }
 

@@ -71,10 +71,10 @@ fn judged(outcome: Result<Asked, ApiError>) -> Result<(), TestCaseError> {
     match outcome {
         Ok(asked) => {
             prop_assert!(!asked.prompts.is_empty());
-            prop_assert_eq!(asked.requests("r", "t").len(), asked.sessions());
+            prop_assert_eq!(asked.request("r", "t").sessions(), asked.sessions());
         }
         Err(error) => {
-            let envelope = error.envelope();
+            let envelope = json!(error.envelope());
             prop_assert!(error.status.is_client_error());
             prop_assert!(envelope["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
             prop_assert!(envelope["error"]["type"].is_string() && envelope["error"]["code"].is_string());

@@ -10,10 +10,10 @@ use cascadia_core::placement::Role;
 use cascadia_node::config::Live;
 use cascadia_proto::refusal;
 use cascadia_proto::v1::inference_client::InferenceClient;
-use cascadia_proto::v1::{ListModelsRequest, Speculation};
+use cascadia_proto::v1::{ListModelsRequest, Parameters, Speculation};
 use cascadia_router::RouterConfig;
 use cascadia_router::http::HttpConfig;
-use cluster::{Call, Cluster, Owner, StoppedClock, config, soon};
+use cluster::{Call, Cluster, Owner, StoppedClock, config, request, soon};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -431,4 +431,35 @@ async fn a_prompt_travels_as_a_grpc_clients_would() {
     assert!(reply.head.contains("x-request-id: label"));
     assert_eq!(reply.json()["choices"][0]["text"], "<10><11><12>");
     assert_eq!(reply.json()["cascadia"]["rule"], "token_v3");
+}
+
+#[tokio::test]
+async fn a_number_is_the_same_over_both_doors() {
+    let (cluster, mut drafter, _expert) = Cluster::pair(config()).await;
+    // Digits that give another number where they are not read to the last bit.
+    let digits = ["0.9210986675838745", "0.9355867217045211", "0.47274908866546683", "0.09745430973087721"];
+    let [temperature, top_p, min_p, alpha] = digits.map(|digits| digits.parse::<f64>().unwrap());
+    let asked = Parameters {
+        strategy: "speculative_cascade".into(),
+        rule: "token_v3".into(),
+        temperature: Some(temperature),
+        top_p: Some(top_p),
+        min_p: Some(min_p),
+        alpha: Some(alpha),
+        max_tokens: Some(16),
+        seed: Some(5),
+        ..Parameters::default()
+    };
+    let _over_grpc = cluster.ask(request(asked));
+    let over_grpc = drafter.call().await.parameters().clone();
+    let [temperature, top_p, min_p, alpha] = digits;
+    let body = format!(
+        "{{\"prompt\": \"x\", \"temperature\": {temperature}, \"top_p\": {top_p}, \"min_p\": {min_p}, \"max_tokens\": 16, \
+         \"seed\": 5, \"cascadia\": {{\"rule\": \"token_v3\", \"alpha\": {alpha}}}}}"
+    );
+    let _over_http = ask(&cluster, post("/v1/completions", body.as_bytes()));
+    let over_http = drafter.call().await.parameters().clone();
+    assert_eq!(over_http, over_grpc);
+    // And what an answer says of it is what was asked.
+    assert_eq!(serde_json::to_string(&over_http.alpha).unwrap(), alpha);
 }

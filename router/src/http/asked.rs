@@ -1,7 +1,8 @@
 //! What a request asks for, whichever endpoint it came to: prompts, how many answers to each, and how to write them.
 
-use cascadia_proto::v1::prompt::Kind;
-use cascadia_proto::v1::{GenerateRequest, Parameters, Prompt};
+use cascadia_core::limits;
+use cascadia_proto::prompt::EncodedPrompt;
+use cascadia_proto::v1::Parameters;
 
 use crate::admission::{LABEL_BYTES, is_among};
 use crate::http::endpoint::Endpoint;
@@ -10,6 +11,7 @@ use crate::http::extension;
 use crate::http::fields::Fields;
 use crate::http::model_name;
 use crate::http::sampling;
+use crate::request::{Request, held};
 
 /// Answers to one prompt at most, as OpenAI's.
 const MOST_ANSWERS: u32 = 128;
@@ -25,7 +27,7 @@ pub struct Asked {
     /// The model by the name it was given, until [`Self::meant`]; empty for the only one.
     pub model: String,
     /// At least one.
-    pub prompts: Vec<Prompt>,
+    pub prompts: Vec<EncodedPrompt>,
     /// Answers to each.
     pub answers: u32,
     /// What the sessions are asked, all alike.
@@ -70,7 +72,7 @@ impl Asked {
     ///
     /// # Errors
     /// The field that cannot be meant.
-    pub fn read(body: &mut Fields, endpoint: Endpoint) -> Result<Self, ApiError> {
+    pub fn read(body: &mut Fields<'_>, endpoint: Endpoint) -> Result<Self, ApiError> {
         let model = body.get::<String>("model")?.unwrap_or_default();
         let stream = body.get("stream")?.unwrap_or(false);
         let mut options = body.object("stream_options")?;
@@ -139,55 +141,66 @@ impl Asked {
         self.prompts.len() * self.answers as usize
     }
 
-    /// Bounds the sessions.
-    ///
-    /// # Errors
-    /// When there are too many, naming what to lower.
-    pub fn bounded(self) -> Result<Self, ApiError> {
-        let sessions = self.sessions();
-        if sessions <= MOST_SESSIONS {
-            return Ok(self);
-        }
-        let message = format!(
-            "{} prompts with n = {} make {sessions} answers, at most {MOST_SESSIONS} are given at once: send fewer",
-            self.prompts.len(),
-            self.answers
-        );
-        Err(ApiError::field("invalid_value", "prompt", message))
+    /// What its sessions hold of its prompts, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        held(&self.prompts, self.answers)
     }
 
-    /// The sessions, prompt by prompt: what a gRPC client would send for each.
+    /// Bounds the sessions, and what is written of prompts.
+    ///
+    /// # Errors
+    /// When there are too many, or too much, naming what to lower.
+    pub fn bounded(self) -> Result<Self, ApiError> {
+        let sessions = self.sessions();
+        if sessions > MOST_SESSIONS {
+            let message = format!(
+                "{} prompts with n = {} make {sessions} answers, at most {MOST_SESSIONS} are given at once: send fewer",
+                self.prompts.len(),
+                self.answers
+            );
+            return Err(ApiError::field("invalid_value", "prompt", message));
+        }
+        let prompts: usize = self.prompts.iter().map(|prompt| prompt.encoded().len()).sum();
+        let (echoed, most) = (prompts * self.answers as usize, limits::REQUEST_BYTES);
+        if self.echo && echoed > most {
+            let message = format!(
+                "echo would repeat {echoed} bytes of prompts, at most {most} are: ask for fewer answers, or leave echo out"
+            );
+            return Err(ApiError::field("invalid_value", "echo", message));
+        }
+        Ok(self)
+    }
+
+    /// What the router is asked for: what a gRPC client would send for each session, prompt by prompt. The prompts are
+    /// shared.
     #[must_use]
-    pub fn requests(&self, request_id: &str, tenant: &str) -> Vec<GenerateRequest> {
-        let request = |prompt: &Prompt, choice| GenerateRequest {
+    pub fn request(&self, request_id: &str, tenant: &str) -> Request {
+        Request {
             model: self.model.clone(),
-            prompt: Some(prompt.clone()),
-            parameters: Some(self.parameters.clone()),
+            prompts: self.prompts.clone(),
+            choice: 0,
+            answers: self.answers,
+            parameters: self.parameters.clone(),
             request_id: request_id.to_owned(),
             tenant: tenant.to_owned(),
             conversation: self.conversation.clone(),
             priority: self.priority,
             timeout_ms: self.timeout_ms,
             cache_salt: self.cache_salt.clone(),
-            choice,
-        };
-        let prompts = self.prompts.iter();
-        prompts.flat_map(|prompt| (0..self.answers).map(move |choice| request(prompt, choice))).collect()
+        }
     }
 
     /// What stands in front of a choice's text.
     #[must_use]
     pub fn echoed(&self, choice: usize) -> &str {
-        let prompt = self.prompts.get(choice / self.answers as usize).and_then(|prompt| prompt.kind.as_ref());
-        match prompt {
-            Some(Kind::Text(text)) if self.echo => text,
-            _ => "",
-        }
+        let prompt = self.prompts.get(choice / self.answers as usize).filter(|_| self.echo);
+        prompt.and_then(EncodedPrompt::text).unwrap_or_default()
     }
 }
 
 /// The client's own name for its request; an empty one is none.
-fn request_id(body: &mut Fields) -> Result<Option<String>, ApiError> {
+fn request_id(body: &mut Fields<'_>) -> Result<Option<String>, ApiError> {
     const FIELD: &str = "request_id";
     let Some(id) = body.get::<String>(FIELD)?.filter(|id| !id.is_empty()) else { return Ok(None) };
     // It stands in a header of the response, and in logs.

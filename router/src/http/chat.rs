@@ -1,14 +1,13 @@
 //! `/v1/chat/completions`: a conversation, rendered by the model's own template at the node that owns the session.
 
 use cascadia_core::limits;
-use cascadia_proto::v1::prompt::Kind;
-use cascadia_proto::v1::{Message, Messages, Prompt};
-use serde_json::Value;
+use cascadia_proto::prompt::{EncodedPrompt, MessagesWriter};
 
 use crate::http::asked::Asked;
 use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, wrong};
+use crate::http::fields::Fields;
+use crate::http::json::{Json, wrong};
 
 /// Reads a request.
 ///
@@ -18,7 +17,7 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let mut body = Fields::of_body(body)?;
     let messages = messages(body.required("messages")?)?;
     let mut asked = Asked::read(&mut body, Endpoint::Chat)?;
-    asked.prompts = vec![Prompt { kind: Some(Kind::Messages(Messages { messages })) }];
+    asked.prompts = vec![messages];
     asked.parameters.logprobs = logprobs(&mut body)?;
     refuse(&mut body)?;
     body.finish()?;
@@ -26,7 +25,7 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
 }
 
 /// How many alternatives each position reports, if log-probabilities are asked for.
-fn logprobs(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+fn logprobs(body: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     let asked = body.get::<bool>("logprobs")?.unwrap_or(false);
     let top = body.get::<u32>("top_logprobs")?;
     let most = limits::MAX_TOP_LOGPROBS as u32;
@@ -44,17 +43,14 @@ fn logprobs(body: &mut Fields) -> Result<Option<u32>, ApiError> {
 }
 
 /// What no model here can do.
-fn refuse(body: &mut Fields) -> Result<(), ApiError> {
-    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
-    let is_none = |value: &Value| value == "none";
-    let is_text = |value: &Value| value.get("type").is_some_and(|kind| kind == "text");
-    let only_text = |value: &Value| value.as_array().is_some_and(|all| all.iter().all(|one| one == "text"));
-    let never = |_: &Value| false;
+fn refuse(body: &mut Fields<'_>) -> Result<(), ApiError> {
+    let is_none = |value: Json<'_>| value.is("none");
+    let never = |_: Json<'_>| false;
     let tools =
         "tools are not supported: leave it out, or describe the tools in a message and read the answer yourself";
-    body.refuse("tools", is_empty, tools)?;
+    body.refuse("tools", Json::is_empty_array, tools)?;
     body.refuse("tool_choice", is_none, tools)?;
-    body.refuse("functions", is_empty, tools)?;
+    body.refuse("functions", Json::is_empty_array, tools)?;
     body.refuse("function_call", is_none, tools)?;
     let json = "only {\"type\": \"text\"} is: ask for JSON in a message and check the answer";
     body.refuse("response_format", is_text, json)?;
@@ -63,29 +59,42 @@ fn refuse(body: &mut Fields) -> Result<(), ApiError> {
     body.refuse("web_search_options", never, "nothing is searched: leave it out")
 }
 
-fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
-    match value {
-        Value::Array(values) if values.is_empty() => {
-            let message = "messages is empty: send at least one";
-            Err(ApiError::field("invalid_value", "messages", message))
-        }
-        Value::Array(values) => {
-            values.into_iter().enumerate().map(|(i, value)| message(value, &format!("messages[{i}]"))).collect()
-        }
-        other => Err(wrong("messages", "an array of messages", &other)),
-    }
+/// Whether a response format is plain text; nothing in it is given twice.
+fn is_text(value: Json<'_>) -> bool {
+    let kind = Fields::of_value(value, "response_format").map(|mut format| format.take("type"));
+    kind.is_ok_and(|kind| kind.is_some_and(|kind| kind.is("text")))
 }
 
-fn message(value: Value, path: &str) -> Result<Message, ApiError> {
+fn only_text(value: Json<'_>) -> bool {
+    let mut others = !value.is_array();
+    let seen = value.each(|_, one| {
+        others |= !one.is("text");
+        Ok(())
+    });
+    seen.is_ok() && !others
+}
+
+fn messages(value: Json<'_>) -> Result<EncodedPrompt, ApiError> {
+    if !value.is_array() {
+        return Err(wrong("messages", "an array of messages", value));
+    }
+    if value.is_empty_array() {
+        let message = "messages is empty: send at least one";
+        return Err(ApiError::field("invalid_value", "messages", message));
+    }
+    let mut messages = MessagesWriter::with_capacity(value.text().len());
+    value.each(|i, value| message(value, &format!("messages[{i}]"), &mut messages))?;
+    Ok(messages.finish())
+}
+
+fn message(value: Json<'_>, path: &str, messages: &mut MessagesWriter) -> Result<(), ApiError> {
     let mut fields = Fields::of_value(value, path)?;
-    let role = match fields.required("role")? {
-        Value::String(role) => role,
-        other => return Err(wrong(&fields.path("role"), "a string", &other)),
-    };
+    let role = fields.required("role")?;
+    let role = role.string(str::to_owned).map_err(|_| wrong(&fields.path("role"), "a string", role))?;
     let role = match role.as_str() {
-        "system" | "user" | "assistant" => role,
+        "system" | "user" | "assistant" => role.as_str(),
         // The newer name of the same.
-        "developer" => "system".to_owned(),
+        "developer" => "system",
         _ => {
             let shown: String = role.chars().take(80).collect();
             let path = fields.path("role");
@@ -94,31 +103,38 @@ fn message(value: Value, path: &str) -> Result<Message, ApiError> {
         }
     };
     let content_path = fields.path("content");
-    let content = content(fields.required("content")?, &content_path)?;
-    let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+    let content = fields.required("content")?;
     let tools = "tools are not supported: write what the tool said into the content";
-    fields.refuse("tool_calls", is_empty, tools)?;
+    fields.refuse("tool_calls", Json::is_empty_array, tools)?;
     fields.refuse("function_call", |_| false, tools)?;
     fields.refuse("audio", |_| false, "prompts are text")?;
     // No template here reads them.
     fields.ignore(&["name", "refusal", "annotations"]);
     fields.finish()?;
-    Ok(Message { role, content })
-}
-
-/// A string, or parts of type text, joined by line ends as vLLM and llama.cpp join them.
-fn content(value: Value, path: &str) -> Result<String, ApiError> {
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => {
-            let parts = parts.into_iter().enumerate().map(|(i, value)| part(value, &format!("{path}[{i}]")));
-            Ok(parts.collect::<Result<Vec<_>, _>>()?.join("\n"))
-        }
-        other => Err(wrong(path, "a string or an array of parts", &other)),
+    if content.is_string() {
+        let push = |content: &str| messages.push(role, content);
+        return content.string(push).map_err(|_| wrong(&content_path, "a string or an array of parts", content));
     }
+    messages.push(role, &parts(content, &content_path)?);
+    Ok(())
 }
 
-fn part(value: Value, path: &str) -> Result<String, ApiError> {
+/// Parts of type text, joined by line ends as vLLM and llama.cpp join them.
+fn parts(value: Json<'_>, path: &str) -> Result<String, ApiError> {
+    if !value.is_array() {
+        return Err(wrong(path, "a string or an array of parts", value));
+    }
+    let mut joined = String::new();
+    value.each(|i, value| {
+        if i > 0 {
+            joined.push('\n');
+        }
+        part(value, &format!("{path}[{i}]"), &mut joined)
+    })?;
+    Ok(joined)
+}
+
+fn part(value: Json<'_>, path: &str, joined: &mut String) -> Result<(), ApiError> {
     let mut fields = Fields::of_value(value, path)?;
     let kind: String = fields.get("type")?.unwrap_or_default();
     if kind != "text" {
@@ -129,17 +145,15 @@ fn part(value: Value, path: &str) -> Result<String, ApiError> {
         return Err(ApiError::field("unsupported_parameter", path, message));
     }
     let path = fields.path("text");
-    let text = match fields.required("text")? {
-        Value::String(text) => text,
-        other => return Err(wrong(&path, "a string", &other)),
-    };
+    let text = fields.required("text")?;
     fields.finish()?;
-    Ok(text)
+    text.string(|text| joined.push_str(text)).map_err(|_| wrong(&path, "a string", text))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use cascadia_proto::v1::prompt::Kind;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -160,7 +174,7 @@ mod tests {
             {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ]})))
         .unwrap();
-        let Some(Kind::Messages(messages)) = &asked.prompts[0].kind else { panic!("messages") };
+        let Some(Kind::Messages(messages)) = asked.prompts[0].decoded().kind else { panic!("messages") };
         let said: Vec<_> = messages.messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
         assert_eq!(said, [("system", "Be brief."), ("user", "a\nb")]);
     }
@@ -169,10 +183,10 @@ mod tests {
     fn answers_are_sessions_with_choices() {
         let asked = parsed(&with(&json!({"n": 3, "model": "demo:token_v3@0.3", "cascadia": {"provenance": true}})));
         let asked = asked.unwrap();
-        let requests = asked.requests("r", "t");
-        assert_eq!(requests.iter().map(|request| request.choice).collect::<Vec<_>>(), [0, 1, 2]);
-        assert!(requests.iter().all(|request| request.model == "demo" && request.request_id == "r"));
-        assert_eq!(requests[0].parameters.as_ref().unwrap().rule, "token_v3");
+        let request = asked.request("r", "t");
+        assert_eq!((request.choice, request.answers, request.sessions()), (0, 3, 3));
+        assert!(request.model == "demo" && request.request_id == "r" && request.tenant == "t");
+        assert_eq!(request.parameters.rule, "token_v3");
         assert!(asked.provenance);
     }
 
@@ -187,6 +201,33 @@ mod tests {
         });
         let asked = parsed(&with(&nothing)).unwrap();
         assert_eq!((asked.conversation.as_str(), asked.parameters.logprobs), ("c", None));
+    }
+
+    #[test]
+    fn what_is_given_twice_is_refused_wherever_it_stands() {
+        let message = r#"{"role": "user", "content": "x"}"#;
+        for (body, param) in [
+            (format!(r#"{{"messages": [{message}], "max_tokens": 1, "max_tokens": 2}}"#), "max_tokens"),
+            (format!(r#"{{"messages": [{message}, {{"role": "user", "role": "system"}}]}}"#), "messages[1].role"),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"text": "a", "text": "b"}]}]}"#.into(),
+                "messages[0].content[0].text",
+            ),
+            (
+                format!(
+                    r#"{{"messages": [{message}], "stream": true, "stream_options": {{"include_usage": true, "include_usage": false}}}}"#
+                ),
+                "stream_options.include_usage",
+            ),
+            (
+                format!(r#"{{"messages": [{message}], "cascadia": {{"bild": {{"fallback": 1, "fallback": 2}}}}}}"#),
+                "cascadia.bild.fallback",
+            ),
+            (format!(r#"{{"messages": [{message}], "logit_bias": {{"5": 1, "5": 2}}}}"#), "logit_bias.5"),
+        ] {
+            let error = read(body.as_bytes()).unwrap_err();
+            assert_eq!((error.code, error.param.as_deref()), (Some("duplicate_parameter"), Some(param)), "{body}");
+        }
     }
 
     #[test]

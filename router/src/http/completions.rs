@@ -1,14 +1,13 @@
 //! `/v1/completions`: plain text or token ids, one prompt or several.
 
 use cascadia_core::limits;
-use cascadia_proto::v1::prompt::Kind;
-use cascadia_proto::v1::{Prompt, TokenIds};
-use serde_json::Value;
+use cascadia_proto::prompt::{EncodedPrompt, IdsWriter, Shape};
 
 use crate::http::asked::{Asked, MOST_SESSIONS};
 use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, Read, wrong};
+use crate::http::fields::Fields;
+use crate::http::json::{Json, Read, wrong};
 
 /// Reads a request.
 ///
@@ -24,13 +23,13 @@ pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
     check_echo(&asked)?;
     let answers = asked.answers;
     let best = "answers are not ranked here: set it to n or leave it out";
-    body.refuse("best_of", |value| value.as_u64() == Some(answers.into()), best)?;
-    body.refuse("suffix", |value| value == "", "these models write forward only: leave it out")?;
+    body.refuse("best_of", |value| u32::read(value) == Some(answers), best)?;
+    body.refuse("suffix", |value| value.is(""), "these models write forward only: leave it out")?;
     body.finish()?;
     asked.bounded()
 }
 
-fn logprobs(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+fn logprobs(body: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     let most = limits::MAX_TOP_LOGPROBS as u32;
     match body.get::<u32>("logprobs")? {
         Some(top) if top > most => {
@@ -43,7 +42,7 @@ fn logprobs(body: &mut Fields) -> Result<Option<u32>, ApiError> {
 
 /// An echo repeats text; what it would have to compute for ids or for the prompt's log-probabilities is refused.
 fn check_echo(asked: &Asked) -> Result<(), ApiError> {
-    let ids = asked.prompts.iter().any(|prompt| matches!(prompt.kind, Some(Kind::Ids(_))));
+    let ids = asked.prompts.iter().any(|prompt| prompt.shape() == Shape::Ids);
     let message = match (asked.echo, ids, asked.parameters.logprobs.is_some()) {
         (true, true, _) => "echo repeats prompts of text only: send the prompt as text, or leave echo out",
         (true, _, true) => "a prompt's own tokens are not scored: ask for echo or for logprobs",
@@ -52,34 +51,50 @@ fn check_echo(asked: &Asked) -> Result<(), ApiError> {
     Err(ApiError::field("unsupported_parameter", "echo", message))
 }
 
-fn prompts(value: Value) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(value: Json<'_>) -> Result<Vec<EncodedPrompt>, ApiError> {
     const KIND: &str = "a string, an array of strings, an array of token ids or an array of such arrays";
-    let text = |text: String| Prompt { kind: Some(Kind::Text(text)) };
-    let ids = |ids: Vec<u32>| Prompt { kind: Some(Kind::Ids(TokenIds { ids })) };
-    let prompts = match &value {
-        Value::String(prompt) => vec![text(prompt.clone())],
-        Value::Array(values) if values.is_empty() => {
-            return Err(ApiError::field("invalid_value", "prompt", "prompt is empty: send some text or a token id"));
+    let wrong = || wrong("prompt", KIND, value);
+    if !value.is_array() {
+        return Ok(vec![prompt(value).ok_or_else(wrong)?]);
+    }
+    let (mut prompts, mut count, mut first) = (Vec::new(), 0, None);
+    if value.is_empty_array() {
+        return Err(ApiError::field("invalid_value", "prompt", "prompt is empty: send some text or a token id"));
+    }
+    if value.text()[1..].trim_start().starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+        return Ok(vec![ids(value).ok_or_else(wrong)?]);
+    }
+    value.each(|_, element| {
+        count += 1;
+        // All of one kind.
+        if count <= MOST_SESSIONS && *first.get_or_insert(element.is_string()) == element.is_string() {
+            prompts.push(prompt(element).or_else(|| ids(element)).ok_or_else(wrong)?);
         }
-        Value::Array(values) if values.iter().all(Value::is_number) => {
-            vec![ids(Vec::read(&value).ok_or_else(|| wrong("prompt", KIND, &value))?)]
-        }
-        Value::Array(values) if values.len() > MOST_SESSIONS => {
-            let message = format!("prompt has {} prompts; at most {MOST_SESSIONS} may be sent at once", values.len());
-            return Err(ApiError::field("invalid_value", "prompt", message));
-        }
-        Value::Array(_) => Vec::<String>::read(&value)
-            .map(|texts| texts.into_iter().map(text).collect())
-            .or_else(|| Some(Vec::<Vec<u32>>::read(&value)?.into_iter().map(ids).collect()))
-            .ok_or_else(|| wrong("prompt", KIND, &value))?,
-        other => return Err(wrong("prompt", KIND, other)),
-    };
-    Ok(prompts)
+        Ok(())
+    })?;
+    if count > MOST_SESSIONS {
+        let message = format!("prompt has {count} prompts; at most {MOST_SESSIONS} may be sent at once");
+        return Err(ApiError::field("invalid_value", "prompt", message));
+    }
+    if prompts.len() == count { Ok(prompts) } else { Err(wrong()) }
+}
+
+/// A string.
+fn prompt(value: Json<'_>) -> Option<EncodedPrompt> {
+    value.string(EncodedPrompt::of_text).ok()
+}
+
+/// An array of token ids.
+fn ids(value: Json<'_>) -> Option<EncodedPrompt> {
+    // An id and its comma take more than its varint.
+    let mut ids = IdsWriter::with_capacity(value.text().len());
+    value.ids(|id| ids.push(id)).ok()?;
+    Some(ids.finish())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -99,8 +114,7 @@ mod tests {
     #[test]
     fn choices_of_several_prompts_begin_anew_with_each() {
         let asked = parsed(&json!({"prompt": ["a", "b"], "n": 2, "best_of": 2, "echo": true})).unwrap();
-        let choices: Vec<u32> = asked.requests("r", "").iter().map(|request| request.choice).collect();
-        assert_eq!(choices, [0, 1, 0, 1]);
+        assert_eq!((asked.request("r", "").answers, asked.sessions()), (2, 4));
         assert_eq!((asked.echoed(1), asked.echoed(2)), ("a", "b"));
     }
 
@@ -115,11 +129,17 @@ mod tests {
             (json!({"prompt": [-1]}), "prompt"),
             (json!({"prompt": [1.5]}), "prompt"),
             (json!({"prompt": [[1], ["a"]]}), "prompt"),
+            (json!({"prompt": [[1], 2]}), "prompt"),
+            (json!({"prompt": [1, [2]]}), "prompt"),
+            (json!({"prompt": ["a", [2]]}), "prompt"),
+            (json!({"prompt": [null]}), "prompt"),
+            (json!({"prompt": [4294967296u64]}), "prompt"),
             (json!({"prompt": vec!["a"; 257]}), "prompt"),
             (json!({"prompt": ["a", "b", "c"], "n": 100}), "prompt"),
             (json!({"prompt": "a", "best_of": 2}), "best_of"),
             (json!({"prompt": "a", "suffix": "b"}), "suffix"),
             (json!({"prompt": [1], "echo": true}), "echo"),
+            (json!({"prompt": "x".repeat(40_000), "echo": true, "n": 128}), "echo"),
             (json!({"prompt": "a", "echo": true, "logprobs": 1}), "echo"),
             (json!({"prompt": "a", "logprobs": 21}), "logprobs"),
             (json!({"prompt": "a", "logprobs": true}), "logprobs"),

@@ -129,8 +129,8 @@ impl From<Status> for ApiError {
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let param = match &error {
-            GenerateError::TooLong { field, .. } => Some(http_name(field)),
-            GenerateError::EmptyPrompt => Some("prompt"),
+            GenerateError::TooLong { field, .. } | GenerateError::Undecodable { field, .. } => Some(http_name(field)),
+            GenerateError::EmptyPrompt | GenerateError::TooMuch { .. } => Some("prompt"),
             GenerateError::NoTime => Some("cascadia.timeout_ms"),
             GenerateError::WhichModel { .. } | GenerateError::UnknownModel { .. } => Some("model"),
             _ => None,

@@ -1,5 +1,6 @@
 //! Our own object in a request, `"cascadia": {...}`: how drafter and expert share the work.
 
+use cascadia_proto::parameters::MOST_IDS;
 use cascadia_proto::v1::{BildParameters, OnDrafterLoss, OnExpertLoss, Parameters, TypicalParameters};
 
 use crate::http::error::ApiError;
@@ -10,7 +11,7 @@ use crate::http::model_name::Suffix;
 ///
 /// # Errors
 /// The field that has another type, or that nobody knows.
-pub fn read(mut object: Fields, parameters: &mut Parameters) -> Result<(), ApiError> {
+pub fn read(mut object: Fields<'_>, parameters: &mut Parameters) -> Result<(), ApiError> {
     parameters.strategy = object.get("strategy")?.unwrap_or_default();
     parameters.rule = object.get("rule")?.unwrap_or_default();
     parameters.alpha = object.get("alpha")?;
@@ -22,7 +23,7 @@ pub fn read(mut object: Fields, parameters: &mut Parameters) -> Result<(), ApiEr
     parameters.draft_length = object.get("draft_length")?;
     parameters.strict_first_tokens = object.get("strict_first_tokens")?;
     parameters.wire_top_k = object.get("wire_top_k")?;
-    parameters.banned = object.get("banned")?.unwrap_or_default();
+    parameters.banned = object.some_ids("banned", MOST_IDS)?;
     let expert = [("wait", OnExpertLoss::Wait), ("drafter", OnExpertLoss::Drafter)];
     if let Some(known) = word(&mut object, "on_expert_loss", &expert)? {
         parameters.set_on_expert_loss(known);
@@ -68,7 +69,7 @@ pub fn apply(suffix: Suffix, parameters: &mut Parameters) -> Result<(), ApiError
 }
 
 /// Two numbers that are given together.
-fn pair(object: &mut Fields, name: &str, names: [&str; 2]) -> Result<Option<[f64; 2]>, ApiError> {
+fn pair(object: &mut Fields<'_>, name: &str, names: [&str; 2]) -> Result<Option<[f64; 2]>, ApiError> {
     let Some(mut inner) = object.object(name)? else { return Ok(None) };
     let both = (inner.get(names[0])?, inner.get(names[1])?);
     let path = object.path(name);
@@ -83,7 +84,7 @@ fn pair(object: &mut Fields, name: &str, names: [&str; 2]) -> Result<Option<[f64
 }
 
 /// One of a few words.
-fn word<T: Copy>(object: &mut Fields, name: &str, known: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+fn word<T: Copy>(object: &mut Fields<'_>, name: &str, known: &[(&str, T)]) -> Result<Option<T>, ApiError> {
     let Some(said) = object.get::<String>(name)? else { return Ok(None) };
     if let Some((_, value)) = known.iter().find(|(word, _)| *word == said) {
         return Ok(Some(*value));
@@ -102,7 +103,9 @@ mod tests {
 
     fn parsed(object: &Value, suffix: Suffix) -> Result<Parameters, ApiError> {
         let mut parameters = Parameters::default();
-        read(Fields::of_value(object.clone(), "cascadia").unwrap(), &mut parameters)?;
+        let body = json!({"cascadia": object}).to_string();
+        let mut body = Fields::of_body(body.as_bytes()).unwrap();
+        read(body.object("cascadia").unwrap().unwrap(), &mut parameters)?;
         apply(suffix, &mut parameters)?;
         Ok(parameters)
     }
@@ -139,6 +142,7 @@ mod tests {
             (json!({"bild": {"fallback": 0.4, "rollback": 3, "more": 1}}), "cascadia.bild.more"),
             (json!({"on_expert_loss": "cry"}), "cascadia.on_expert_loss"),
             (json!({"draft_length": "long"}), "cascadia.draft_length"),
+            (json!({"banned": vec![1; 1_025]}), "cascadia.banned"),
             (json!({"speed": 11}), "cascadia.speed"),
         ] {
             assert_eq!(parsed(&object, Suffix::default()).unwrap_err().param.as_deref(), Some(param), "{object}");

@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::client::ClientStream;
-use crate::generate::Opened;
+use crate::generate::{Arrival, Opened};
 use crate::http::answer::Answer;
 use crate::http::asked::Asked;
 use crate::http::error::ApiError;
 use crate::http::shapes::{Collected, Writer};
 use crate::http::state::AppState;
 use crate::http::stream;
+use crate::reading::Reading;
 
 /// A stream's status waits so long for its sessions to begin; behind it errors are frames.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
@@ -33,21 +34,27 @@ pub struct Caller {
     pub trace: TraceContext,
 }
 
-/// Answers a request. Dropping the future, or the response, ends the sessions.
+/// Answers a request whose body was charged so. Dropping the future, or the response, ends the sessions.
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn answer(front: &AppState, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
+pub async fn answer(front: &AppState, asked: Asked, received: Reading, caller: &Caller) -> Result<Response, ApiError> {
     let endpoint = asked.endpoint;
-    open(front, asked, caller).await.map_err(|error| error.told_at(endpoint))
+    open(front, asked, received, caller).await.map_err(|error| error.told_at(endpoint))
 }
 
-async fn open(front: &AppState, asked: Asked, caller: &Caller) -> Result<Response, ApiError> {
+async fn open(front: &AppState, asked: Asked, received: Reading, caller: &Caller) -> Result<Response, ApiError> {
     let (router, is_served) = (&front.router, |served: &[String]| asked.is_served(served));
-    let arrived = router.arrive(&asked.model, &caller.tenant, asked.timeout_ms, &caller.trace, is_served).await?;
+    let arrival = Arrival {
+        asked: &asked.model,
+        tenant: &caller.tenant,
+        timeout_ms: asked.timeout_ms,
+        bytes: asked.bytes(),
+        trace: &caller.trace,
+    };
+    let arrived = router.arrive(arrival, received, is_served).await?;
     let asked = asked.meant(&router.served())?;
-    let requests = asked.requests(&caller.request_id, &caller.tenant);
-    let opened = router.open(requests, arrived, &caller.trace)?;
+    let opened = router.open(asked.request(&caller.request_id, &caller.tenant), arrived, &caller.trace)?;
     let answer = Answer::new(opened.iter().map(|opened| opened.session), arrived);
     let first = answer.choices.first().map(|choice| choice.session.to_string()).unwrap_or_default();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

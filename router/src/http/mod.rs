@@ -1,6 +1,6 @@
 //! The front door for OpenAI's clients.
 //!
-//! A request is read ([`endpoint`], [`fields`], [`asked`], [`sampling`], [`extension`], [`model_name`]; [`chat`] and
+//! A request is read ([`endpoint`], [`json`], [`fields`], [`asked`], [`sampling`], [`extension`], [`model_name`]; [`chat`] and
 //! [`completions`] differ), becomes what a gRPC client would have sent, and takes the same path ([`generate`]):
 //! admission, sessions, a bounded queue. What the sessions say is an [`mod@answer`], written in OpenAI's [`shapes`]
 //! ([`logprobs`], [`statistics`]), whole or as a [`stream`]. [`routes`] is the surface, [`state`] what all requests share,
@@ -22,6 +22,7 @@ pub mod error;
 pub mod extension;
 pub mod fields;
 pub mod generate;
+pub mod json;
 pub mod keys;
 pub mod logprobs;
 pub mod model_name;

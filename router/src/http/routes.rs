@@ -1,9 +1,8 @@
 //! What is served where, and what every response has: a request id, and OpenAI's envelope where it is no success.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::BodyDataStream;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
@@ -14,10 +13,11 @@ use axum::{Extension, Json, Router as Routes};
 use cascadia_core::limits;
 use cascadia_node::telemetry::TraceContext;
 use futures::StreamExt;
-use serde_json::json;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::admission::is_among;
+use crate::error::GenerateError;
 use crate::http::asked::Asked;
 use crate::http::connection::{HEADER_BYTES, MOST_HEADERS};
 use crate::http::counted::count;
@@ -25,11 +25,9 @@ use crate::http::error::ApiError;
 use crate::http::generate::{Caller, answer};
 use crate::http::state::AppState;
 use crate::http::{chat, completions, models};
+use crate::reading::{BODY_WITHIN, Reading};
 
-/// How long a client may take to send a body.
-const BODY_WITHIN: Duration = Duration::from_secs(60);
-
-/// A body over the limit is read on for so much and so long, so that its sender comes to read the answer.
+/// A body that is refused is read on for so much.
 const OVERFLOW: usize = 16 * limits::REQUEST_BYTES;
 
 /// What a gRPC client hears that took the wrong port.
@@ -75,39 +73,41 @@ type ReadRequest = fn(&[u8]) -> Result<Asked, ApiError>;
 
 async fn complete(front: &AppState, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
     let answered = async {
-        let asked = parse(body(request).await?, read).await?;
+        let (body, received) = body(front, request).await?;
+        let (asked, received) = parse(front, body, received, read).await?;
         if let Some(own) = &asked.request_id {
             caller.request_id.clone_from(own);
         }
-        answer(front, asked, &caller).await
+        answer(front, asked, received, &caller).await
     };
     let mut response = answered.await.unwrap_or_else(IntoResponse::into_response);
     sign(&mut response, &caller.request_id);
     response
 }
 
-/// A body of so many bytes is read in about ten milliseconds.
-const SMALL_BODY: usize = 256 * 1024;
-
-/// Reads a body where it keeps nobody waiting.
-async fn parse(body: Vec<u8>, read: ReadRequest) -> Result<Asked, ApiError> {
-    if body.len() <= SMALL_BODY {
-        return read(&body);
-    }
-    tokio::task::spawn_blocking(move || read(&body)).await.unwrap_or_else(|error| {
+/// Reads a body where it keeps nobody waiting. It is charged until it is a request.
+async fn parse(
+    front: &Front,
+    body: Vec<u8>,
+    received: Reading,
+    read: ReadRequest,
+) -> Result<(Asked, Reading), ApiError> {
+    let bodies = &front.router.admission.bodies;
+    let parsed = bodies.decode(body.len(), move || read(&body).map(|asked| (asked, received))).await;
+    parsed.unwrap_or_else(|error| {
         let message = format!("the body was not read: {error}");
         Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message))
     })
 }
 
-/// A JSON body within the limits of size and time.
-async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+/// A JSON body within the limits of size and time, and of what is read at once.
+async fn body(front: &Front, request: Request) -> Result<(Vec<u8>, Reading), ApiError> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let chunks = body.into_data_stream();
     if declared.is_some_and(|bytes: usize| bytes > limits::REQUEST_BYTES) {
         if !parts.headers.contains_key(header::EXPECT) {
-            // Ends with the connection, and within BODY_WITHIN. Nobody waits for it.
-            tokio::spawn(tokio::time::timeout(BODY_WITHIN, read_body(body)));
+            forget(chunks);
         }
         return Err(too_large());
     }
@@ -117,30 +117,71 @@ async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
         let message = "the body must be JSON and say so: set the header Content-Type: application/json";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
     }
-    tokio::time::timeout(BODY_WITHIN, read_body(body)).await.unwrap_or_else(|_| {
-        let message = format!("the body was not sent within {} s", BODY_WITHIN.as_secs());
-        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
-    })
-}
-
-async fn read_body(body: Body) -> Result<Vec<u8>, ApiError> {
-    let (mut chunks, mut bytes, mut seen) = (body.into_data_stream(), Vec::new(), 0);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| {
-            let message = format!("the body broke off: {error}");
-            ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", message)
-        })?;
-        seen += chunk.len();
-        if seen <= limits::REQUEST_BYTES {
-            bytes.extend_from_slice(&chunk);
-        } else if seen > OVERFLOW {
-            break;
+    let mut incoming = Incoming { chunks, bytes: Vec::new(), reading: front.router.admission.bodies.begin() };
+    let read = tokio::time::timeout(BODY_WITHIN, incoming.read(front, declared)).await;
+    match read {
+        Ok(Ok(())) => Ok((incoming.bytes, incoming.reading)),
+        Ok(Err(error)) => {
+            forget(incoming.chunks);
+            Err(error)
+        }
+        Err(_) => {
+            let message = format!("the body was not sent within {} s", BODY_WITHIN.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
         }
     }
-    if seen <= limits::REQUEST_BYTES {
-        return Ok(bytes);
+}
+
+/// A body that comes in.
+struct Incoming {
+    chunks: BodyDataStream,
+    bytes: Vec<u8>,
+    reading: Reading,
+}
+
+impl Incoming {
+    /// Reads it to its end.
+    async fn read(&mut self, front: &Front, declared: Option<usize>) -> Result<(), ApiError> {
+        while let Some(chunk) = self.chunks.next().await {
+            let chunk = chunk.map_err(|error| {
+                let message = format!("the body broke off: {error}");
+                ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+            })?;
+            let bytes = self.bytes.len() + chunk.len();
+            if bytes > limits::REQUEST_BYTES {
+                return Err(too_large());
+            }
+            self.charge(front, chunk.len())?;
+            if bytes > self.bytes.capacity() {
+                // Twice as much, and no more than is to come: what was announced and does not come takes no memory.
+                let most = declared.unwrap_or(limits::REQUEST_BYTES);
+                let capacity = (2 * self.bytes.capacity()).min(most).max(bytes);
+                self.bytes.reserve_exact(capacity - self.bytes.len());
+            }
+            self.bytes.extend_from_slice(&chunk);
+        }
+        Ok(())
     }
-    Err(too_large())
+
+    fn charge(&mut self, front: &Front, bytes: usize) -> Result<(), GenerateError> {
+        let router = &front.router;
+        let charged = self.reading.add(bytes, router.config.now().reading_memory.bytes());
+        charged.inspect_err(|error| router.refused("", "", &TraceContext::default(), Instant::now(), error))
+    }
+}
+
+/// Reads on what nobody wants any more, for so much and so long, so that its sender comes to read the answer. Ends with
+/// the connection. Nobody waits for it.
+fn forget(mut chunks: BodyDataStream) {
+    tokio::spawn(tokio::time::timeout(BODY_WITHIN, async move {
+        let mut seen = 0;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            seen += chunk.len();
+            if seen > OVERFLOW {
+                break;
+            }
+        }
+    }));
 }
 
 fn too_large() -> ApiError {
@@ -164,15 +205,25 @@ async fn get_model(State(front): Shared, id: Result<Path<String>, PathRejection>
     Ok(Json(model).into_response())
 }
 
+#[derive(serde::Serialize)]
+struct Health {
+    status: &'static str,
+}
+
+#[derive(serde::Serialize)]
+struct Running {
+    version: &'static str,
+}
+
 async fn health(State(front): Shared) -> Result<Response, ApiError> {
     match front.router.ready() {
-        Ok(()) => Ok(Json(json!({"status": "ok"})).into_response()),
+        Ok(()) => Ok(Json(Health { status: "ok" }).into_response()),
         Err(reason) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", reason)),
     }
 }
 
 async fn version() -> Response {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+    Json(Running { version: env!("CARGO_PKG_VERSION") }).into_response()
 }
 
 async fn unknown_path(method: Method, uri: Uri, headers: HeaderMap) -> Response {

@@ -1,10 +1,11 @@
 //! How the next token is chosen and where the text ends: the fields of OpenAI, vLLM and llama.cpp as the wire has them.
 
+use cascadia_proto::parameters::MOST_IDS;
 use cascadia_proto::v1::{LogitBias, Parameters};
-use serde_json::Value;
 
 use crate::http::error::ApiError;
-use crate::http::fields::{Fields, strings, wrong};
+use crate::http::fields::Fields;
+use crate::http::json::{Json, Read, wrong};
 
 /// Stop strings at most, as OpenAI's.
 const MOST_STOPS: usize = 4;
@@ -13,8 +14,12 @@ const MOST_STOPS: usize = 4;
 ///
 /// # Errors
 /// The field that has another type, or asks for what cannot be done.
-pub fn read(body: &mut Fields) -> Result<Parameters, ApiError> {
-    body.refuse("min_tokens", |value| value.as_u64() == Some(0), "leave it out, or ban the stop tokens by logit_bias")?;
+pub fn read(body: &mut Fields<'_>) -> Result<Parameters, ApiError> {
+    body.refuse(
+        "min_tokens",
+        |value| u32::read(value) == Some(0),
+        "leave it out, or ban the stop tokens by logit_bias",
+    )?;
     Ok(Parameters {
         temperature: body.get("temperature")?,
         top_p: body.get("top_p")?,
@@ -27,14 +32,14 @@ pub fn read(body: &mut Fields) -> Result<Parameters, ApiError> {
         seed: body.get("seed")?,
         max_tokens: max_tokens(body)?,
         stop: stop(body)?,
-        stop_token_ids: body.get("stop_token_ids")?.unwrap_or_default(),
+        stop_token_ids: body.some_ids("stop_token_ids", MOST_IDS)?,
         ignore_eos: body.get("ignore_eos")?.unwrap_or_default(),
         ..Parameters::default()
     })
 }
 
 /// Minus one is vLLM's word for all.
-fn top_k(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+fn top_k(body: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     match body.get::<i32>("top_k")? {
         None => Ok(None),
         Some(-1) => Ok(Some(0)),
@@ -48,7 +53,7 @@ fn top_k(body: &mut Fields) -> Result<Option<u32>, ApiError> {
     }
 }
 
-fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
+fn max_tokens(body: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
     let (new, old) = (body.get::<u32>("max_completion_tokens")?, body.get::<u32>("max_tokens")?);
     if new.is_some() && old.is_some() && new != old {
         let message = "max_completion_tokens and max_tokens differ: give one of them, max_tokens is the older name";
@@ -57,40 +62,50 @@ fn max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
     Ok(new.or(old))
 }
 
-fn stop(body: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let Some(value) = body.take("stop") else { return Ok(Vec::new()) };
-    let stop = strings("stop", value)?;
-    if stop.len() > MOST_STOPS {
-        let message = format!("stop has {} strings; at most {MOST_STOPS} may be given", stop.len());
-        return Err(ApiError::field("invalid_value", "stop", message));
+/// One string or several.
+fn stop(body: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
+    const FIELD: &str = "stop";
+    let Some(value) = body.take(FIELD) else { return Ok(Vec::new()) };
+    if let Some(one) = String::read(value) {
+        return Ok(vec![one]);
+    }
+    let strings = value.some(MOST_STOPS, FIELD).map_err(|_| wrong(FIELD, "a string or an array of strings", value));
+    let (stop, count) = strings?;
+    if count > MOST_STOPS {
+        let message = format!("stop has {count} strings; at most {MOST_STOPS} may be given");
+        return Err(ApiError::field("invalid_value", FIELD, message));
     }
     Ok(stop)
 }
 
 /// A map from token id, as a string, to bias.
-fn logit_bias(body: &mut Fields) -> Result<Vec<LogitBias>, ApiError> {
+fn logit_bias(body: &mut Fields<'_>) -> Result<Vec<LogitBias>, ApiError> {
     const FIELD: &str = "logit_bias";
-    let map = match body.take(FIELD) {
-        None => return Ok(Vec::new()),
-        Some(Value::Object(map)) => map,
-        Some(other) => return Err(wrong(FIELD, "an object from token id to bias", &other)),
-    };
-    let bias = |(token, bias): (String, Value)| {
+    let Some(value) = body.take(FIELD) else { return Ok(Vec::new()) };
+    if !value.is_object() {
+        return Err(wrong(FIELD, "an object from token id to bias", value));
+    }
+    let (entries, count) = value.entries(MOST_IDS, FIELD)?;
+    if count > MOST_IDS {
+        let message = format!("logit_bias has {count} entries; at most {MOST_IDS} may be given");
+        return Err(ApiError::field("invalid_value", FIELD, message));
+    }
+    let bias = |(token, bias): (std::borrow::Cow<'_, str>, Json<'_>)| {
         let shown: String = token.chars().take(40).collect();
         let path = format!("{FIELD}.{shown}");
         let Ok(token) = token.parse() else {
             let message = format!("logit_bias names {shown:?}, which is no token id");
             return Err(ApiError::field("invalid_value", path, message));
         };
-        let value = bias.as_f64().ok_or_else(|| wrong(&path, "a number", &bias))?;
+        let value = f64::read(bias).ok_or_else(|| wrong(&path, "a number", bias))?;
         Ok(LogitBias { token, bias: value as f32 })
     };
-    map.into_iter().map(bias).collect()
+    entries.into_iter().map(bias).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -119,6 +134,11 @@ mod tests {
         for (body, param) in [
             (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
             (json!({"stop": [1]}), "stop"),
+            (json!({"stop_token_ids": vec![1; 1_025]}), "stop_token_ids"),
+            (
+                json!({"logit_bias": (0..1_025).map(|i| (i.to_string(), json!(1))).collect::<serde_json::Map<_, _>>()}),
+                "logit_bias",
+            ),
             (json!({"stop": 1}), "stop"),
             (json!({"max_tokens": 1, "max_completion_tokens": 2}), "max_tokens"),
             (json!({"max_tokens": -1}), "max_tokens"),

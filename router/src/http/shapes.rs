@@ -24,12 +24,16 @@ pub struct Writer {
 impl Writer {
     /// For an answer whose first session has this name.
     #[must_use]
-    pub fn new(asked: Asked, session: &str, created: u64) -> Self {
+    pub fn new(mut asked: Asked, session: &str, created: u64) -> Self {
         let prefix = match asked.endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Text => "cmpl-",
         };
         let offsets = (0..asked.sessions()).map(|choice| Offsets::behind(asked.echoed(choice))).collect();
+        if !asked.echo {
+            // An answer may outlast its sessions, and what they were charged for.
+            asked.prompts = Vec::new();
+        }
         Self { id: format!("{prefix}{session}"), asked, created, offsets }
     }
 
