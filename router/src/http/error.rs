@@ -6,7 +6,7 @@ use axum::Json;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cascadia_proto::refusal;
-use serde_json::{Value, json};
+use serde::Serialize;
 use tonic::{Code, Status};
 
 use crate::error::GenerateError;
@@ -28,6 +28,21 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// When to try again, where that helps.
     pub retry_after: Option<Duration>,
+}
+
+/// An error as OpenAI's clients read it.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Envelope<'e> {
+    error: Told<'e>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Told<'e> {
+    message: &'e str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'e str>,
+    code: Option<&'static str>,
 }
 
 /// What a model computed for the request is no numbers, and would be none again.
@@ -78,8 +93,10 @@ impl ApiError {
 
     /// The envelope, for a body or for a frame of a stream that has begun.
     #[must_use]
-    pub fn envelope(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind(), "param": self.param, "code": self.code}})
+    pub fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            error: Told { message: &self.message, kind: self.kind(), param: self.param.as_deref(), code: self.code },
+        }
     }
 
     /// What tells a client whether and when to try again.
@@ -189,7 +206,7 @@ mod tests {
             let headers = error.headers();
             let of = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
             assert_eq!((of("retry-after"), of("x-should-retry")), (retry, should), "{code}");
-            let envelope = error.envelope();
+            let envelope = serde_json::json!(error.envelope());
             assert_eq!(envelope["error"]["message"], "a sentence");
             assert!(envelope["error"]["type"].is_string() && envelope["error"]["param"].is_null());
         }

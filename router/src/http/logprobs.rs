@@ -1,6 +1,7 @@
 //! Log-probabilities in the two shapes that OpenAI's endpoints have.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::http::answer::{Alternative, Scored, Token};
 
@@ -11,23 +12,58 @@ fn number(logprob: Option<f32>) -> f64 {
     logprob.map_or(LEAST, |logprob| f64::from(logprob).max(LEAST))
 }
 
-/// The entries of a chat choice's `logprobs.content`, one a token.
-#[must_use]
-pub fn chat(tokens: &[Token]) -> Value {
-    let scored = tokens.iter().filter_map(|token| token.scored.as_ref());
-    scored
-        .map(|scored| {
-            let mut entry = chat_entry(&scored.chosen);
-            entry["top_logprobs"] = scored.top.iter().map(chat_entry).collect();
-            entry
-        })
-        .collect()
+/// A choice's `logprobs`, in the shape of its endpoint.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Logprobs {
+    /// Of a chat.
+    Chat {
+        /// One a token.
+        content: Vec<Entry>,
+        /// Always `null`.
+        refusal: (),
+    },
+    /// Of plain text.
+    Text(Older),
 }
 
-/// A special token has a name and writes no bytes.
-fn chat_entry(token: &Alternative) -> Value {
-    let bytes = (!token.special).then_some(&token.bytes);
-    json!({"token": String::from_utf8_lossy(&token.bytes), "logprob": number(token.logprob), "bytes": bytes})
+/// A token of a chat, with the alternatives to it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Entry {
+    #[serde(flatten)]
+    chosen: Named,
+    top_logprobs: Vec<Named>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Named {
+    token: String,
+    logprob: f64,
+    /// A special token has a name and writes none.
+    bytes: Option<Vec<u8>>,
+}
+
+/// The shape of the older endpoint: lists, of which each has one element a token.
+#[derive(Clone, Debug, Serialize)]
+pub struct Older {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f64>,
+    top_logprobs: Vec<Map<String, Value>>,
+    text_offset: Vec<usize>,
+}
+
+/// Those of a chat's choice.
+#[must_use]
+pub fn chat(tokens: &[Token]) -> Logprobs {
+    let scored = tokens.iter().filter_map(|token| token.scored.as_ref());
+    let entry =
+        |scored: &Scored| Entry { chosen: named(&scored.chosen), top_logprobs: scored.top.iter().map(named).collect() };
+    Logprobs::Chat { content: scored.map(entry).collect(), refusal: () }
+}
+
+fn named(token: &Alternative) -> Named {
+    let bytes = (!token.special).then(|| token.bytes.clone());
+    Named { token: String::from_utf8_lossy(&token.bytes).into_owned(), logprob: number(token.logprob), bytes }
 }
 
 /// Where tokens begin in the text, in characters, for the older endpoint.
@@ -70,14 +106,14 @@ impl Offsets {
     }
 }
 
-/// A choice's `logprobs` at the older endpoint.
-pub fn text(tokens: &[Token], offsets: &mut Offsets) -> Value {
+/// Those of a choice at the older endpoint.
+pub fn text(tokens: &[Token], offsets: &mut Offsets) -> Logprobs {
     let scored: Vec<&Scored> = tokens.iter().filter_map(|token| token.scored.as_ref()).collect();
-    json!({
-        "tokens": scored.iter().map(|scored| name(&scored.chosen)).collect::<Vec<_>>(),
-        "token_logprobs": scored.iter().map(|scored| number(scored.chosen.logprob)).collect::<Vec<_>>(),
-        "top_logprobs": scored.iter().map(|scored| top(scored)).collect::<Vec<_>>(),
-        "text_offset": scored.iter().map(|scored| offsets.next(&scored.chosen)).collect::<Vec<_>>(),
+    Logprobs::Text(Older {
+        tokens: scored.iter().map(|scored| name(&scored.chosen)).collect(),
+        token_logprobs: scored.iter().map(|scored| number(scored.chosen.logprob)).collect(),
+        top_logprobs: scored.iter().map(|scored| top(scored)).collect(),
+        text_offset: scored.iter().map(|scored| offsets.next(&scored.chosen)).collect(),
     })
 }
 
@@ -92,14 +128,15 @@ fn name(token: &Alternative) -> String {
 }
 
 /// The chosen token is always among them.
-fn top(scored: &Scored) -> Value {
+fn top(scored: &Scored) -> Map<String, Value> {
     let all = scored.top.iter().chain([&scored.chosen]);
-    Value::Object(all.map(|token| (name(token), json!(number(token.logprob)))).collect::<Map<_, _>>())
+    all.map(|token| (name(token), number(token.logprob).into())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use cascadia_proto::v1::Provenance;
+    use serde_json::json;
 
     use super::*;
 
@@ -114,7 +151,8 @@ mod tests {
 
     #[test]
     fn a_token_has_its_bytes_and_a_special_one_a_name() {
-        let entries = chat(&[token("é".as_bytes()), token(&[0xe2, 0x82])]);
+        let entries = json!(chat(&[token("é".as_bytes()), token(&[0xe2, 0x82])]));
+        let entries = &entries["content"];
         assert_eq!(entries[0]["token"], "é");
         assert_eq!((&entries[0]["bytes"], &entries[1]["bytes"]), (&json!([0xc3, 0xa9]), &json!([0xe2, 0x82])));
         let top = &entries[0]["top_logprobs"][0];
@@ -125,7 +163,7 @@ mod tests {
     fn offsets_count_characters_of_the_text() {
         let mut offsets = Offsets::behind("ab");
         let tokens = ["é".as_bytes(), &[0xe2, 0x82], &[0xac, b'x'], b"<|eos|>", &[0xff], b"y"].map(token);
-        let older = text(&tokens, &mut offsets);
+        let older = json!(text(&tokens, &mut offsets));
         assert_eq!(older["text_offset"], json!([2, 3, 3, 5, 5, 6]));
         assert_eq!(older["tokens"][1], "bytes:\\xe2\\x82");
         assert_eq!(older["top_logprobs"][0], json!({"<|eos|>": -9999.0, "é": -0.5}));

@@ -87,7 +87,7 @@ async fn complete(front: &AppState, mut caller: Caller, request: Request, read: 
 
 /// Reads a body where it keeps nobody waiting. It is charged until it is a request.
 async fn parse(
-    front: &Front,
+    front: &AppState,
     body: Vec<u8>,
     received: Reading,
     read: ReadRequest,
@@ -101,7 +101,7 @@ async fn parse(
 }
 
 /// A JSON body within the limits of size and time, and of what is read at once.
-async fn body(front: &Front, request: Request) -> Result<(Vec<u8>, Reading), ApiError> {
+async fn body(front: &AppState, request: Request) -> Result<(Vec<u8>, Reading), ApiError> {
     let (parts, body) = request.into_parts();
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let chunks = body.into_data_stream();
@@ -141,7 +141,7 @@ struct Incoming {
 
 impl Incoming {
     /// Reads it to its end.
-    async fn read(&mut self, front: &Front, declared: Option<usize>) -> Result<(), ApiError> {
+    async fn read(&mut self, front: &AppState, declared: Option<usize>) -> Result<(), ApiError> {
         while let Some(chunk) = self.chunks.next().await {
             let chunk = chunk.map_err(|error| {
                 let message = format!("the body broke off: {error}");
@@ -163,7 +163,7 @@ impl Incoming {
         Ok(())
     }
 
-    fn charge(&mut self, front: &Front, bytes: usize) -> Result<(), GenerateError> {
+    fn charge(&mut self, front: &AppState, bytes: usize) -> Result<(), GenerateError> {
         let router = &front.router;
         let charged = self.reading.add(bytes, router.config.now().reading_memory.bytes());
         charged.inspect_err(|error| router.refused("", "", &TraceContext::default(), Instant::now(), error))

@@ -1,14 +1,90 @@
 //! OpenAI's objects: whole answers, and the chunks of a stream.
 
+use cascadia_core::ids::TokenId;
 use cascadia_proto::convert::provenance_name;
 use cascadia_proto::v1;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::http::answer::{Answer, Delta, Token};
 use crate::http::asked::Asked;
 use crate::http::endpoint::Endpoint;
-use crate::http::logprobs::{self, Offsets};
-use crate::http::statistics;
+use crate::http::logprobs::{self, Logprobs, Offsets};
+use crate::http::statistics::{self, Cascadia, Metrics};
+
+/// A whole answer, or a chunk of a stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Completion {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+    choices: Vec<Choice>,
+    /// Absent, or `null` on a chunk that is not the last of a stream which ends with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<Option<Metrics>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cascadia: Option<Cascadia>,
+}
+
+/// One answer of several, or what a chunk adds to it.
+#[derive(Clone, Debug, Serialize)]
+struct Choice {
+    index: usize,
+    #[serde(flatten)]
+    content: Content,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cascadia: Option<Written>,
+}
+
+/// What it says, under the name of its shape.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Content {
+    Message(Message),
+    Delta(MessageDelta),
+    Text(String),
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+    /// Always `null`.
+    refusal: (),
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+struct MessageDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<String>,
+}
+
+/// Who wrote which token.
+#[derive(Clone, Debug, Serialize)]
+struct Written {
+    token_ids: Vec<TokenId>,
+    provenance: Vec<&'static str>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Usage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
 
 /// Writes one answer.
 #[derive(Clone, Debug)]
@@ -51,53 +127,53 @@ impl Writer {
         }
     }
 
-    fn head(&self, started: &v1::Started, chunk: bool, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": self.object(chunk),
-            "created": self.created,
-            "model": started.model,
-            "system_fingerprint": statistics::system_fingerprint(&self.asked.parameters, started),
-            "choices": choices,
-        })
+    fn head(&self, started: &v1::Started, chunk: bool, choices: Vec<Choice>) -> Completion {
+        Completion {
+            id: self.id.clone(),
+            object: self.object(chunk),
+            created: self.created,
+            model: started.model.clone(),
+            system_fingerprint: statistics::system_fingerprint(&self.asked.parameters, started),
+            choices,
+            usage: None,
+            metrics: None,
+            cascadia: None,
+        }
     }
 
     /// The chunk that a delta is, if a client has to be told of it.
-    pub fn chunk(&mut self, answer: &Answer, delta: &Delta) -> Option<Value> {
+    pub fn chunk(&mut self, answer: &Answer, delta: &Delta) -> Option<Completion> {
         let (wanted, ends) = (self.wanted(delta), delta.finish.is_some());
         let echo = if delta.begins { self.asked.echoed(delta.index) } else { "" };
         let role = delta.begins && self.asked.endpoint == Endpoint::Chat;
         if !(role || wanted || ends || !echo.is_empty()) {
             return None;
         }
-        let mut choice = Map::new();
-        choice.insert("index".into(), json!(delta.index));
-        match self.asked.endpoint {
-            Endpoint::Chat => {
-                let content = match (role, ends) {
-                    (true, _) => json!({"role": "assistant", "content": ""}),
-                    // By convention the last has an end and nothing else.
-                    (false, true) => json!({}),
-                    (false, false) => json!({"content": delta.text}),
-                };
-                choice.insert("delta".into(), content);
+        let content = match (self.asked.endpoint, role, ends) {
+            (Endpoint::Text, ..) => Content::Text(format!("{echo}{}", delta.text)),
+            (Endpoint::Chat, true, _) => {
+                Content::Delta(MessageDelta { role: Some("assistant"), content: Some(String::new()) })
             }
-            Endpoint::Text => {
-                choice.insert("text".into(), json!(format!("{echo}{}", delta.text)));
+            // By convention the last has an end and nothing else.
+            (Endpoint::Chat, false, true) => Content::Delta(MessageDelta::default()),
+            (Endpoint::Chat, false, false) => {
+                Content::Delta(MessageDelta { role: None, content: Some(delta.text.clone()) })
             }
-        }
-        choice.insert("logprobs".into(), self.logprobs(delta.index, &delta.tokens));
-        choice.insert("finish_reason".into(), json!(delta.finish));
-        if self.asked.provenance && !delta.tokens.is_empty() {
-            choice.insert("cascadia".into(), provenance(&delta.tokens));
-        }
+        };
+        let choice = Choice {
+            index: delta.index,
+            content,
+            logprobs: self.logprobs(delta.index, &delta.tokens),
+            finish_reason: delta.finish,
+            cascadia: (self.asked.provenance && !delta.tokens.is_empty()).then(|| written(&delta.tokens)),
+        };
         let said = answer.choices.get(delta.index)?;
-        let mut chunk = self.head(&said.started, true, vec![Value::Object(choice)]);
+        let mut chunk = self.head(&said.started, true, vec![choice]);
         if ends {
-            chunk["cascadia"] = statistics::cascadia(std::slice::from_ref(said));
+            chunk.cascadia = statistics::cascadia(std::slice::from_ref(said));
         }
         if self.asked.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk.usage = Some(None);
         }
         Some(chunk)
     }
@@ -110,7 +186,7 @@ impl Writer {
 
     /// The chunk behind the last, if the client asked for it.
     #[must_use]
-    pub fn usage_chunk(&self, answer: &Answer) -> Option<Value> {
+    pub fn usage_chunk(&self, answer: &Answer) -> Option<Completion> {
         let first = answer.choices.first().filter(|_| self.asked.include_usage)?;
         let mut chunk = self.head(&first.started, true, Vec::new());
         self.account(&mut chunk, answer);
@@ -119,7 +195,7 @@ impl Writer {
 
     /// The whole answer, from everything its choices brought.
     #[must_use]
-    pub fn whole(&mut self, answer: &Answer, choices: Vec<Collected>) -> Value {
+    pub fn whole(&mut self, answer: &Answer, choices: Vec<Collected>) -> Completion {
         let choices = choices.into_iter().enumerate().map(|(index, choice)| self.choice(index, choice)).collect();
         let started = answer.choices.first().map(|choice| choice.started.clone()).unwrap_or_default();
         let mut whole = self.head(&started, false, choices);
@@ -127,41 +203,36 @@ impl Writer {
         whole
     }
 
-    fn choice(&mut self, index: usize, collected: Collected) -> Value {
+    fn choice(&mut self, index: usize, collected: Collected) -> Choice {
         let logprobs = self.logprobs(index, &collected.tokens);
-        let mut choice = json!({"index": index, "finish_reason": collected.finish, "logprobs": logprobs});
-        match self.asked.endpoint {
-            Endpoint::Chat => {
-                choice["message"] = json!({"role": "assistant", "content": collected.text, "refusal": null});
-            }
-            Endpoint::Text => choice["text"] = json!(format!("{}{}", self.asked.echoed(index), collected.text)),
-        }
-        if self.asked.provenance {
-            choice["cascadia"] = provenance(&collected.tokens);
-        }
-        choice
+        let cascadia = self.asked.provenance.then(|| written(&collected.tokens));
+        let content = match self.asked.endpoint {
+            Endpoint::Chat => Content::Message(Message { role: "assistant", content: collected.text, refusal: () }),
+            Endpoint::Text => Content::Text(format!("{}{}", self.asked.echoed(index), collected.text)),
+        };
+        Choice { index, content, logprobs, finish_reason: collected.finish, cascadia }
     }
 
-    fn logprobs(&mut self, index: usize, tokens: &[Token]) -> Value {
+    fn logprobs(&mut self, index: usize, tokens: &[Token]) -> Option<Logprobs> {
         if self.asked.parameters.logprobs.is_none() || tokens.is_empty() {
-            return Value::Null;
+            return None;
         }
-        match (self.asked.endpoint, self.offsets.get_mut(index)) {
+        Some(match (self.asked.endpoint, self.offsets.get_mut(index)) {
             (Endpoint::Text, Some(offsets)) => logprobs::text(tokens, offsets),
-            _ => json!({"content": logprobs::chat(tokens), "refusal": null}),
-        }
+            _ => logprobs::chat(tokens),
+        })
     }
 
-    fn account(&self, object: &mut Value, answer: &Answer) {
+    fn account(&self, object: &mut Completion, answer: &Answer) {
         let usage = answer.usage(self.asked.answers as usize);
-        object["usage"] = json!({
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        });
-        object["metrics"] = statistics::metrics(answer);
-        object["cascadia"] = statistics::cascadia(&answer.choices);
+        object.usage = Some(Some(Usage {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens: usage.cached_tokens },
+        }));
+        object.metrics = Some(statistics::metrics(answer));
+        object.cascadia = statistics::cascadia(&answer.choices);
     }
 }
 
@@ -182,10 +253,9 @@ impl Collected {
     }
 }
 
-/// Who wrote which token.
-fn provenance(tokens: &[Token]) -> Value {
-    json!({
-        "token_ids": tokens.iter().map(|token| token.id).collect::<Vec<_>>(),
-        "provenance": tokens.iter().map(|token| provenance_name(token.provenance)).collect::<Vec<_>>(),
-    })
+fn written(tokens: &[Token]) -> Written {
+    Written {
+        token_ids: tokens.iter().map(|token| token.id).collect(),
+        provenance: tokens.iter().map(|token| provenance_name(token.provenance)).collect(),
+    }
 }

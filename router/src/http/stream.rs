@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use cascadia_proto::v1::GenerateResponse;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use serde_json::Value;
+use serde::Serialize;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -88,7 +88,8 @@ impl Frames {
     }
 }
 
-fn frame(object: &Value) -> Bytes {
+fn frame(object: &impl Serialize) -> Bytes {
+    let object = serde_json::to_string(object).expect("names are strings, and there is memory");
     Bytes::from(format!("data: {object}\n\n"))
 }
 
