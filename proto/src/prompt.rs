@@ -162,10 +162,45 @@ impl EncodedPrompt {
         if self.shape == Shape::Text { std::str::from_utf8(&self.encoded[self.content..]).ok() } else { None }
     }
 
+    /// Its ids, where it is ids, read one after another where they stand.
+    #[must_use]
+    pub fn ids(&self) -> Ids<'_> {
+        let fields = if self.shape == Shape::Ids { &self.encoded[self.content..] } else { &[] };
+        Ids { fields, packed: &[] }
+    }
+
     /// The message, in memory of its own.
     #[must_use]
     pub fn decoded(&self) -> v1::Prompt {
         v1::Prompt::decode(self.encoded.clone()).unwrap_or_default()
+    }
+}
+
+/// The ids of a prompt of ids.
+#[derive(Clone, Debug)]
+pub struct Ids<'a> {
+    /// The fields that have not been read, and what is left of the one that is being read.
+    fields: &'a [u8],
+    packed: &'a [u8],
+}
+
+impl Iterator for Ids<'_> {
+    type Item = TokenId;
+
+    fn next(&mut self) -> Option<TokenId> {
+        loop {
+            if !self.packed.is_empty() {
+                return varint(&mut self.packed).ok().map(|id| id as TokenId);
+            }
+            if self.fields.is_empty() {
+                return None;
+            }
+            match field(&mut self.fields).ok()? {
+                (1, Wire::Delimited(packed)) => self.packed = packed,
+                (1, Wire::Varint(id)) => return Some(id as TokenId),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -446,6 +481,8 @@ mod tests {
         let of = |ids: &[u32]| EncodedPrompt::from(&prompt(Kind::Ids(v1::TokenIds { ids: ids.to_vec() })));
         let measured = of(&[0, 127, 128, 16_383, 16_384, u32::MAX]);
         assert_eq!((measured.weight(), measured.tokens()), (1 + 1 + 2 + 2 + 3 + 5, 6));
+        assert_eq!(measured.ids().collect::<Vec<_>>(), [0, 127, 128, 16_383, 16_384, u32::MAX]);
+        assert_eq!(EncodedPrompt::of_text("abc").ids().next(), None);
         assert_eq!(of(&[1]).beginning(), [1, 0, 0, 0]);
         assert_eq!(of(&[7; 1_000]).beginning().len(), limits::PLACEMENT_KEY_BYTES);
     }

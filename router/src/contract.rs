@@ -7,7 +7,8 @@ use std::ops::RangeInclusive;
 
 use cascadia_core::ids::TokenId;
 use cascadia_core::limits;
-use cascadia_proto::v1::{self, prompt::Kind};
+use cascadia_proto::prompt::Shape;
+use cascadia_proto::v1;
 
 use crate::admission::{LABEL_BYTES, Terms};
 use crate::transcript::{Breach, Transcript};
@@ -24,6 +25,9 @@ const IDS_PER_BYTE: usize = 16;
 /// Ids that a chat template may add to a conversation, and to each of its messages.
 const TEMPLATE_IDS: usize = 1 << 16;
 const MESSAGE_IDS: usize = 256;
+
+/// What a message weighs at least in [`cascadia_proto::prompt::EncodedPrompt::weight`].
+const MESSAGE_WEIGHT: usize = 16;
 
 /// Bytes that one id may write: some vocabularies have a token of a few hundred spaces.
 const BYTES_PER_ID: usize = 1_024;
@@ -102,14 +106,11 @@ impl<'a> Contract<'a> {
     /// How many ids the prompt can have become.
     fn prompt_tokens(&self) -> RangeInclusive<usize> {
         let text = |bytes: usize, messages: usize| 1..=bytes * IDS_PER_BYTE + messages * MESSAGE_IDS + TEMPLATE_IDS;
-        match &self.terms.prompt.kind {
-            Some(Kind::Ids(ids)) => ids.ids.len()..=ids.ids.len(),
-            Some(Kind::Text(prompt)) => text(prompt.len(), 0),
-            Some(Kind::Messages(prompt)) => {
-                let bytes = prompt.messages.iter().map(|message| message.role.len() + message.content.len());
-                text(bytes.sum(), prompt.messages.len())
-            }
-            None => text(0, 0),
+        let prompt = &self.terms.prompt;
+        match prompt.shape() {
+            Shape::Ids => prompt.tokens()..=prompt.tokens(),
+            Shape::Text => text(prompt.weight(), 0),
+            Shape::Messages => text(prompt.weight(), prompt.weight() / MESSAGE_WEIGHT),
         }
     }
 
@@ -120,11 +121,10 @@ impl<'a> Contract<'a> {
     pub fn history(&self, ids: &[TokenId], transcript: &Transcript) -> Result<(), Breach> {
         let room = self.room("a history")?;
         room.knows(ids.iter().copied())?;
-        if let Some(Kind::Ids(asked)) = &self.terms.prompt.kind {
-            let rest = asked.ids.get(transcript.ids().len()..).unwrap_or_default();
-            if !rest.starts_with(ids) {
-                return Err(Breach::Unexpected { what: "another prompt than the client's" });
-            }
+        let prompt = &self.terms.prompt;
+        let mut asked = prompt.ids().skip(transcript.ids().len());
+        if prompt.shape() == Shape::Ids && !ids.iter().all(|id| asked.next() == Some(*id)) {
+            return Err(Breach::Unexpected { what: "another prompt than the client's" });
         }
         Ok(())
     }

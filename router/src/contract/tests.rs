@@ -1,17 +1,18 @@
 use cascadia_node::telemetry::TraceContext;
-use cascadia_proto::v1::{GenerateRequest, Message, Messages, Parameters, Prompt, TokenIds};
+use cascadia_proto::prompt::EncodedPrompt;
+use cascadia_proto::v1::prompt::Kind;
+use cascadia_proto::v1::{Message, Messages, Parameters, Prompt, TokenIds};
 use tokio::time::Instant;
 
 use super::*;
 use crate::config::RouterConfig;
+use crate::request::Request;
 
 fn terms(prompt: Kind, parameters: Parameters) -> Terms {
-    let asked = GenerateRequest {
-        prompt: Some(Prompt { kind: Some(prompt) }),
-        parameters: Some(parameters),
-        ..GenerateRequest::default()
-    };
-    Terms::of(asked, "m".into(), Instant::now(), TraceContext::default(), &RouterConfig::default()).unwrap()
+    let prompts = vec![EncodedPrompt::from(&Prompt { kind: Some(prompt) })];
+    let asked = Request { prompts, answers: 1, parameters, ..Request::default() };
+    let terms = Terms::of(asked, "m", Instant::now(), &TraceContext::default(), &RouterConfig::default()).unwrap();
+    terms.into_iter().next().expect("one session")
 }
 
 fn text(parameters: Parameters) -> Terms {
@@ -54,7 +55,7 @@ fn a_prompt_has_a_length_that_it_can_have() {
     for (prompt, least, most) in [
         (Kind::Text("abcd".into()), 1, 4 * IDS_PER_BYTE + TEMPLATE_IDS),
         (Kind::Ids(TokenIds { ids: vec![5, 6, 7] }), 3, 3),
-        (Kind::Messages(Messages { messages }), 1, 18 * IDS_PER_BYTE + 3 * MESSAGE_IDS + TEMPLATE_IDS),
+        (Kind::Messages(Messages { messages }), 1, (18 + 48) * IDS_PER_BYTE + 4 * MESSAGE_IDS + TEMPLATE_IDS),
     ] {
         let terms = terms(prompt, eight_tokens());
         let says = |prompt_tokens: usize| {

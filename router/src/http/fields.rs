@@ -154,17 +154,6 @@ impl<'b> Fields<'b> {
     }
 }
 
-/// One string or several.
-///
-/// # Errors
-/// When it is neither.
-pub fn strings(path: &str, value: Value) -> Result<Vec<String>, ApiError> {
-    if let Value::String(text) = value {
-        return Ok(vec![text]);
-    }
-    Vec::read(&value).ok_or_else(|| wrong(path, "a string or an array of strings", &value))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,36 +11,7 @@ use crate::source;
 const PAIR: usize = 2;
 
 /// Larger circles that stay. Less of one may stay, too; a circle that is here and wholly gone is an error.
-const ALLOWED: &[Allowed] = &[
-    Allowed {
-        package: "cascadia",
-        circle: &[
-            "bench",
-            "cli",
-            "config",
-            "demo",
-            "generate",
-            "nodes",
-            "pad",
-            "up",
-            "bench::args",
-            "bench::openai",
-            "bench::router_cost",
-            "bench::scrape",
-            "bench::target",
-            "config::follow",
-            "config::layers",
-            "config::settings",
-            "generate::args",
-        ],
-        because: "settings are layered from the one command line: `config` names `Cli`, and `Cli` every command",
-    },
-    Allowed {
-        package: "cascadia",
-        circle: &["hub", "load", "locate"],
-        because: "a download reports its progress as loading does, and loading looks for what to download",
-    },
-];
+const ALLOWED: &[Allowed] = &[];
 
 /// A circle of modules that stays.
 struct Allowed {
