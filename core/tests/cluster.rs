@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use cascadia_core::block::{Answer, Draft, DraftBlock, StaleReason};
 use cascadia_core::decoding::{Coupling, Decoding, Sampling, Strategy};
-use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::drafting;
 use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::history::History;
@@ -19,6 +18,7 @@ use cascadia_core::session::{Counters, Session};
 use cascadia_core::stepper::{Failed, NotFinite, Rank, Stepper, StepperConfig, Task};
 use cascadia_core::tasks::{DecodeTask, DraftTask, VerifyTask};
 use cascadia_core::toy::{ToyEngine, ToyModel};
+use cascadia_core::waiting_queue::{Arrival, QueuedSession};
 
 const EOS: TokenId = 3;
 
@@ -64,8 +64,8 @@ impl<T: Task> Side<T> {
 
     fn open(&mut self, key: SessionId, task: T) {
         let rank = Rank { priority: 0, born: Duration::ZERO };
-        let applicant = Applicant { key, task, rank, salt: String::new(), begun: false };
-        assert_eq!(self.stepper.open(applicant, Duration::ZERO), Ok(Entrance::Open), "there is room");
+        let queued = QueuedSession { key, task, rank, salt: String::new(), begun: false };
+        assert_eq!(self.stepper.open(queued, Duration::ZERO), Ok(Arrival::Admitted), "there is room");
     }
 
     fn step(&mut self) {

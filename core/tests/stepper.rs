@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use cascadia_core::door::{Applicant, Entrance};
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
 use cascadia_core::stepper::{Evicted, Failed, NotFinite, Rank, Refused, StepError, Stepper, StepperConfig, Task};
 use cascadia_core::toy::{ToyEngine, ToyModel};
+use cascadia_core::waiting_queue::{Arrival, QueuedSession};
 use proptest::prelude::*;
 
 const MODEL: ToyModel =
@@ -99,8 +99,8 @@ fn rank(priority: i32, born: u64) -> Rank {
 }
 
 /// A session that has begun elsewhere: it needs no pages to come in.
-fn begun<T>(key: u128, task: T, rank: Rank, salt: &str) -> Applicant<T> {
-    Applicant { key: SessionId(key), task, rank, salt: salt.to_owned(), begun: true }
+fn begun<T>(key: u128, task: T, rank: Rank, salt: &str) -> QueuedSession<T> {
+    QueuedSession { key: SessionId(key), task, rank, salt: salt.to_owned(), begun: true }
 }
 
 struct World {
@@ -200,8 +200,8 @@ proptest! {
             match event {
                 Event::Insert { priority, seed, count, rows } if keys.len() < 8 => {
                     let task = Checked::of([prefill(seed, count, rows)]);
-                    let applicant = begun(number as u128, task, rank(priority, number as u64), ["", "b"][number % 2]);
-                    assert_eq!(world.stepper.open(applicant, Duration::ZERO), Ok(Entrance::Open));
+                    let queued = begun(number as u128, task, rank(priority, number as u64), ["", "b"][number % 2]);
+                    assert_eq!(world.stepper.open(queued, Duration::ZERO), Ok(Arrival::Admitted));
                 }
                 Event::Give { session, keep, append, rows } => {
                     let Some(key) = pick(session) else { continue };
@@ -395,10 +395,10 @@ fn who_is_refused_and_who_is_given_up() {
     let given_up = Stepper::new(engine.facts(), config);
     let mut world = World { engine, stepper: given_up, steps: 0 };
     let mut open = |key| stepper.open(begun(key, Checked::of(vec![]), rank(0, 0), ""), Duration::ZERO);
-    assert_eq!(open(1), Ok(Entrance::Open));
+    assert_eq!(open(1), Ok(Arrival::Admitted));
     assert_eq!(open(1), Err(Refused::AlreadyOpen(SessionId(1))));
-    assert_eq!(open(2), Ok(Entrance::Open));
-    assert_eq!(open(3), Ok(Entrance::Waits));
+    assert_eq!(open(2), Ok(Arrival::Admitted));
+    assert_eq!(open(3), Ok(Arrival::Queued));
     assert_eq!(open(3), Err(Refused::AlreadyOpen(SessionId(3))));
     assert_eq!(open(4), Err(Refused::Full { open: 2, waiting: 1 }));
 

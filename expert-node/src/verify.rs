@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use cascadia_core::block::Answer;
 use cascadia_core::decoding::Decoding;
-use cascadia_core::door;
 use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::tasks::VerifyTask;
 use cascadia_core::verify;
+use cascadia_core::waiting_queue;
 use cascadia_node::leaving;
 use cascadia_node::owner::known_ids;
 use cascadia_node::sessions::{Heard, Hint, Open};
@@ -293,7 +293,7 @@ impl Opening {
             return Err(Status::invalid_argument(format!("the history has {} ids, {count} were announced", ids.len())));
         }
         known_ids(&ids, node.facts.vocabulary, "history")?;
-        let (remaining, age) = (door::claimed(open.remaining_ms), door::claimed(open.age_ms));
+        let (remaining, age) = (waiting_queue::claimed(open.remaining_ms), waiting_queue::claimed(open.age_ms));
         let parameters = resolved.parameters.clone().unwrap_or_default();
         let salt = if open.cache_salt.is_empty() { open.tenant } else { open.cache_salt };
         Ok(Self {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use cascadia_core::commit::{Commit, Committed, Finish, FinishReason, Piece, Room, StopMatch, StopSettings, Text};
 use cascadia_core::decoding::Decoding;
-use cascadia_core::door;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::limits;
 use cascadia_core::session::{Counters, Emitted};
+use cascadia_core::waiting_queue;
 use cascadia_proto::convert;
 use cascadia_proto::v1::run_request::Message as Request;
 use cascadia_proto::v1::run_response::Message as Response;
@@ -129,13 +129,13 @@ impl Opening {
     /// The time the request has left.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        door::claimed(self.open.remaining_ms).saturating_sub(self.read.elapsed())
+        waiting_queue::claimed(self.open.remaining_ms).saturating_sub(self.read.elapsed())
     }
 
     /// How long ago the router admitted the session.
     #[must_use]
     pub fn age(&self) -> Duration {
-        door::claimed(self.open.age_ms) + self.read.elapsed()
+        waiting_queue::claimed(self.open.age_ms) + self.read.elapsed()
     }
 
     /// Resolves what was opened against a model: ids, decoding and the output they go to. Ends early, with

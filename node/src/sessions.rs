@@ -10,10 +10,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use cascadia_core::door::{Applicant, Entrance, LEAVES_AFTER};
 use cascadia_core::engine::Engine;
 use cascadia_core::ids::{Epoch, SessionId, SessionSecret};
 use cascadia_core::stepper::{Evicted, Rank, StepError, StepReport, Stepper, Task};
+use cascadia_core::waiting_queue::{Arrival, LEAVES_AFTER, QueuedSession};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
@@ -312,14 +312,14 @@ impl<W: Work> SessionLoop<W> {
         }
         let rank = Rank { priority: open.priority, born: now.saturating_sub(open.age) };
         let Open { key, epoch, secret, work, salt, begun, mark, .. } = open;
-        match self.stepper.open(Applicant { key, task: work, rank, salt, begun }, now) {
+        match self.stepper.open(QueuedSession { key, task: work, rank, salt, begun }, now) {
             Err(refused) => {
                 let _ = replies.send(Err(Refusal::Full(refused.to_string())));
                 return;
             }
-            Ok(entrance) => {
+            Ok(arrival) => {
                 self.listeners.insert(key, Listener { epoch, secret, opening, replies, mark });
-                if entrance == Entrance::Open {
+                if arrival == Arrival::Admitted {
                     self.entered(key);
                 }
             }
@@ -336,23 +336,23 @@ impl<W: Work> SessionLoop<W> {
         self.deliver(key, Hint::default());
     }
 
-    /// Whoever waits at the door and finds room comes in.
-    fn let_in(&mut self, now: Duration) {
-        if !self.stepper.someone_waits() {
+    /// Admits those in the waiting queue that find room.
+    fn admit_waiting(&mut self, now: Duration) {
+        if !self.stepper.has_waiting() {
             return;
         }
-        let let_in = self.stepper.let_in(now);
-        // What the door costs others is counted as what a batch costs them.
-        let report = StepReport { evicted: let_in.evicted, ..StepReport::default() };
+        let admit_waiting = self.stepper.admit_waiting(now);
+        // What the waiting queue costs others is counted as what a batch costs them.
+        let report = StepReport { evicted: admit_waiting.evicted, ..StepReport::default() };
         self.observer.stepped(&report, Duration::ZERO);
         self.tell_evicted(report.evicted);
-        for key in let_in.left {
+        for key in admit_waiting.left {
             if let Some(listener) = self.listeners.remove(&key) {
                 tracing::info!(session = %key, "an idle session gave its slot to one that waited");
                 let _ = listener.replies.send(Err(Refusal::Idle));
             }
         }
-        for key in let_in.entered {
+        for key in admit_waiting.entered {
             self.entered(key);
         }
     }
@@ -403,8 +403,8 @@ impl<W: Work> SessionLoop<W> {
         let load = self.stepper.load();
         self.board.record(EngineLoad {
             sessions: load.sessions,
-            sessions_waiting: load.at_door,
-            tokens_waiting: load.tokens_at_door,
+            sessions_waiting: load.waiting_sessions,
+            tokens_waiting: load.waiting_tokens,
             queued_tokens: load.queued_tokens,
             // The stepper's figure is of its last batch.
             running_tokens: if self.stepper.has_work() { load.running_tokens } else { 0 },
@@ -478,7 +478,7 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
 
     fn step(&mut self, now: Duration) -> ControlFlow<()> {
         self.drop_abandoned();
-        self.let_in(now);
+        self.admit_waiting(now);
         if !self.stepper.has_work() {
             self.report(0);
             return ControlFlow::Continue(());
@@ -507,11 +507,11 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
     }
 
     fn has_work(&self) -> bool {
-        self.stepper.has_work() || self.stepper.door_is_due()
+        self.stepper.has_work() || self.stepper.waiting_queue_is_due()
     }
 
     /// Whoever has been idle for long enough leaves its pages to the door.
     fn waits_for_time(&self) -> bool {
-        self.stepper.someone_waits()
+        self.stepper.has_waiting()
     }
 }

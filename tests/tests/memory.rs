@@ -40,7 +40,7 @@ async fn answers(cluster: &ToyCluster) -> Vec<Answer> {
     answers.into_iter().map(|answer| answer.expect("an admitted session is delayed, never refused")).collect()
 }
 
-/// Sessions that wait at an engine's door now.
+/// Sessions that wait in an engine's waiting queue now.
 async fn waiting(cluster: &ToyCluster) -> u32 {
     let mut waiting = 0;
     for node in cluster.drafters.iter().chain(&cluster.experts) {

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cascadia_core::commit::Text;
-use cascadia_core::door::LEAVES_AFTER;
 use cascadia_core::ids::NodeId;
 use cascadia_core::toy::ToyEngine;
+use cascadia_core::waiting_queue::LEAVES_AFTER;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::Edge;

@@ -4,13 +4,12 @@
 //! ids that each cache holds, so a prefill, a block behind a rejected one, a diverged history and a re-prefill after
 //! eviction are one thing: what `tokens()` has beyond the common prefix is outstanding.
 
-mod entrance;
+mod admit;
 mod report;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::door::Door;
 use crate::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use crate::history::common_prefix;
 use crate::ids::{SessionId, TokenId};
@@ -18,7 +17,8 @@ use crate::limits;
 use crate::pages::{PageTable, Pages, pages_for};
 pub use crate::scheduler::Rank;
 use crate::scheduler::{self, Holder, Piece, Waiting};
-pub use report::{Evicted, Failed, LetIn, NotFinite, Refused, StepError, StepReport, StepperLoad};
+use crate::waiting_queue::WaitingQueue;
+pub use report::{AdmittedWaiting, Evicted, Failed, NotFinite, Refused, StepError, StepReport, StepperLoad};
 
 /// One session's work on an engine.
 pub trait Task: Send {
@@ -136,9 +136,9 @@ pub struct Stepper<T: Task> {
     context: usize,
     pages: Pages,
     sessions: BTreeMap<SessionId, Entry<T>>,
-    door: Door<T>,
-    /// Slots or pages may have become free since the door was last tried.
-    door_is_due: bool,
+    waiting_queue: WaitingQueue<T>,
+    /// Slots or pages may have become free since the waiting queue was last tried.
+    waiting_queue_is_due: bool,
     /// Batches cut so far.
     batches: u64,
     running: (usize, usize),
@@ -163,8 +163,8 @@ impl<T: Task> Stepper<T> {
             context: facts.context,
             pages: Pages::new(facts.pages.min(config.pages), &facts.fingerprint),
             sessions: BTreeMap::new(),
-            door: Door::new(config.max_waiting),
-            door_is_due: false,
+            waiting_queue: WaitingQueue::new(config.max_waiting),
+            waiting_queue_is_due: false,
             batches: 0,
             running: (0, 0),
             prefix: (0, 0),
@@ -194,11 +194,11 @@ impl<T: Task> Stepper<T> {
         Some(&mut entry.task)
     }
 
-    /// Closes a session, or sends it away from the door; its pages are released.
+    /// Closes a session, or sends it away from the waiting queue; its pages are released.
     pub fn remove(&mut self, key: SessionId) -> Option<T> {
-        self.door_is_due = true;
+        self.waiting_queue_is_due = true;
         let Some(mut entry) = self.sessions.remove(&key) else {
-            return self.door.remove(key).map(|applicant| applicant.task);
+            return self.waiting_queue.remove(key).map(|queued| queued.task);
         };
         self.pages.release(&mut entry.table);
         Some(entry.task)
@@ -227,8 +227,8 @@ impl<T: Task> Stepper<T> {
         let entries = self.sessions.values();
         StepperLoad {
             sessions: self.sessions.len(),
-            at_door: self.door.len(),
-            tokens_at_door: self.door.iter().map(|applicant| applicant.task.tokens().len()).sum(),
+            waiting_sessions: self.waiting_queue.len(),
+            waiting_tokens: self.waiting_queue.iter().map(|queued| queued.task.tokens().len()).sum(),
             waiting: entries.clone().filter(|entry| entry.task.want().is_some()).count(),
             queued_tokens: entries.map(Entry::outstanding).sum(),
             running: self.running.0,
@@ -271,7 +271,7 @@ impl<T: Task> Stepper<T> {
         }
         self.running = (report.sessions, report.tokens);
         // Rejected drafts and lost pages leave room.
-        self.door_is_due = true;
+        self.waiting_queue_is_due = true;
         report
     }
 

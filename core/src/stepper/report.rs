@@ -136,7 +136,7 @@ pub struct StepReport {
 
 /// Who came in by the door.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LetIn {
+pub struct AdmittedWaiting {
     /// Sessions that are open now, in the order in which they came in.
     pub entered: Vec<SessionId>,
     /// Sessions that lost pages to them.
@@ -150,10 +150,10 @@ pub struct LetIn {
 pub struct StepperLoad {
     /// Open sessions.
     pub sessions: usize,
-    /// Sessions at the door.
-    pub at_door: usize,
+    /// Sessions in the waiting queue.
+    pub waiting_sessions: usize,
     /// Tokens of their histories.
-    pub tokens_at_door: usize,
+    pub waiting_tokens: usize,
     /// Sessions that have work.
     pub waiting: usize,
     /// Tokens not cached that wait for a batch.

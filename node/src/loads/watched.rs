@@ -145,7 +145,7 @@ impl Watched {
     pub(super) fn load(&self, now: Instant) -> Load {
         let said = self.status.map(|(status, _)| status).unwrap_or_default();
         Load {
-            // Whoever comes now is served after those at the door.
+            // Whoever comes now is served after those in the waiting queue.
             queued_tokens: said.queued_tokens.saturating_add(said.tokens_waiting),
             running_tokens: said.running_tokens,
             placed_tokens: self.placed[0].saturating_add(self.placed[1]),

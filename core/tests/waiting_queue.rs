@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cascadia_core::door::{Applicant, Entrance, IDLE_AFTER, LEAVES_AFTER, claimed};
 use cascadia_core::engine::{Engine, Rows};
 use cascadia_core::ids::{SessionId, TokenId};
 use cascadia_core::pages::pages_for;
 use cascadia_core::stepper::{NotFinite, Rank, Refused, Stepper, StepperConfig, Task};
 use cascadia_core::toy::{ToyEngine, ToyModel};
+use cascadia_core::waiting_queue::{Arrival, IDLE_AFTER, LEAVES_AFTER, QueuedSession, claimed};
 use proptest::prelude::*;
 
 const MODEL: ToyModel =
@@ -50,9 +50,9 @@ fn stepper(pages: usize, config: StepperConfig) -> (ToyEngine, Stepper<Writer>) 
     (engine, stepper)
 }
 
-fn applicant(key: usize, writer: &Writer, priority: i32, begun: bool) -> Applicant<Writer> {
+fn queued(key: usize, writer: &Writer, priority: i32, begun: bool) -> QueuedSession<Writer> {
     let rank = Rank { priority, born: Duration::from_secs(key as u64) };
-    Applicant { key: SessionId(key as u128), task: writer.clone(), rank, salt: String::new(), begun }
+    QueuedSession { key: SessionId(key as u128), task: writer.clone(), rank, salt: String::new(), begun }
 }
 
 fn writer(seed: u32, prompt: usize, more: usize) -> Writer {
@@ -90,7 +90,7 @@ fn run(comers: &[Comer], pages: usize, max_sessions: usize) -> Outcome {
     let (mut engine, mut stepper) =
         stepper(pages, StepperConfig { batch_tokens: 48, max_sessions, ..StepperConfig::default() });
     let mut outcome = Outcome { texts: BTreeMap::new(), waited: BTreeSet::new() };
-    let mut door: BTreeSet<(Rank, SessionId)> = BTreeSet::new();
+    let mut waiting_queue: BTreeSet<(Rank, SessionId)> = BTreeSet::new();
     let mut asleep: BTreeMap<SessionId, usize> = BTreeMap::new();
     for step in 0..20_000 {
         if outcome.texts.len() == comers.len() {
@@ -99,23 +99,23 @@ fn run(comers: &[Comer], pages: usize, max_sessions: usize) -> Outcome {
         }
         let now = STEP * step as u32;
         for (key, comer) in comers.iter().enumerate().filter(|(_, comer)| comer.arrives == step) {
-            let applicant = applicant(key, &comer.writer, comer.priority, comer.begun);
-            let place = (applicant.rank, applicant.key);
-            match stepper.open(applicant, now).expect("the door is wide enough") {
-                Entrance::Open => {
-                    assert!(door.iter().all(|other| place < *other), "{key} passed one that comes before it");
+            let queued = queued(key, &comer.writer, comer.priority, comer.begun);
+            let place = (queued.rank, queued.key);
+            match stepper.open(queued, now).expect("the door is wide enough") {
+                Arrival::Admitted => {
+                    assert!(waiting_queue.iter().all(|other| place < *other), "{key} passed one that comes before it");
                     let free = stepper.load().pages_used;
                     assert!(comer.begun || free >= pages_for(comer.writer.ids.len()), "{key} has its pages");
                 }
-                Entrance::Waits => {
+                Arrival::Queued => {
                     outcome.waited.insert(place.1);
-                    door.insert(place);
+                    waiting_queue.insert(place);
                 }
             }
             stepper.audit().unwrap();
         }
-        for key in stepper.let_in(now).entered {
-            let first = door.pop_first().expect("somebody waits");
+        for key in stepper.admit_waiting(now).entered {
+            let first = waiting_queue.pop_first().expect("somebody waits");
             assert_eq!(key, first.1, "they come in by the order of service");
         }
         stepper.audit().unwrap();
@@ -135,7 +135,7 @@ fn run(comers: &[Comer], pages: usize, max_sessions: usize) -> Outcome {
             }
         }
     }
-    panic!("sessions are left: {door:?} at the door, {:?} inside", stepper.keys().collect::<Vec<_>>());
+    panic!("sessions are left: {waiting_queue:?} at the door, {:?} inside", stepper.keys().collect::<Vec<_>>());
 }
 
 proptest! {
@@ -160,25 +160,25 @@ proptest! {
 fn admission_takes_the_prompts_pages_and_waits_for_them() {
     let (mut engine, mut stepper) = stepper(10, StepperConfig { max_waiting: 1, ..StepperConfig::default() });
     let (t0, t1) = (Duration::ZERO, STEP);
-    assert_eq!(stepper.open(applicant(1, &writer(1, 90, 30), 0, false), t0), Ok(Entrance::Open));
+    assert_eq!(stepper.open(queued(1, &writer(1, 90, 30), 0, false), t0), Ok(Arrival::Admitted));
     assert_eq!(stepper.load().pages_used, 6, "before a token is computed");
-    assert_eq!(stepper.open(applicant(2, &writer(2, 80, 5), 0, false), t0), Ok(Entrance::Waits));
-    assert_eq!((stepper.load().at_door, stepper.load().tokens_at_door), (1, 80));
+    assert_eq!(stepper.open(queued(2, &writer(2, 80, 5), 0, false), t0), Ok(Arrival::Queued));
+    assert_eq!((stepper.load().waiting_sessions, stepper.load().waiting_tokens), (1, 80));
     // A short one would fit, and does not pass; one more is one too many, and hears why.
-    let refused = stepper.open(applicant(3, &writer(3, 20, 5), 0, false), t0).unwrap_err();
+    let refused = stepper.open(queued(3, &writer(3, 20, 5), 0, false), t0).unwrap_err();
     assert_eq!(refused, Refused::NoPages { needed: 2, free: 4, total: 10, waiting: 1 });
     let refused = refused.to_string();
     assert!(refused.contains("needs 2 KV pages") && refused.contains("4 of 10 are free"), "{refused}");
     // What has begun elsewhere goes first and needs no pages to come in.
     let begun =
-        Applicant { rank: Rank { priority: 0, born: Duration::ZERO }, ..applicant(4, &writer(4, 30, 1), 0, true) };
-    assert_eq!(stepper.open(begun, t0), Ok(Entrance::Open));
+        QueuedSession { rank: Rank { priority: 0, born: Duration::ZERO }, ..queued(4, &writer(4, 30, 1), 0, true) };
+    assert_eq!(stepper.open(begun, t0), Ok(Arrival::Admitted));
     let _ = stepper.step(&mut engine, t0);
-    assert_eq!(stepper.let_in(t1).entered, []);
+    assert_eq!(stepper.admit_waiting(t1).entered, []);
     stepper.remove(SessionId(1)).unwrap();
-    assert!(stepper.door_is_due());
-    assert_eq!(stepper.let_in(t1).entered, [SessionId(2)]);
-    assert!(!stepper.someone_waits());
+    assert!(stepper.waiting_queue_is_due());
+    assert_eq!(stepper.admit_waiting(t1).entered, [SessionId(2)]);
+    assert!(!stepper.has_waiting());
 }
 
 #[test]
@@ -186,19 +186,19 @@ fn the_door_takes_pages_of_long_idlers_and_of_lower_priorities_only() {
     let (mut engine, mut stepper) = stepper(10, StepperConfig::default());
     for key in [1, 2] {
         let napping = Writer { nap: 49, ..writer(key as u32, 48, 40) };
-        assert_eq!(stepper.open(applicant(key, &napping, 0, false), Duration::ZERO), Ok(Entrance::Open));
+        assert_eq!(stepper.open(queued(key, &napping, 0, false), Duration::ZERO), Ok(Arrival::Admitted));
         let _ = stepper.step(&mut engine, STEP * key as u32);
     }
     assert!([1, 2].iter().all(|&key| stepper.get(SessionId(key)).unwrap().asleep), "both have no work");
-    assert_eq!(stepper.open(applicant(3, &writer(3, 100, 1), 0, false), STEP * 2), Ok(Entrance::Waits));
-    assert_eq!(stepper.let_in(STEP * 3).entered, [], "they may be between two blocks");
-    let let_in = stepper.let_in(STEP + IDLE_AFTER);
-    assert_eq!(let_in.entered, [SessionId(3)]);
-    assert_eq!(let_in.evicted.iter().map(|evicted| evicted.key).collect::<Vec<_>>(), [SessionId(1)]);
+    assert_eq!(stepper.open(queued(3, &writer(3, 100, 1), 0, false), STEP * 2), Ok(Arrival::Queued));
+    assert_eq!(stepper.admit_waiting(STEP * 3).entered, [], "they may be between two blocks");
+    let admit_waiting = stepper.admit_waiting(STEP + IDLE_AFTER);
+    assert_eq!(admit_waiting.entered, [SessionId(3)]);
+    assert_eq!(admit_waiting.evicted.iter().map(|evicted| evicted.key).collect::<Vec<_>>(), [SessionId(1)]);
     // A higher priority does not wait for work of a lower one.
-    assert_eq!(stepper.open(applicant(4, &writer(4, 90, 1), 5, false), STEP + IDLE_AFTER), Ok(Entrance::Waits));
-    let let_in = stepper.let_in(STEP + IDLE_AFTER);
-    assert_eq!(let_in.entered, [SessionId(4)]);
+    assert_eq!(stepper.open(queued(4, &writer(4, 90, 1), 5, false), STEP + IDLE_AFTER), Ok(Arrival::Queued));
+    let admit_waiting = stepper.admit_waiting(STEP + IDLE_AFTER);
+    assert_eq!(admit_waiting.entered, [SessionId(4)]);
     stepper.audit().unwrap();
 }
 
@@ -209,31 +209,35 @@ fn a_slot_that_is_not_used_for_long_goes_to_whoever_waits_for_one() {
     // Two that have nothing to do, the first for longer, and one that has.
     for key in [1, 2] {
         let napping = Writer { nap: 49, ..writer(key as u32, 48, 40) };
-        assert_eq!(stepper.open(applicant(key, &napping, i32::MAX, true), Duration::ZERO), Ok(Entrance::Open));
+        assert_eq!(stepper.open(queued(key, &napping, i32::MAX, true), Duration::ZERO), Ok(Arrival::Admitted));
         let _ = stepper.step(&mut engine, STEP * key as u32);
     }
-    assert_eq!(stepper.open(applicant(3, &writer(3, 20, 500), 0, false), Duration::ZERO), Ok(Entrance::Open));
+    assert_eq!(stepper.open(queued(3, &writer(3, 20, 500), 0, false), Duration::ZERO), Ok(Arrival::Admitted));
     let busy = |stepper: &mut Stepper<Writer>, engine: &mut ToyEngine, now| {
         let _ = stepper.step(engine, now);
         stepper.audit().unwrap();
     };
-    assert_eq!(stepper.let_in(LEAVES_AFTER * 9).left, [], "nobody waits, and whoever stays stays");
-    assert_eq!(stepper.open(applicant(4, &writer(4, 20, 5), 0, false), STEP), Ok(Entrance::Waits));
-    assert_eq!(stepper.let_in(LEAVES_AFTER).entered, [], "they may be waiting for somebody themselves");
+    assert_eq!(stepper.admit_waiting(LEAVES_AFTER * 9).left, [], "nobody waits, and whoever stays stays");
+    assert_eq!(stepper.open(queued(4, &writer(4, 20, 5), 0, false), STEP), Ok(Arrival::Queued));
+    assert_eq!(stepper.admit_waiting(LEAVES_AFTER).entered, [], "they may be waiting for somebody themselves");
     busy(&mut stepper, &mut engine, LEAVES_AFTER);
 
-    let let_in = stepper.let_in(STEP + LEAVES_AFTER);
-    assert_eq!((let_in.left, let_in.entered), (vec![SessionId(1)], vec![SessionId(4)]), "whatever its priority");
-    assert!(let_in.evicted.is_empty() && stepper.get(SessionId(1)).is_none());
+    let admit_waiting = stepper.admit_waiting(STEP + LEAVES_AFTER);
+    assert_eq!(
+        (admit_waiting.left, admit_waiting.entered),
+        (vec![SessionId(1)], vec![SessionId(4)]),
+        "whatever its priority"
+    );
+    assert!(admit_waiting.evicted.is_empty() && stepper.get(SessionId(1)).is_none());
     busy(&mut stepper, &mut engine, STEP + LEAVES_AFTER);
     // It comes back as one that has begun, and waits as others do.
-    let back = stepper.open(applicant(1, &writer(1, 49, 40), 0, true), STEP + LEAVES_AFTER);
-    assert_eq!(back, Ok(Entrance::Waits));
-    let let_in = stepper.let_in(STEP * 2 + LEAVES_AFTER);
-    assert_eq!((let_in.left, let_in.entered), (vec![SessionId(2)], vec![SessionId(1)]));
+    let back = stepper.open(queued(1, &writer(1, 49, 40), 0, true), STEP + LEAVES_AFTER);
+    assert_eq!(back, Ok(Arrival::Queued));
+    let admit_waiting = stepper.admit_waiting(STEP * 2 + LEAVES_AFTER);
+    assert_eq!((admit_waiting.left, admit_waiting.entered), (vec![SessionId(2)], vec![SessionId(1)]));
     // The others have work.
-    assert_eq!(stepper.open(applicant(5, &writer(5, 20, 5), 9, false), LEAVES_AFTER * 2), Ok(Entrance::Waits));
-    assert_eq!(stepper.let_in(LEAVES_AFTER * 3).left, []);
+    assert_eq!(stepper.open(queued(5, &writer(5, 20, 5), 9, false), LEAVES_AFTER * 2), Ok(Arrival::Queued));
+    assert_eq!(stepper.admit_waiting(LEAVES_AFTER * 3).left, []);
 }
 
 #[test]
@@ -248,8 +252,8 @@ fn a_shared_prompt_is_not_counted_twice() {
     // Six pages each, and a seventh for what it writes; five are everybody's.
     let (mut engine, mut stepper) = stepper(5 + 5 * 2, StepperConfig::default());
     for key in 1..6 {
-        let entrance = stepper.open(applicant(key, &writer(1, 96, 10), 0, false), Duration::ZERO);
-        assert_eq!(entrance, Ok(Entrance::Open), "session {key}");
+        let arrival = stepper.open(queued(key, &writer(1, 96, 10), 0, false), Duration::ZERO);
+        assert_eq!(arrival, Ok(Arrival::Admitted), "session {key}");
         let _ = stepper.step(&mut engine, Duration::ZERO);
         stepper.audit().unwrap();
     }
@@ -260,9 +264,13 @@ fn a_shared_prompt_is_not_counted_twice() {
 fn who_leaves_the_door_is_gone() {
     let (_, mut stepper) = stepper(10, StepperConfig { max_sessions: 1, ..StepperConfig::default() });
     for key in 1..4 {
-        let _ = stepper.open(applicant(key, &writer(1, 10, 1), 0, key == 3), Duration::ZERO).unwrap();
+        let _ = stepper.open(queued(key, &writer(1, 10, 1), 0, key == 3), Duration::ZERO).unwrap();
     }
     assert!(stepper.remove(SessionId(2)).is_some() && stepper.remove(SessionId(2)).is_none());
     stepper.remove(SessionId(1)).unwrap();
-    assert_eq!(stepper.let_in(Duration::ZERO).entered, [SessionId(3)], "also one that has begun waits for a slot");
+    assert_eq!(
+        stepper.admit_waiting(Duration::ZERO).entered,
+        [SessionId(3)],
+        "also one that has begun waits for a slot"
+    );
 }

@@ -1,7 +1,7 @@
-//! The door of an engine: who waits for a slot or for pages, and in which order they come in. Pure.
+//! The waiting queue of an engine: who waits for a slot or for pages, and in which order they come in. Pure.
 //!
 //! A new session takes a slot and the pages of its history at once, or waits here; the order of service is the order
-//! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Behind a full door
+//! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Behind a full waiting queue
 //! new ones are refused. A session that has begun elsewhere (its expert died, its drafter moved) needs a slot only: its
 //! pages it takes as everybody does who is inside, from those who come after it.
 //!
@@ -15,7 +15,7 @@ use crate::ids::SessionId;
 use crate::limits::LONGEST_REQUEST;
 use crate::scheduler::Rank;
 
-/// A session without work for so long is not between two blocks but waits for somebody: whoever stands at the door may
+/// A session without work for so long is not between two blocks but waits for somebody: whoever waits there may
 /// have its pages. For less, it would have them back at once, computed again.
 pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ pub fn claimed(ms: u64) -> Duration {
 
 /// Who wants to come in.
 #[derive(Debug)]
-pub struct Applicant<T> {
+pub struct QueuedSession<T> {
     /// Its name.
     pub key: SessionId,
     /// What it wants done.
@@ -45,31 +45,31 @@ pub struct Applicant<T> {
     pub begun: bool,
 }
 
-/// What an applicant met.
+/// What a queued session met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entrance {
+pub enum Arrival {
     /// It is inside.
-    Open,
-    /// It stands at the door.
-    Waits,
+    Admitted,
+    /// It stands in the waiting queue.
+    Queued,
 }
 
 /// Who waits, in the order of service.
 #[derive(Debug)]
-pub struct Door<T> {
-    waiting: BTreeMap<(Rank, SessionId), Applicant<T>>,
+pub struct WaitingQueue<T> {
+    waiting: BTreeMap<(Rank, SessionId), QueuedSession<T>>,
     limit: usize,
 }
 
-impl<T> Door<T> {
-    /// A door at which at most `limit` new sessions wait, and as many that have begun.
+impl<T> WaitingQueue<T> {
+    /// A waiting queue at which at most `limit` new sessions wait, and as many that have begun.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { waiting: BTreeMap::new(), limit }
     }
 
     /// Those who wait, first come first.
-    pub fn iter(&self) -> impl Iterator<Item = &Applicant<T>> {
+    pub fn iter(&self) -> impl Iterator<Item = &QueuedSession<T>> {
         self.waiting.values()
     }
 
@@ -88,7 +88,7 @@ impl<T> Door<T> {
     /// Whether a session waits here.
     #[must_use]
     pub fn holds(&self, key: SessionId) -> bool {
-        self.waiting.values().any(|applicant| applicant.key == key)
+        self.waiting.values().any(|queued| queued.key == key)
     }
 
     /// Whether nobody waits who comes before this place in the order.
@@ -101,27 +101,27 @@ impl<T> Door<T> {
     ///
     /// # Errors
     /// When as many of its kind wait as may.
-    pub fn knock(&mut self, applicant: Applicant<T>) -> Result<(), Applicant<T>> {
-        if self.waiting.values().filter(|other| other.begun == applicant.begun).count() >= self.limit {
-            return Err(applicant);
+    pub fn push(&mut self, queued: QueuedSession<T>) -> Result<(), QueuedSession<T>> {
+        if self.waiting.values().filter(|other| other.begun == queued.begun).count() >= self.limit {
+            return Err(queued);
         }
-        self.put_back(applicant);
+        self.put_back(queued);
         Ok(())
     }
 
     /// The next in the order.
-    pub fn pop_first(&mut self) -> Option<Applicant<T>> {
-        self.waiting.pop_first().map(|(_, applicant)| applicant)
+    pub fn pop_first(&mut self) -> Option<QueuedSession<T>> {
+        self.waiting.pop_first().map(|(_, queued)| queued)
     }
 
     /// Puts one back that could not come in after all.
-    pub fn put_back(&mut self, applicant: Applicant<T>) {
-        self.waiting.insert((applicant.rank, applicant.key), applicant);
+    pub fn put_back(&mut self, queued: QueuedSession<T>) {
+        self.waiting.insert((queued.rank, queued.key), queued);
     }
 
     /// Sends one away.
-    pub fn remove(&mut self, key: SessionId) -> Option<Applicant<T>> {
-        let place = self.waiting.iter().find(|(_, applicant)| applicant.key == key).map(|(place, _)| *place)?;
+    pub fn remove(&mut self, key: SessionId) -> Option<QueuedSession<T>> {
+        let place = self.waiting.iter().find(|(_, queued)| queued.key == key).map(|(place, _)| *place)?;
         self.waiting.remove(&place)
     }
 }
