@@ -51,7 +51,7 @@ pub struct Waiting {
     /// Its place in the order.
     pub rank: Rank,
     /// Number of the batch it was last in, or that was last cut when it came.
-    pub served: u64,
+    pub last_batch: u64,
 }
 
 impl Waiting {
@@ -81,7 +81,7 @@ pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>, mut 
     let short = limits::SHORT_TOKENS.min(budget / 2);
     waiting.sort_unstable_by_key(|work| {
         let long = work.is_long(short);
-        (long, -i64::from(work.rank.priority), if long { 0 } else { work.served }, work.rank, work.key)
+        (long, -i64::from(work.rank.priority), if long { 0 } else { work.last_batch }, work.rank, work.key)
     });
     pieces.clear();
     let (shorts, prefills) = waiting.split_at(waiting.partition_point(|work| !work.is_long(short)));
@@ -99,7 +99,7 @@ pub fn cut(waiting: &mut [Waiting], budget: usize, pieces: &mut Vec<Piece>, mut 
     };
     for work in shorts {
         // Rows that need the whole batch get it when it is their turn, else they could wait for ever.
-        let is_first = pieces.is_empty() && oldest.is_none_or(|prefill| work.served < prefill.served);
+        let is_first = pieces.is_empty() && oldest.is_none_or(|prefill| work.last_batch < prefill.last_batch);
         let room = if is_first { budget } else { left.saturating_sub(kept) };
         // Whole or not at all: what does not fit is among the first of the next batch.
         if work.outstanding <= room {
@@ -147,9 +147,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn work(key: u128, outstanding: usize, rows: usize, priority: i32, served: u64) -> Waiting {
+    fn work(key: u128, outstanding: usize, rows: usize, priority: i32, last_batch: u64) -> Waiting {
         let rank = Rank { priority, born: Duration::from_secs(key as u64) };
-        Waiting { key: SessionId(key), outstanding, rows, rank, served }
+        Waiting { key: SessionId(key), outstanding, rows, rank, last_batch }
     }
 
     fn cut_of(waiting: &[Waiting], budget: usize) -> Vec<(u128, usize)> {
@@ -238,7 +238,7 @@ mod tests {
                 for piece in &pieces {
                     let work = waiting.iter_mut().find(|work| work.key == piece.key).unwrap();
                     work.outstanding -= piece.tokens;
-                    work.served = step;
+                    work.last_batch = step;
                     prop_assert!(work.outstanding == 0 || work.outstanding >= work.rows);
                 }
                 waiting.retain(|work| work.outstanding > 0);

@@ -112,7 +112,7 @@ pub struct Session {
     in_flight: VecDeque<Flight>,
     drafting: Option<u64>,
     /// The drafter has no numbers for what follows the drafts in flight: their verdict comes first.
-    speechless: bool,
+    drafter_stuck: bool,
     tickets: u64,
     epoch: Epoch,
     draft_length: DraftLength,
@@ -135,7 +135,7 @@ impl Session {
             synced: 0,
             in_flight: VecDeque::new(),
             drafting: None,
-            speechless: false,
+            drafter_stuck: false,
             tickets: 0,
             epoch,
             draft_length,
@@ -217,7 +217,7 @@ impl Session {
     pub fn next_draft(&mut self) -> Option<DraftOrder> {
         let position = self.history.len();
         let live = self.in_flight.iter().filter(|flight| !flight.void).count();
-        let waits = self.drafting.is_some() || self.speechless || self.in_flight.len() >= self.pipeline.depth();
+        let waits = self.drafting.is_some() || self.drafter_stuck || self.in_flight.len() >= self.pipeline.depth();
         if waits || position >= self.decoding.end() {
             return None;
         }
@@ -247,7 +247,7 @@ impl Session {
             return (Vec::new(), None);
         }
         self.drafting = None;
-        self.speechless = drafts.is_empty() && self.history.len() > self.committed;
+        self.drafter_stuck = drafts.is_empty() && self.history.len() > self.committed;
         // The room may have shrunk since the order was given.
         drafts.truncate(self.decoding.end().saturating_sub(self.history.len()));
         if let Strategy::CascadeToken { .. } = self.decoding.strategy {
@@ -330,7 +330,7 @@ impl Session {
             return Err(wrong);
         }
         let Flight { block, void } = flight;
-        self.speechless = false;
+        self.drafter_stuck = false;
         match answer {
             Answer::Stale(_) => {
                 self.counters.stale_blocks += 1;
@@ -390,7 +390,7 @@ impl Session {
         self.history.truncate(length);
         self.synced = self.synced.min(length);
         self.drafting = None;
-        self.speechless = false;
+        self.drafter_stuck = false;
         for flight in &mut self.in_flight {
             flight.void = true;
         }

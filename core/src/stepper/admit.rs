@@ -62,10 +62,10 @@ impl<T: Task> Stepper<T> {
             rank,
             table: self.pages.open(&salt),
             cached: Vec::new(),
-            promised: 0,
+            reserved_tokens: 0,
             changed: true,
             counted: false,
-            served: self.batches,
+            last_batch: self.batches,
             used: now,
         };
         entry.settle(&mut self.pages);
@@ -77,7 +77,7 @@ impl<T: Task> Stepper<T> {
                 let lack = Lack::Pages(missing + self.pages.available());
                 return Err((QueuedSession { key, task: entry.task, rank, salt, begun }, lack));
             }
-            entry.promised = length;
+            entry.reserved_tokens = length;
         }
         entry.count_prefix(&mut self.prefix);
         self.sessions.insert(key, entry);

@@ -67,13 +67,13 @@ struct Entry<T> {
     /// The tokens whose KV is in the table's pages.
     cached: Vec<TokenId>,
     /// So many tokens have their pages already, until they are computed: what the session came in with.
-    promised: usize,
+    reserved_tokens: usize,
     /// Whether the task may have changed its tokens since they were compared with `cached`.
     changed: bool,
     /// Whether the tokens it came with are in the account of found prefixes.
     counted: bool,
     /// Number of the last batch it was in, or that was last cut when it came.
-    served: u64,
+    last_batch: u64,
     used: Duration,
 }
 
@@ -97,11 +97,11 @@ impl<T: Task> Entry<T> {
         // Others may have filled further pages of the same content meanwhile.
         let held = pages.adopt(&mut self.table, tokens, self.cached.len(), end);
         self.cached.extend_from_slice(&tokens[self.cached.len()..held]);
-        if self.cached.len() >= tokens.len().min(self.promised) {
-            self.promised = 0;
+        if self.cached.len() >= tokens.len().min(self.reserved_tokens) {
+            self.reserved_tokens = 0;
         }
         // Where pages were found, those that had been kept for these tokens were given up, and are there to be had.
-        let _ = pages.extend(&mut self.table, self.promised);
+        let _ = pages.extend(&mut self.table, self.reserved_tokens);
     }
 
     /// What it holds pages for.
@@ -145,7 +145,7 @@ pub struct Stepper<T: Task> {
     /// Tokens that sessions came with, and how many of these were found.
     prefix: (u64, u64),
     /// The first in the order of service that found no pages for this batch.
-    hopeless: Option<(Rank, SessionId)>,
+    pages_exhausted_at: Option<(Rank, SessionId)>,
     waiting: Vec<Waiting>,
     pieces: Vec<Piece>,
     /// Sessions that are cached whole and want no row.
@@ -168,7 +168,7 @@ impl<T: Task> Stepper<T> {
             batches: 0,
             running: (0, 0),
             prefix: (0, 0),
-            hopeless: None,
+            pages_exhausted_at: None,
             waiting: Vec::new(),
             pieces: Vec::new(),
             ready: Vec::new(),
@@ -262,7 +262,7 @@ impl<T: Task> Stepper<T> {
         let mut report = StepReport::default();
         self.settle(&mut report);
         self.batches += 1;
-        self.hopeless = None;
+        self.pages_exhausted_at = None;
         self.cut(&mut report);
         match self.pass(engine, &mut report) {
             Ok(()) => self.hand_over(now, &mut report),
@@ -295,8 +295,8 @@ impl<T: Task> Stepper<T> {
             if outstanding == 0 {
                 self.ready.push(*key);
             } else {
-                let (key, rank, served) = (*key, entry.rank, entry.served);
-                self.waiting.push(Waiting { key, outstanding, rows, rank, served });
+                let (key, rank, last_batch) = (*key, entry.rank, entry.last_batch);
+                self.waiting.push(Waiting { key, outstanding, rows, rank, last_batch });
             }
         }
         for failed in &report.failed {
@@ -317,7 +317,7 @@ impl<T: Task> Stepper<T> {
             let lost = report.evicted.iter().any(|evicted| evicted.key == piece.key);
             let found = !lost && self.find_pages(piece, report);
             if found {
-                self.sessions.get_mut(&piece.key).expect("a waiting session").served = self.batches;
+                self.sessions.get_mut(&piece.key).expect("a waiting session").last_batch = self.batches;
             }
             found
         });
@@ -333,14 +333,14 @@ impl<T: Task> Stepper<T> {
             };
             let asking = (entry.rank, piece.key);
             // Nobody finds a victim where one who comes before found none.
-            if self.hopeless.is_some_and(|hopeless| hopeless <= asking) {
+            if self.pages_exhausted_at.is_some_and(|pages_exhausted_at| pages_exhausted_at <= asking) {
                 return false;
             }
-            let outside = |entry: &Entry<T>| entry.served != self.batches && entry.table.room() > 0;
+            let outside = |entry: &Entry<T>| entry.last_batch != self.batches && entry.table.room() > 0;
             let holders = self.sessions.iter().filter(|(_, entry)| outside(entry));
             let holders = holders.map(|(key, entry)| entry.holder(*key));
             let Some(victim) = scheduler::victim(holders, asking) else {
-                self.hopeless = Some(asking);
+                self.pages_exhausted_at = Some(asking);
                 return false;
             };
             self.evict(victim, missing, &mut report.evicted);
@@ -352,7 +352,7 @@ impl<T: Task> Stepper<T> {
         let entry = self.sessions.get_mut(&key).expect("a session that holds pages");
         let kept = (entry.table.room() / limits::PAGE_TOKENS).saturating_sub(missing) * limits::PAGE_TOKENS;
         self.pages.truncate(&mut entry.table, kept);
-        entry.promised = 0;
+        entry.reserved_tokens = 0;
         if kept >= entry.cached.len() {
             return;
         }
