@@ -32,23 +32,23 @@ pub struct Room {
     pub bytes: usize,
 }
 
-/// The door: so many sessions at once, that hold so many bytes.
+/// Admission: so many sessions at once, that hold so many bytes.
 #[derive(Debug, Default)]
 pub struct Admission {
-    book: Mutex<Book>,
+    occupancy: Mutex<Occupancy>,
     /// Requests that are not at the door yet.
     pub bodies: Arc<Bodies>,
 }
 
-/// What the door knows of those who passed.
+/// What admission knows of the sessions it let in.
 #[derive(Debug, Default)]
-struct Book {
+struct Occupancy {
     /// Sessions inside.
     admitted: usize,
     /// What they hold of prompts, bytes.
     held: usize,
     /// How long sessions lately took, seconds; 0 before the first.
-    lately: f64,
+    mean_session_s: f64,
     /// When the last of them is over at the latest.
     last_deadline: Option<Instant>,
 }
@@ -59,79 +59,80 @@ impl Admission {
     ///
     /// # Errors
     /// When there is less room, with the time after which some can be expected; or when there never is.
-    pub fn enter(self: &Arc<Self>, wanted: Room, limit: Room, deadline: Instant) -> Result<Vec<Place>, GenerateError> {
+    pub fn enter(self: &Arc<Self>, wanted: Room, limit: Room, deadline: Instant) -> Result<Vec<Permit>, GenerateError> {
         let Room { sessions, bytes } = wanted;
         if bytes > limit.bytes {
             return Err(GenerateError::TooMuch { sessions, bytes, limit: limit.bytes });
         }
-        let mut book = self.book();
-        let retry_after = retry_after(book.lately, limit.sessions);
-        if book.admitted.saturating_add(sessions) > limit.sessions {
+        let mut occupancy = self.occupancy();
+        let retry_after = retry_after(occupancy.mean_session_s, limit.sessions);
+        if occupancy.admitted.saturating_add(sessions) > limit.sessions {
             return Err(GenerateError::Full { limit: limit.sessions, retry_after });
         }
-        if book.held.saturating_add(bytes) > limit.bytes {
+        if occupancy.held.saturating_add(bytes) > limit.bytes {
             return Err(GenerateError::NoRoom { what: "prompts", limit: limit.bytes, retry_after });
         }
-        book.admitted += sessions;
-        book.held += bytes;
-        book.last_deadline = book.last_deadline.max(Some(deadline));
-        drop(book);
-        let held = Arc::new(Held { door: self.clone(), bytes });
-        Ok((0..sessions).map(|_| Place { held: held.clone(), entered: Instant::now() }).collect())
+        occupancy.admitted += sessions;
+        occupancy.held += bytes;
+        occupancy.last_deadline = occupancy.last_deadline.max(Some(deadline));
+        drop(occupancy);
+        let held = Arc::new(Held { admission: self.clone(), bytes });
+        Ok((0..sessions).map(|_| Permit { held: held.clone(), entered: Instant::now() }).collect())
     }
 
     /// Sessions inside.
     #[must_use]
     pub fn admitted(&self) -> usize {
-        self.book().admitted
+        self.occupancy().admitted
     }
 
     /// How long a draining router lives at most: `configured`, and longer if a session was admitted on longer terms.
     #[must_use]
     pub fn grace(&self, configured: Duration) -> Duration {
-        let last = self.book().last_deadline;
+        let last = self.occupancy().last_deadline;
         let left = last.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()));
         configured.max(left + READING)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().expect("no panic under this lock")
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().expect("no panic under this lock")
     }
 }
 
-/// When a place can be expected: sessions of `lately` seconds leave a full house of `limit` at this pace.
-fn retry_after(lately: f64, limit: usize) -> Duration {
-    Duration::from_secs((lately / limit.max(1) as f64).ceil().clamp(1.0, 30.0) as u64)
+/// When a place can be expected: sessions of `mean_session_s` seconds leave a full house of `limit` at this pace.
+fn retry_after(mean_session_s: f64, limit: usize) -> Duration {
+    Duration::from_secs((mean_session_s / limit.max(1) as f64).ceil().clamp(1.0, 30.0) as u64)
 }
 
 /// What the sessions of a request hold together: the last that ends gives it back.
 #[derive(Debug)]
 struct Held {
-    door: Arc<Admission>,
+    admission: Arc<Admission>,
     bytes: usize,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Ok(mut book) = self.door.book.lock() {
-            book.held -= self.bytes;
+        if let Ok(mut occupancy) = self.admission.occupancy.lock() {
+            occupancy.held -= self.bytes;
         }
     }
 }
 
 /// An admitted session's place, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     held: Arc<Held>,
     entered: Instant,
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let took = self.entered.elapsed().as_secs_f64();
-        if let Ok(mut book) = self.held.door.book.lock() {
-            book.admitted -= 1;
-            book.lately = if book.lately == 0.0 { took } else { book.lately * 0.9 + took * 0.1 };
+        if let Ok(mut occupancy) = self.held.admission.occupancy.lock() {
+            occupancy.admitted -= 1;
+            occupancy.mean_session_s =
+                if occupancy.mean_session_s == 0.0 { took } else { occupancy.mean_session_s * 0.9 + took * 0.1 };
         }
     }
 }
@@ -400,12 +401,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_door_is_bounded_and_says_when_to_retry() {
-        let door = Arc::new(Admission::default());
+        let admission = Arc::new(Admission::default());
         let soon = Instant::now() + Duration::from_secs(1);
-        let enter = |sessions, limit| door.enter(Room { sessions, bytes: 1 }, room(limit), soon);
+        let enter = |sessions, limit| admission.enter(Room { sessions, bytes: 1 }, room(limit), soon);
         assert!(matches!(enter(2, 1), Err(GenerateError::Full { limit: 1, .. })));
         let place = enter(1, 1).unwrap();
-        assert_eq!((place.len(), door.admitted()), (1, 1));
+        assert_eq!((place.len(), admission.admitted()), (1, 1));
         assert!(matches!(enter(1, 1), Err(GenerateError::Full { limit: 1, .. })));
         // Another limit is for those who come after it; whoever is inside stays.
         let second = enter(1, 2).unwrap();
@@ -419,8 +420,8 @@ mod tests {
 
     #[tokio::test]
     async fn prompts_are_held_until_the_last_of_their_sessions_ends() {
-        let door = Arc::new(Admission::default());
-        let enter = |sessions, bytes| door.enter(Room { sessions, bytes }, room(9), Instant::now());
+        let admission = Arc::new(Admission::default());
+        let enter = |sessions, bytes| admission.enter(Room { sessions, bytes }, room(9), Instant::now());
         let mut places = enter(2, 60).unwrap();
         let refused = enter(1, 41).unwrap_err();
         assert!(matches!(refused, GenerateError::NoRoom { what: "prompts", limit: 100, .. }), "{refused}");
@@ -435,14 +436,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_was_admitted_on_longer_terms_keeps_them() {
-        let door = Arc::new(Admission::default());
-        assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(20));
+        let admission = Arc::new(Admission::default());
+        assert_eq!(admission.grace(Duration::from_secs(20)), Duration::from_secs(20));
         let enter = |seconds| {
             let deadline = Instant::now() + Duration::from_secs(seconds);
-            door.enter(Room { sessions: 1, bytes: 1 }, room(2), deadline).unwrap()
+            admission.enter(Room { sessions: 1, bytes: 1 }, room(2), deadline).unwrap()
         };
         let _places = (enter(100), enter(10));
-        assert_eq!(door.grace(Duration::from_secs(20)), Duration::from_secs(100) + READING);
-        assert_eq!(door.grace(Duration::from_secs(200)), Duration::from_secs(200));
+        assert_eq!(admission.grace(Duration::from_secs(20)), Duration::from_secs(100) + READING);
+        assert_eq!(admission.grace(Duration::from_secs(200)), Duration::from_secs(200));
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
-use crate::admission::{Place, Room, Terms, allowed, is_among, model_of};
+use crate::admission::{Permit, Room, Terms, allowed, is_among, model_of};
 use crate::client::{self, Client, ClientStream};
 use crate::error::GenerateError;
 use crate::metrics::Counted;
@@ -84,7 +84,7 @@ impl Router {
             Ok(terms.into_iter().zip(places))
         });
         let admitted = admitted.inspect_err(|error| self.refused(&model, &tenant, trace, arrived, error))?;
-        let begin = |(terms, place): (Terms, Place)| {
+        let begin = |(terms, place): (Terms, Permit)| {
             let (client, stream) =
                 client::channel(terms.parameters.max_tokens() as usize, &self.streams, self.metrics.relay());
             let (id, span) = (terms.session, terms.log_span());
@@ -115,7 +115,7 @@ impl Router {
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
-    async fn serve(self: Arc<Self>, terms: Terms, place: Place, client: Client) {
+    async fn serve(self: Arc<Self>, terms: Terms, place: Permit, client: Client) {
         let spans = Spans::admitted(&self.spans, &terms);
         terms.log_trace(&spans.context());
         tracing::info!(strategy = terms.parameters.strategy, model = terms.model, "admitted");

@@ -27,7 +27,7 @@ pub struct Router {
     pub id: NodeId,
     /// What the operator set; each request is admitted under what is in force when it comes.
     pub config: Live<RouterConfig>,
-    /// The door.
+    /// Admission.
     pub admission: Arc<Admission>,
     /// Who is there and how busy.
     pub loads: LoadWatch,
