@@ -139,7 +139,7 @@ impl Drop for Permit {
 
 /// What was admitted; nothing of it changes while the session lives. What is large is shared by the sessions of a request.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct AdmittedRequest {
     /// The session's name in the cluster.
     pub session: SessionId,
     /// Its label.
@@ -174,7 +174,7 @@ pub struct Terms {
     pub trace: TraceContext,
 }
 
-impl Terms {
+impl AdmittedRequest {
     /// When its time is up.
     #[must_use]
     pub fn deadline(&self) -> Instant {
@@ -239,14 +239,14 @@ impl Terms {
         let parameters = Arc::new(Parameters { seed: Some(seed), ..parameters });
         let conversation = Some(request.conversation.as_str()).filter(|conversation| !conversation.is_empty());
         let cache_salt = request.cache_salt.unwrap_or_else(|| request.tenant.clone());
-        let mut terms = Vec::with_capacity(request.prompts.len() * request.answers as usize);
+        let mut admitted = Vec::with_capacity(request.prompts.len() * request.answers as usize);
         for prompt in &request.prompts {
             let key = placement_key(&request.tenant, conversation, prompt.beginning());
             for answer in 0..request.answers {
-                if !terms.is_empty() {
+                if !admitted.is_empty() {
                     session = config.mint.session();
                 }
-                terms.push(Self {
+                admitted.push(Self {
                     session,
                     key,
                     tokens: prompt.tokens() as u64 + u64::from(parameters.max_tokens()),
@@ -266,7 +266,7 @@ impl Terms {
                 });
             }
         }
-        Ok(terms)
+        Ok(admitted)
     }
 }
 
@@ -316,9 +316,9 @@ mod tests {
     use super::*;
     use crate::mint::Mint;
 
-    fn terms(request: Request) -> Result<Vec<Terms>, GenerateError> {
+    fn admitted(request: Request) -> Result<Vec<AdmittedRequest>, GenerateError> {
         let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
-        Terms::of(request, "m", Instant::now(), &TraceContext::default(), &config)
+        AdmittedRequest::of(request, "m", Instant::now(), &TraceContext::default(), &config)
     }
 
     fn request(prompt: EncodedPrompt) -> Request {
@@ -335,41 +335,43 @@ mod tests {
         messages.push("user", "");
         let prompts = [EncodedPrompt::of_text(""), IdsWriter::with_capacity(0).finish(), messages.finish()];
         for prompt in prompts {
-            assert!(matches!(terms(request(prompt.clone())), Err(GenerateError::EmptyPrompt)));
+            assert!(matches!(admitted(request(prompt.clone())), Err(GenerateError::EmptyPrompt)));
             let second = Request { prompts: vec![EncodedPrompt::of_text("x"), prompt], ..text("x") };
-            assert!(matches!(terms(second), Err(GenerateError::EmptyPrompt)));
+            assert!(matches!(admitted(second), Err(GenerateError::EmptyPrompt)));
         }
-        assert!(matches!(terms(Request::default()), Err(GenerateError::EmptyPrompt)));
+        assert!(matches!(admitted(Request::default()), Err(GenerateError::EmptyPrompt)));
     }
 
     #[test]
     fn what_is_too_large_is_refused_by_name() {
-        let long = terms(text(&"x".repeat(limits::REQUEST_BYTES)));
+        let long = admitted(text(&"x".repeat(limits::REQUEST_BYTES)));
         assert!(matches!(long, Err(GenerateError::TooLong { field: "prompt", .. })));
         let label = Request { tenant: "x".repeat(LABEL_BYTES + 1), ..text("x") };
-        assert!(matches!(terms(label), Err(GenerateError::TooLong { field: "tenant", .. })));
+        assert!(matches!(admitted(label), Err(GenerateError::TooLong { field: "tenant", .. })));
         let timeless = Request { timeout_ms: Some(0), ..text("x") };
-        assert!(matches!(terms(timeless), Err(GenerateError::NoTime)));
+        assert!(matches!(admitted(timeless), Err(GenerateError::NoTime)));
     }
 
     #[test]
     fn sessions_of_a_request_share_what_is_large() {
         let prompts = ["one", "two"].map(EncodedPrompt::of_text).to_vec();
-        let terms = terms(Request { prompts, answers: 2, choice: 5, ..Request::default() }).unwrap();
-        let seen: Vec<_> = terms.iter().map(|terms| (terms.prompt.text().unwrap(), terms.choice)).collect();
+        let admitted = admitted(Request { prompts, answers: 2, choice: 5, ..Request::default() }).unwrap();
+        let seen: Vec<_> = admitted.iter().map(|admitted| (admitted.prompt.text().unwrap(), admitted.choice)).collect();
         assert_eq!(seen, [("one", 5), ("one", 6), ("two", 5), ("two", 6)]);
-        let at = |i: usize| terms[i].prompt.encoded().as_ptr();
+        let at = |i: usize| admitted[i].prompt.encoded().as_ptr();
         assert!(at(0) == at(1) && at(1) != at(2));
-        assert!(terms.iter().all(|each| Arc::ptr_eq(&each.parameters, &terms[0].parameters)));
-        assert!(terms.iter().all(|each| each.request_id == format!("req-{}", terms[0].session)));
-        assert!(terms[1..].iter().all(|each| each.session != terms[0].session));
+        assert!(admitted.iter().all(|each| Arc::ptr_eq(&each.parameters, &admitted[0].parameters)));
+        assert!(admitted.iter().all(|each| each.request_id == format!("req-{}", admitted[0].session)));
+        assert!(admitted[1..].iter().all(|each| each.session != admitted[0].session));
     }
 
     #[test]
     fn the_same_request_id_gives_the_same_seed_in_another_session() {
         let asked = Request { request_id: "again".into(), ..text("x") };
         let config = RouterConfig::default();
-        let fixed = |asked| Terms::of(asked, "m", Instant::now(), &TraceContext::default(), &config).unwrap().remove(0);
+        let fixed = |asked| {
+            AdmittedRequest::of(asked, "m", Instant::now(), &TraceContext::default(), &config).unwrap().remove(0)
+        };
         let (once, twice) = (fixed(asked.clone()), fixed(asked));
         assert_eq!(once.seed, twice.seed);
         assert_eq!(once.parameters.seed, Some(once.seed));
@@ -378,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_deadline_is_the_clients_up_to_the_operators() {
-        let timed = |ms| terms(Request { timeout_ms: ms, ..text("x") }).unwrap()[0].allowed;
+        let timed = |ms| admitted(Request { timeout_ms: ms, ..text("x") }).unwrap()[0].allowed;
         assert_eq!(timed(Some(50)), Duration::from_millis(50));
         assert_eq!(timed(Some(u64::MAX)), RouterConfig::default().max_timeout());
         assert_eq!(timed(None), limits::DEFAULT_DEADLINE);

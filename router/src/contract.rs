@@ -10,7 +10,7 @@ use cascadia_core::limits;
 use cascadia_proto::prompt::Shape;
 use cascadia_proto::v1;
 
-use crate::admission::{LABEL_BYTES, Terms};
+use crate::admission::{AdmittedRequest, LABEL_BYTES};
 use crate::transcript::{Breach, Transcript};
 
 /// No vocabulary is larger: what bounds an owner that does not name its own.
@@ -44,7 +44,7 @@ const ROUNDING: f32 = 1e-3;
 /// What the owners of one session may say.
 #[derive(Debug)]
 pub struct Contract<'a> {
-    terms: &'a Terms,
+    admitted: &'a AdmittedRequest,
     /// Bytes of text so far, of all owners.
     text_bytes: usize,
     /// The present owner, once it has opened the session.
@@ -65,8 +65,8 @@ const ANY: Room = Room { vocabulary: MOST_VOCABULARY, context: MOST_CONTEXT, mov
 impl<'a> Contract<'a> {
     /// Of a session on these terms.
     #[must_use]
-    pub fn new(terms: &'a Terms) -> Self {
-        Self { terms, text_bytes: 0, owner: None }
+    pub fn new(admitted: &'a AdmittedRequest) -> Self {
+        Self { admitted, text_bytes: 0, owner: None }
     }
 
     /// Another owner is asked: it has said nothing yet.
@@ -106,7 +106,7 @@ impl<'a> Contract<'a> {
     /// How many ids the prompt can have become.
     fn prompt_tokens(&self) -> RangeInclusive<usize> {
         let text = |bytes: usize, messages: usize| 1..=bytes * IDS_PER_BYTE + messages * MESSAGE_IDS + TEMPLATE_IDS;
-        let prompt = &self.terms.prompt;
+        let prompt = &self.admitted.prompt;
         match prompt.shape() {
             Shape::Ids => prompt.tokens()..=prompt.tokens(),
             Shape::Text => text(prompt.weight(), 0),
@@ -121,7 +121,7 @@ impl<'a> Contract<'a> {
     pub fn history(&self, ids: &[TokenId], transcript: &Transcript) -> Result<(), Breach> {
         let room = self.room("a history")?;
         room.knows(ids.iter().copied())?;
-        let prompt = &self.terms.prompt;
+        let prompt = &self.admitted.prompt;
         let mut asked = prompt.ids().skip(transcript.ids().len());
         if prompt.shape() == Shape::Ids && !ids.iter().all(|id| asked.next() == Some(*id)) {
             return Err(Breach::Unexpected { what: "another prompt than the client's" });
@@ -136,13 +136,13 @@ impl<'a> Contract<'a> {
     pub fn tokens(&mut self, tokens: &v1::Tokens, transcript: &Transcript) -> Result<(), Breach> {
         let room = self.room("tokens")?;
         let (count, committed) = (tokens.ids.len(), transcript.committed() + tokens.ids.len());
-        at_most("the number of output tokens", committed, self.terms.parameters.max_tokens() as usize)?;
+        at_most("the number of output tokens", committed, self.admitted.parameters.max_tokens() as usize)?;
         at_most("the number of tokens", transcript.ids().len() + count, room.context)?;
         room.knows(tokens.ids.iter().copied())?;
         one_each("words on who wrote a token", tokens.provenance.len(), count)?;
         let text_bytes = self.text_bytes + tokens.text.len();
         at_most("the number of bytes of text", text_bytes, committed * BYTES_PER_ID)?;
-        let asked = self.terms.parameters.logprobs.is_some();
+        let asked = self.admitted.parameters.logprobs.is_some();
         one_each("log-probabilities", tokens.logprobs.len(), if asked { count } else { 0 })?;
         for logprobs in &tokens.logprobs {
             at_most("the number of alternatives", logprobs.top.len(), limits::MAX_TOP_LOGPROBS)?;
@@ -189,7 +189,7 @@ impl<'a> Contract<'a> {
         if !transcript.is_known() {
             return Err(Breach::Early { what: "a handover" });
         }
-        if self.terms.parameters.strategy != "cascade_query" {
+        if self.admitted.parameters.strategy != "cascade_query" {
             return Err(Breach::Unexpected { what: "a handover of a strategy that has none" });
         }
         if transcript.committed() > 0 {
@@ -213,7 +213,7 @@ impl<'a> Contract<'a> {
         let cached = finished.usage.map_or(0, |usage| usage.cached_tokens);
         at_most("the number of cached tokens", cached as usize, transcript.prompt_tokens())?;
         room.knows(finished.stop_token)?;
-        if finished.stop_string.as_ref().is_some_and(|stop| !self.terms.parameters.stop.contains(stop)) {
+        if finished.stop_string.as_ref().is_some_and(|stop| !self.admitted.parameters.stop.contains(stop)) {
             return Err(Breach::Unexpected { what: "a stop string that was not asked for" });
         }
         finished.speculation.as_ref().map_or(Ok(()), account)

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
-use crate::admission::{Permit, Room, Terms, allowed, is_among, model_of};
+use crate::admission::{AdmittedRequest, Permit, Room, allowed, is_among, model_of};
 use crate::client::{self, Client, ClientStream};
 use crate::error::GenerateError;
 use crate::metrics::Counted;
@@ -77,19 +77,19 @@ impl Router {
         trace: &TraceContext,
     ) -> Result<Vec<Opened>, GenerateError> {
         let (model, tenant, bytes) = (request.model.clone(), request.tenant.clone(), request.bytes());
-        let admitted = self.terms(request, arrived, trace).and_then(|terms| {
-            let latest = terms.iter().map(Terms::deadline).max().unwrap_or_else(Instant::now);
-            let wanted = Room { sessions: terms.len(), bytes };
+        let admitted = self.admitted(request, arrived, trace).and_then(|admitted| {
+            let latest = admitted.iter().map(AdmittedRequest::deadline).max().unwrap_or_else(Instant::now);
+            let wanted = Room { sessions: admitted.len(), bytes };
             let places = self.admission.enter(wanted, self.config.now().room(), latest)?;
-            Ok(terms.into_iter().zip(places))
+            Ok(admitted.into_iter().zip(places))
         });
         let admitted = admitted.inspect_err(|error| self.refused(&model, &tenant, trace, arrived, error))?;
-        let begin = |(terms, place): (Terms, Permit)| {
+        let begin = |(admitted, place): (AdmittedRequest, Permit)| {
             let (client, stream) =
-                client::channel(terms.parameters.max_tokens() as usize, &self.streams, self.metrics.relay());
-            let (id, span) = (terms.session, terms.log_span());
+                client::channel(admitted.parameters.max_tokens() as usize, &self.streams, self.metrics.relay());
+            let (id, span) = (admitted.session, admitted.log_span());
             // Ends with its client, its deadline, or the router's shutdown, which waits for `streams`.
-            tokio::spawn(self.clone().serve(terms, place, client).instrument(span));
+            tokio::spawn(self.clone().serve(admitted, place, client).instrument(span));
             Opened { session: id, stream }
         };
         Ok(admitted.map(begin).collect())
@@ -104,25 +104,30 @@ impl Router {
     }
 
     /// Fixes the terms of a request's sessions.
-    fn terms(&self, request: Request, arrived: Instant, trace: &TraceContext) -> Result<Vec<Terms>, GenerateError> {
+    fn admitted(
+        &self,
+        request: Request,
+        arrived: Instant,
+        trace: &TraceContext,
+    ) -> Result<Vec<AdmittedRequest>, GenerateError> {
         let mut served = served_models(&self.loads.snapshot());
         if served.is_empty() || !request.model.is_empty() {
             // The name of a pool that is gone for a while still means something.
             served = self.served();
         }
         let model = model_of(&request.model, served)?;
-        Terms::of(request, &model, arrived, trace, &self.config.now())
+        AdmittedRequest::of(request, &model, arrived, trace, &self.config.now())
     }
 
     /// One session from admission to its end; ends by itself when the client leaves, time is up or the router stops.
-    async fn serve(self: Arc<Self>, terms: Terms, place: Permit, client: Client) {
-        let spans = Spans::admitted(&self.spans, &terms);
-        terms.log_trace(&spans.context());
-        tracing::info!(strategy = terms.parameters.strategy, model = terms.model, "admitted");
+    async fn serve(self: Arc<Self>, admitted: AdmittedRequest, place: Permit, client: Client) {
+        let spans = Spans::admitted(&self.spans, &admitted);
+        admitted.log_trace(&spans.context());
+        tracing::info!(strategy = admitted.parameters.strategy, model = admitted.model, "admitted");
         if self.log_prompts {
-            tracing::info!(prompt = ?terms.prompt.decoded().kind, "asked");
+            tracing::info!(prompt = ?admitted.prompt.decoded().kind, "asked");
         }
-        let mut session = Session::new(&self, &terms, &client, spans);
+        let mut session = Session::new(&self, &admitted, &client, spans);
         let outcome = tokio::select! {
             biased;
             outcome = session.run() => outcome,
@@ -135,12 +140,12 @@ impl Router {
             () = client.left_unread(limits::CLIENT_WRITE_TIMEOUT) => {
                 Err(GenerateError::Unread(limits::CLIENT_WRITE_TIMEOUT))
             }
-            () = tokio::time::sleep_until(terms.deadline()) => Err(GenerateError::OutOfTime),
+            () = tokio::time::sleep_until(admitted.deadline()) => Err(GenerateError::OutOfTime),
             () = self.shutdown.stopped() => Err(GenerateError::Stopping),
         };
         let how = match outcome {
             Ok(()) => {
-                tracing::info!(seconds = terms.arrived.elapsed().as_secs_f64(), "finished");
+                tracing::info!(seconds = admitted.arrived.elapsed().as_secs_f64(), "finished");
                 Ok(())
             }
             Err(error) => {
@@ -152,7 +157,7 @@ impl Router {
             }
         };
         drop(session);
-        drop((terms, place));
+        drop((admitted, place));
         client.end(how, limits::CLIENT_WRITE_TIMEOUT).await;
     }
 }

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use crate::admission::Terms;
+use crate::admission::AdmittedRequest;
 use crate::ending::{End, Loss, read_status};
 use crate::opening::{Begun, FirstMessage};
 use crate::place::{Seat, for_expert};
@@ -82,7 +82,7 @@ pub struct Messages {
 #[derive(Debug)]
 pub struct Opening<'a> {
     /// What was admitted.
-    pub terms: &'a Terms,
+    pub admitted: &'a AdmittedRequest,
     /// The router's cluster.
     pub cluster: &'a ClusterName,
     /// The parameters in force.
@@ -103,36 +103,36 @@ impl Opening<'_> {
     /// The messages that open it at a seat: a prompt as it came, or the ids that are known.
     #[must_use]
     pub fn messages(&self, seat: &Seat, now: Instant) -> Messages {
-        let Self { terms, transcript, .. } = self;
+        let Self { admitted, transcript, .. } = self;
         let continues = transcript.is_known();
         let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
         let open = RunOpen {
             protocol: Some(cascadia_proto::range()),
             key: Some(convert::session_key_message(
-                terms.session,
+                admitted.session,
                 Epoch::of_placement(self.placement),
                 Some(self.secret),
             )),
-            model: terms.model.clone(),
-            resolved: Some(terms.resolved(parameters)),
-            tenant: terms.tenant.clone(),
-            priority: terms.priority,
-            cache_salt: terms.cache_salt.clone(),
-            remaining_ms: terms.deadline().saturating_duration_since(now).as_millis() as u64,
+            model: admitted.model.clone(),
+            resolved: Some(admitted.resolved(parameters)),
+            tenant: admitted.tenant.clone(),
+            priority: admitted.priority,
+            cache_salt: admitted.cache_salt.clone(),
+            remaining_ms: admitted.deadline().saturating_duration_since(now).as_millis() as u64,
             prompt: None,
             continued: continues.then(|| v1::Continued {
                 prompt_tokens: transcript.prompt_tokens() as u32,
                 history_tokens: transcript.ids().len() as u32,
                 handed_over: self.handed_over,
             }),
-            expert: seat.expert_ref(&terms.model, &self.pinned.expert),
+            expert: seat.expert_ref(&admitted.model, &self.pinned.expert),
             pinned: Some(self.pinned.clone()),
-            request_id: terms.request_id.clone(),
-            age_ms: now.saturating_duration_since(terms.arrived).as_millis() as u64,
+            request_id: admitted.request_id.clone(),
+            age_ms: now.saturating_duration_since(admitted.arrived).as_millis() as u64,
             cluster: self.cluster.to_string(),
         };
         if !continues {
-            return Messages { first: FirstMessage::open(open, &terms.prompt), rest: Vec::new() };
+            return Messages { first: FirstMessage::open(open, &admitted.prompt), rest: Vec::new() };
         }
         let history = convert::histories(transcript.ids()).into_iter().map(Order::History);
         let orders = std::iter::once(Order::Open(open)).chain(history);

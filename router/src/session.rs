@@ -16,7 +16,7 @@ use cascadia_proto::v1::{self, Fingerprints, FinishReason, MoveReason, Parameter
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::admission::Terms;
+use crate::admission::AdmittedRequest;
 use crate::client::Client;
 use crate::contract::Contract;
 use crate::ending::{End, Loss, Next, SoFar, after, read_status};
@@ -42,7 +42,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Session<'a> {
     router: &'a Router,
-    terms: &'a Terms,
+    admitted: &'a AdmittedRequest,
     client: &'a Client,
     /// What the client was told is in force.
     parameters: Arc<Parameters>,
@@ -80,14 +80,14 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// An admitted session.
     #[must_use]
-    pub fn new(router: &'a Router, terms: &'a Terms, client: &'a Client, spans: Spans<'a>) -> Self {
+    pub fn new(router: &'a Router, admitted: &'a AdmittedRequest, client: &'a Client, spans: Spans<'a>) -> Self {
         Self {
             router,
-            terms,
+            admitted,
             client,
-            parameters: terms.parameters.clone(),
-            transcript: Transcript::new(terms.choice),
-            contract: Contract::new(terms),
+            parameters: admitted.parameters.clone(),
+            transcript: Transcript::new(admitted.choice),
+            contract: Contract::new(admitted),
             secret: router.config.now().mint.secret(),
             tally: Tally::default(),
             pinned: Fingerprints::default(),
@@ -101,8 +101,8 @@ impl<'a> Session<'a> {
             waiting_for: None,
             expert: None,
             opened_at: None,
-            heard: terms.arrived,
-            metrics: router.metrics.admitted(&terms.model, &terms.tenant),
+            heard: admitted.arrived,
+            metrics: router.metrics.admitted(&admitted.model, &admitted.tenant),
             spans,
             answer: router.log_prompts.then(String::new),
         }
@@ -129,7 +129,7 @@ impl<'a> Session<'a> {
             Some(missing) => (format!("while it waited for a place ({missing})"), "start such a node"),
             None => (format!("after {} tokens", self.transcript.committed()), "ask for fewer tokens"),
         };
-        GenerateError::Deadline { allowed: self.terms.allowed, doing, cure }
+        GenerateError::Deadline { allowed: self.admitted.allowed, doing, cure }
     }
 
     /// Waits for a place.
@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
             let loads = &self.router.loads;
             match place::choose(&loads.snapshot(), &loads.loads(), &self.need(since)) {
                 Ok(seat) => {
-                    if !loads.place(&seat.nodes().collect::<Vec<_>>(), self.terms.tokens) {
+                    if !loads.place(&seat.nodes().collect::<Vec<_>>(), self.admitted.tokens) {
                         continue;
                     }
                     self.waiting_for = None;
@@ -176,20 +176,20 @@ impl<'a> Session<'a> {
 
     /// What the session needs, having looked for a place `since` then.
     fn need(&self, since: Instant) -> Need<'_> {
-        let chance = (self.terms.session.0 as u64).wrapping_add(u64::from(self.placement));
+        let chance = (self.admitted.session.0 as u64).wrapping_add(u64::from(self.placement));
         let exclude: BTreeSet<NodeId> = self.avoid.keys().cloned().collect();
         Need {
             parameters: &self.parameters,
             handed_over: self.handed_over,
             begun: self.started,
-            break_promise: since.elapsed() >= self.router.outlook.patience(&self.terms.model)
-                || !self.router.outlook.may_come_back(&self.terms.model),
+            break_promise: since.elapsed() >= self.router.outlook.patience(&self.admitted.model)
+                || !self.router.outlook.may_come_back(&self.admitted.model),
             step_in: !self.avoid.values().any(|&(_, busy)| busy),
             wish: Wish {
-                model: &self.terms.model,
-                key: self.terms.key,
+                model: &self.admitted.model,
+                key: self.admitted.key,
                 chance,
-                session_tokens: self.terms.tokens,
+                session_tokens: self.admitted.tokens,
                 expert_fingerprint: place::pin(&self.pinned.expert),
                 drafter_fingerprint: place::pin(&self.pinned.drafter),
                 tokenizer_fingerprint: place::pin(&self.pinned.tokenizer),
@@ -203,7 +203,7 @@ impl<'a> Session<'a> {
         let router = self.router;
         let owner = &seat.owner;
         let opening = Opening {
-            terms: self.terms,
+            admitted: self.admitted,
             cluster: router.loads.cluster(),
             parameters: &self.parameters,
             transcript: &self.transcript,
@@ -312,12 +312,12 @@ impl<'a> Session<'a> {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
             self.parameters = Arc::new(place::for_expert(&self.parameters));
         }
-        self.metrics.began(u64::from(prompt_tokens), self.terms.arrived.elapsed());
+        self.metrics.began(u64::from(prompt_tokens), self.admitted.arrived.elapsed());
         let started = v1::Started {
-            request_id: self.terms.request_id.clone(),
-            session: self.terms.session.to_string(),
-            model: self.terms.model.clone(),
-            seed: self.terms.seed,
+            request_id: self.admitted.request_id.clone(),
+            session: self.admitted.session.to_string(),
+            model: self.admitted.model.clone(),
+            seed: self.admitted.seed,
             parameters: Some(Parameters::clone(&self.parameters)),
             prompt_tokens,
             fingerprints: Some(self.pinned.clone()),
@@ -328,8 +328,8 @@ impl<'a> Session<'a> {
     }
 
     async fn tokens(&mut self, tokens: v1::Tokens) {
-        self.metrics.tokens(&tokens, self.heard, self.terms.arrived);
-        self.spans.tokens(tokens.ids.len(), self.terms.arrived);
+        self.metrics.tokens(&tokens, self.heard, self.admitted.arrived);
+        self.spans.tokens(tokens.ids.len(), self.admitted.arrived);
         self.so_far.barren = 0;
         self.so_far.failed = 0;
         self.refusal = None;
@@ -348,7 +348,7 @@ impl<'a> Session<'a> {
         self.exact &= same;
         self.expert = moved.expert.as_ref().map(|expert| NodeId(expert.id.clone()));
         for expert in &moved.failed {
-            self.router.loads.session_failed(&NodeId(expert.clone()), &self.terms.request_id);
+            self.router.loads.session_failed(&NodeId(expert.clone()), &self.admitted.request_id);
         }
         self.tally.moved();
         let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
@@ -398,7 +398,7 @@ impl<'a> Session<'a> {
                 let (transcript, reason) = (&self.transcript, finish_label(&last));
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
                 let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);
-                self.metrics.finished(reason, self.terms.arrived.elapsed());
+                self.metrics.finished(reason, self.admitted.arrived.elapsed());
                 self.spans.finished(&finished);
                 if let Some(answer) = &self.answer {
                     tracing::info!(%answer, "answered");
@@ -441,7 +441,7 @@ impl<'a> Session<'a> {
     fn tell(&self, owner: &NodeId, end: &End) {
         let loads = &self.router.loads;
         match end {
-            End::Failed(_) => loads.session_failed(owner, &self.terms.request_id),
+            End::Failed(_) => loads.session_failed(owner, &self.admitted.request_id),
             End::Finished(_) => std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node)),
             End::HandedOver(_) => loads.session_served(owner),
             _ => {}

@@ -13,7 +13,7 @@ use cascadia_proto::prompt::Shape;
 use cascadia_proto::v1::{self, FinishReason, MoveReason};
 use tokio::time::Instant;
 
-use crate::admission::Terms;
+use crate::admission::AdmittedRequest;
 use crate::error::{CLIENT_LEFT, GenerateError};
 use crate::mint::Mint;
 use crate::place::Seat;
@@ -83,17 +83,17 @@ pub struct Spans<'r> {
 impl<'r> Spans<'r> {
     /// A request was admitted.
     #[must_use]
-    pub fn admitted(recorder: &'r Recorder, terms: &Terms) -> Self {
-        let operation = operation(terms);
+    pub fn admitted(recorder: &'r Recorder, admitted: &AdmittedRequest) -> Self {
+        let operation = operation(admitted);
         let mut request =
-            recorder.tracer.request(terms.session, &terms.trace, || format!("{operation} {}", terms.model));
-        request.began(terms.arrived.elapsed());
+            recorder.tracer.request(admitted.session, &admitted.trace, || format!("{operation} {}", admitted.model));
+        request.began(admitted.arrived.elapsed());
         if request.is_recording() {
-            describe(&mut request, operation, terms);
+            describe(&mut request, operation, admitted);
         }
         Self {
             recorder,
-            session: terms.session,
+            session: admitted.session,
             request,
             placement: Span::default(),
             run: Span::default(),
@@ -254,21 +254,21 @@ impl Drop for Spans<'_> {
 }
 
 /// What is asked for, in OpenTelemetry's words.
-fn operation(terms: &Terms) -> &'static str {
-    match terms.prompt.shape() {
+fn operation(admitted: &AdmittedRequest) -> &'static str {
+    match admitted.prompt.shape() {
         Shape::Messages => "chat",
         Shape::Text | Shape::Ids => "text_completion",
     }
 }
 
-fn describe(span: &mut Span, operation: &'static str, terms: &Terms) {
-    let parameters = &terms.parameters;
+fn describe(span: &mut Span, operation: &'static str, admitted: &AdmittedRequest) {
+    let parameters = &admitted.parameters;
     span.set("gen_ai.operation.name", operation);
     span.set("gen_ai.provider.name", "cascadia");
-    span.set("gen_ai.request.model", terms.model.clone());
-    span.set("gen_ai.response.model", terms.model.clone());
-    span.set("gen_ai.response.id", terms.request_id.clone());
-    span.set("gen_ai.request.seed", terms.seed as i64);
+    span.set("gen_ai.request.model", admitted.model.clone());
+    span.set("gen_ai.response.model", admitted.model.clone());
+    span.set("gen_ai.response.id", admitted.request_id.clone());
+    span.set("gen_ai.request.seed", admitted.seed as i64);
     span.set("gen_ai.request.max_tokens", i64::from(parameters.max_tokens()));
     for (key, value) in [
         ("gen_ai.request.temperature", parameters.temperature),
@@ -280,8 +280,8 @@ fn describe(span: &mut Span, operation: &'static str, terms: &Terms) {
         span.set_some(key, value);
     }
     span.set_some("gen_ai.request.top_k", parameters.top_k.map(i64::from));
-    span.set("cascadia.session", terms.session.to_string());
-    span.set_some("cascadia.tenant", Some(terms.tenant.clone()).filter(|tenant| !tenant.is_empty()));
+    span.set("cascadia.session", admitted.session.to_string());
+    span.set_some("cascadia.tenant", Some(admitted.tenant.clone()).filter(|tenant| !tenant.is_empty()));
     span.set("spec.strategy", parameters.strategy.clone());
     span.set_some("spec.rule", Some(parameters.rule.clone()).filter(|rule| !rule.is_empty()));
 }

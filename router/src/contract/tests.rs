@@ -8,15 +8,16 @@ use super::*;
 use crate::config::RouterConfig;
 use crate::request::Request;
 
-fn terms(prompt: Kind, parameters: Parameters) -> Terms {
+fn admitted(prompt: Kind, parameters: Parameters) -> AdmittedRequest {
     let prompts = vec![EncodedPrompt::from(&Prompt { kind: Some(prompt) })];
     let asked = Request { prompts, answers: 1, parameters, ..Request::default() };
-    let terms = Terms::of(asked, "m", Instant::now(), &TraceContext::default(), &RouterConfig::default()).unwrap();
-    terms.into_iter().next().expect("one session")
+    let admitted =
+        AdmittedRequest::of(asked, "m", Instant::now(), &TraceContext::default(), &RouterConfig::default()).unwrap();
+    admitted.into_iter().next().expect("one session")
 }
 
-fn text(parameters: Parameters) -> Terms {
-    terms(Kind::Text("What is 2 + 2?".into()), parameters)
+fn text(parameters: Parameters) -> AdmittedRequest {
+    admitted(Kind::Text("What is 2 + 2?".into()), parameters)
 }
 
 fn eight_tokens() -> Parameters {
@@ -28,8 +29,8 @@ fn opened(prompt_tokens: u32) -> v1::Opened {
 }
 
 /// A session whose owner has opened it with this prompt.
-fn begun<'a>(terms: &'a Terms, prompt: &[TokenId]) -> (Contract<'a>, Transcript) {
-    let (mut contract, mut transcript) = (Contract::new(terms), Transcript::new(0));
+fn begun<'a>(admitted: &'a AdmittedRequest, prompt: &[TokenId]) -> (Contract<'a>, Transcript) {
+    let (mut contract, mut transcript) = (Contract::new(admitted), Transcript::new(0));
     contract.opened(&opened(prompt.len() as u32), &transcript).unwrap();
     transcript.announce(prompt.len());
     contract.history(prompt, &transcript).unwrap();
@@ -57,23 +58,23 @@ fn a_prompt_has_a_length_that_it_can_have() {
         (Kind::Ids(TokenIds { ids: vec![5, 6, 7] }), 3, 3),
         (Kind::Messages(Messages { messages }), 1, (18 + 48) * IDS_PER_BYTE + 4 * MESSAGE_IDS + TEMPLATE_IDS),
     ] {
-        let terms = terms(prompt, eight_tokens());
+        let admitted = admitted(prompt, eight_tokens());
         let says = |prompt_tokens: usize| {
             let opened = v1::Opened { context: 0, ..opened(prompt_tokens as u32) };
-            Contract::new(&terms).opened(&opened, &Transcript::new(0))
+            Contract::new(&admitted).opened(&opened, &Transcript::new(0))
         };
         assert_eq!((says(least), says(most)), (Ok(()), Ok(())));
         assert!(says(least - 1).is_err() && says(most + 1).is_err() && says(u32::MAX as usize).is_err());
     }
-    let terms = text(eight_tokens());
-    let over = Contract::new(&terms).opened(&opened(65), &Transcript::new(0));
+    let admitted = text(eight_tokens());
+    let over = Contract::new(&admitted).opened(&opened(65), &Transcript::new(0));
     assert_eq!(over, Err(Breach::Beyond { what: "the number of prompt tokens", got: 65, most: 64 }), "its context");
 }
 
 #[test]
 fn a_session_is_opened_once_by_each_owner_and_with_the_prompt_that_it_has() {
-    let terms = text(eight_tokens());
-    let (mut contract, transcript) = begun(&terms, &[1, 2]);
+    let admitted = text(eight_tokens());
+    let (mut contract, transcript) = begun(&admitted, &[1, 2]);
     assert_eq!(contract.opened(&opened(2), &transcript), Err(Breach::Unexpected { what: "a second opening" }));
     contract.next_owner();
     assert_eq!(contract.tokens(&tokens(&[9]), &transcript), Err(Breach::Early { what: "tokens" }));
@@ -87,8 +88,8 @@ fn a_session_is_opened_once_by_each_owner_and_with_the_prompt_that_it_has() {
 
 #[test]
 fn ids_are_of_the_vocabulary_and_a_prompt_of_ids_is_the_clients() {
-    let terms = terms(Kind::Ids(TokenIds { ids: vec![5, 6, 7] }), eight_tokens());
-    let (mut contract, mut transcript) = (Contract::new(&terms), Transcript::new(0));
+    let admitted = admitted(Kind::Ids(TokenIds { ids: vec![5, 6, 7] }), eight_tokens());
+    let (mut contract, mut transcript) = (Contract::new(&admitted), Transcript::new(0));
     assert_eq!(contract.history(&[5], &transcript), Err(Breach::Early { what: "a history" }));
     contract.opened(&opened(3), &transcript).unwrap();
     transcript.announce(3);
@@ -111,8 +112,8 @@ fn ids_are_of_the_vocabulary_and_a_prompt_of_ids_is_the_clients() {
 
 #[test]
 fn no_more_is_written_than_was_asked_for() {
-    let terms = text(eight_tokens());
-    let (mut contract, mut transcript) = begun(&terms, &[1, 2]);
+    let admitted = text(eight_tokens());
+    let (mut contract, mut transcript) = begun(&admitted, &[1, 2]);
     assert_eq!(contract.tokens(&tokens(&[9; 8]), &transcript), Ok(()));
     let over = Breach::Beyond { what: "the number of output tokens", got: 9, most: 8 };
     assert_eq!(contract.tokens(&tokens(&[9; 9]), &transcript), Err(over.clone()));
@@ -127,8 +128,8 @@ fn no_more_is_written_than_was_asked_for() {
 
 #[test]
 fn text_has_so_many_bytes_for_each_id_whoever_writes_it() {
-    let terms = text(eight_tokens());
-    let (mut contract, mut transcript) = begun(&terms, &[1, 2]);
+    let admitted = text(eight_tokens());
+    let (mut contract, mut transcript) = begun(&admitted, &[1, 2]);
     let writes = |ids: &[TokenId], bytes: usize| v1::Tokens { text: "x".repeat(bytes), ..tokens(ids) };
     assert!(contract.tokens(&writes(&[], 1), &transcript).is_err(), "no id, no text");
     assert!(contract.tokens(&writes(&[9], BYTES_PER_ID + 1), &transcript).is_err());
@@ -175,8 +176,8 @@ fn each_id_has_its_words_and_its_scores_and_nothing_has_more() {
 
 #[test]
 fn an_end_and_its_account_can_be_what_they_say() {
-    let terms = text(Parameters { stop: vec!["END".into()], ..eight_tokens() });
-    let (contract, transcript) = begun(&terms, &[1, 2]);
+    let admitted = text(Parameters { stop: vec!["END".into()], ..eight_tokens() });
+    let (contract, transcript) = begun(&admitted, &[1, 2]);
     let good = || v1::Finished {
         usage: Some(v1::Usage { cached_tokens: 2, ..v1::Usage::default() }),
         stop_string: Some("END".into()),
@@ -214,7 +215,7 @@ fn an_end_and_its_account_can_be_what_they_say() {
         spoil(&mut bad, speculation);
         assert!(contract.finished(&bad, &transcript).is_err(), "case {case}");
     }
-    let early = Contract::new(&terms).finished(&good(), &transcript);
+    let early = Contract::new(&admitted).finished(&good(), &transcript);
     assert_eq!(early, Err(Breach::Early { what: "its end" }));
 }
 
@@ -234,8 +235,8 @@ fn a_query_alone_is_handed_over() {
 
 #[test]
 fn an_owner_moves_no_more_often_than_time_allows() {
-    let terms = text(eight_tokens());
-    let (mut contract, _) = begun(&terms, &[1, 2]);
+    let admitted = text(eight_tokens());
+    let (mut contract, _) = begun(&admitted, &[1, 2]);
     let named =
         |id: String| v1::Moved { expert: Some(v1::NodeRef { id, ..v1::NodeRef::default() }), ..Default::default() };
     assert!(contract.moved(&named("x".repeat(LABEL_BYTES + 1))).is_err());
