@@ -1,7 +1,7 @@
 //! Client-facing: a request is admitted, placed and relayed; its session outlives the nodes that work for it.
 //!
 //! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`]) and passes [`admission`] (bounds,
-//! validation, terms), its [`session`] finds a [`place`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
+//! validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
 //! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
 //! owners did; [`spans`] are its trace. [`outlook`] is what all sessions watch together, [`status`] what operators see,
@@ -26,7 +26,7 @@ pub mod metrics;
 pub mod mint;
 pub mod opening;
 pub mod outlook;
-pub mod place;
+pub mod placement;
 pub mod reading;
 pub mod request;
 pub mod router;

@@ -20,7 +20,7 @@ use tonic::{Request, Status, Streaming};
 use crate::admission::AdmittedRequest;
 use crate::ending::{End, Loss, read_status};
 use crate::opening::{Begun, FirstMessage};
-use crate::place::{Seat, for_expert};
+use crate::placement::{Placement, for_expert};
 use crate::transcript::Transcript;
 
 /// A session at its owner. Dropping it cancels the session there.
@@ -102,10 +102,10 @@ pub struct Opening<'a> {
 impl Opening<'_> {
     /// The messages that open it at a seat: a prompt as it came, or the ids that are known.
     #[must_use]
-    pub fn messages(&self, seat: &Seat, now: Instant) -> Messages {
+    pub fn messages(&self, placed: &Placement, now: Instant) -> Messages {
         let Self { admitted, transcript, .. } = self;
         let continues = transcript.is_known();
-        let parameters = if seat.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
+        let parameters = if placed.is_expert() { for_expert(self.parameters) } else { self.parameters.clone() };
         let open = RunOpen {
             protocol: Some(cascadia_proto::range()),
             key: Some(convert::session_key_message(
@@ -125,7 +125,7 @@ impl Opening<'_> {
                 history_tokens: transcript.ids().len() as u32,
                 handed_over: self.handed_over,
             }),
-            expert: seat.expert_ref(&admitted.model, &self.pinned.expert),
+            expert: placed.expert_ref(&admitted.model, &self.pinned.expert),
             pinned: Some(self.pinned.clone()),
             request_id: admitted.request_id.clone(),
             age_ms: now.saturating_duration_since(admitted.arrived).as_millis() as u64,

@@ -22,7 +22,7 @@ use crate::contract::Contract;
 use crate::ending::{End, Loss, Next, SoFar, after, read_status};
 use crate::error::GenerateError;
 use crate::metrics::{Missing, SessionMetrics};
-use crate::place::{self, Need, NoSeat, Seat};
+use crate::placement::{self, Constraints, NoPlacement, Placement};
 use crate::router::Router;
 use crate::run::{Opening, Run};
 use crate::spans::Spans;
@@ -114,9 +114,9 @@ impl<'a> Session<'a> {
     /// Why it never will be.
     pub async fn run(&mut self) -> Result<(), GenerateError> {
         loop {
-            let seat = self.place().await?;
-            let end = self.relay(&seat).await;
-            if self.settle(&seat, end).await?.is_break() {
+            let placed = self.place().await?;
+            let end = self.relay(&placed).await;
+            if self.settle(&placed, end).await?.is_break() {
                 return Ok(());
             }
         }
@@ -133,7 +133,7 @@ impl<'a> Session<'a> {
     }
 
     /// Waits for a place.
-    async fn place(&mut self) -> Result<Seat, GenerateError> {
+    async fn place(&mut self) -> Result<Placement, GenerateError> {
         let mut changes = self.router.outlook.changes();
         let (mut waiting, since) = (None, Instant::now());
         self.spans.placing();
@@ -142,17 +142,17 @@ impl<'a> Session<'a> {
             let now = Instant::now();
             self.avoid.retain(|_, (until, _)| *until > now);
             let loads = &self.router.loads;
-            match place::choose(&loads.snapshot(), &loads.loads(), &self.need(since)) {
-                Ok(seat) => {
-                    if !loads.place(&seat.nodes().collect::<Vec<_>>(), self.admitted.tokens) {
+            match placement::place_session(&loads.snapshot(), &loads.loads(), &self.constraints(since)) {
+                Ok(placed) => {
+                    if !loads.place(&placed.nodes().collect::<Vec<_>>(), self.admitted.tokens) {
                         continue;
                     }
                     self.waiting_for = None;
-                    self.spans.placed(&seat);
-                    return Ok(seat);
+                    self.spans.placed(&placed);
+                    return Ok(placed);
                 }
-                Err(NoSeat::Ever(error)) => return Err(GenerateError::Misconfigured(error)),
-                Err(NoSeat::Now(missing)) => {
+                Err(NoPlacement::Ever(error)) => return Err(GenerateError::Misconfigured(error)),
+                Err(NoPlacement::Now(missing)) => {
                     if let Some(refusal) = self.refusal.take().filter(|_| !self.begun()) {
                         return Err(GenerateError::Owner(refusal));
                     }
@@ -175,10 +175,10 @@ impl<'a> Session<'a> {
     }
 
     /// What the session needs, having looked for a place `since` then.
-    fn need(&self, since: Instant) -> Need<'_> {
+    fn constraints(&self, since: Instant) -> Constraints<'_> {
         let chance = (self.admitted.session.0 as u64).wrapping_add(u64::from(self.placement));
         let exclude: BTreeSet<NodeId> = self.avoid.keys().cloned().collect();
-        Need {
+        Constraints {
             parameters: &self.parameters,
             handed_over: self.handed_over,
             begun: self.started,
@@ -190,18 +190,18 @@ impl<'a> Session<'a> {
                 key: self.admitted.key,
                 chance,
                 session_tokens: self.admitted.tokens,
-                expert_fingerprint: place::pin(&self.pinned.expert),
-                drafter_fingerprint: place::pin(&self.pinned.drafter),
-                tokenizer_fingerprint: place::pin(&self.pinned.tokenizer),
+                expert_fingerprint: placement::pin(&self.pinned.expert),
+                drafter_fingerprint: placement::pin(&self.pinned.drafter),
+                tokenizer_fingerprint: placement::pin(&self.pinned.tokenizer),
                 exclude,
             },
         }
     }
 
     /// Runs the session at its owner until that ends.
-    async fn relay(&mut self, seat: &Seat) -> End {
+    async fn relay(&mut self, placed: &Placement) -> End {
         let router = self.router;
-        let owner = &seat.owner;
+        let owner = &placed.owner;
         let opening = Opening {
             admitted: self.admitted,
             cluster: router.loads.cluster(),
@@ -213,13 +213,13 @@ impl<'a> Session<'a> {
             handed_over: self.handed_over,
         };
         let now = Instant::now();
-        let opening = opening.messages(seat, now);
+        let opening = opening.messages(placed, now);
         self.heard = now;
         self.opened_at = None;
-        self.expert = seat.expert.as_ref().map(|expert| expert.id.clone());
+        self.expert = placed.expert.as_ref().map(|expert| expert.id.clone());
         self.contract.next_owner();
         let _running = self.metrics.running();
-        let trace = self.spans.running(seat);
+        let trace = self.spans.running(placed);
         let mut run = tokio::select! {
             biased;
             run = Run::open(router.connector.lease(&owner.address), opening, &trace) => match run {
@@ -236,7 +236,7 @@ impl<'a> Session<'a> {
             };
             self.heard = Instant::now();
             let taken = match message {
-                Ok(message) => self.take(seat, message).await,
+                Ok(message) => self.take(placed, message).await,
                 Err(end) => return end,
             };
             match taken {
@@ -247,18 +247,18 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn take(&mut self, seat: &Seat, message: Message) -> Result<ControlFlow<End>, Breach> {
+    async fn take(&mut self, placed: &Placement, message: Message) -> Result<ControlFlow<End>, Breach> {
         match message {
             Message::Opened(opened) => {
-                if self.router.loads.cluster().admits(&seat.owner.id, &opened.cluster).is_err() {
+                if self.router.loads.cluster().admits(&placed.owner.id, &opened.cluster).is_err() {
                     return Ok(ControlFlow::Break(End::Lost(Loss::Unfit)));
                 }
-                self.opened(seat, opened).await?;
+                self.opened(placed, opened).await?;
             }
             Message::History(history) => {
                 self.contract.history(&history.ids, &self.transcript)?;
                 self.transcript.prompt(&history.ids)?;
-                self.begin(seat).await;
+                self.begin(placed).await;
             }
             Message::Tokens(tokens) => {
                 self.contract.tokens(&tokens, &self.transcript)?;
@@ -282,35 +282,35 @@ impl<'a> Session<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    async fn opened(&mut self, seat: &Seat, opened: v1::Opened) -> Result<(), Breach> {
+    async fn opened(&mut self, placed: &Placement, opened: v1::Opened) -> Result<(), Breach> {
         self.contract.opened(&opened, &self.transcript)?;
         let theirs = opened.fingerprints.unwrap_or_default();
-        place::is_listed(seat, &theirs)?;
-        place::agree(&mut self.pinned, &theirs)?;
-        self.exact &= theirs.row_exact && place::keeps_promise(&self.parameters, self.handed_over, seat);
+        placement::is_listed(placed, &theirs)?;
+        placement::agree(&mut self.pinned, &theirs)?;
+        self.exact &= theirs.row_exact && placement::keeps_promise(&self.parameters, self.handed_over, placed);
         self.pinned.row_exact = theirs.row_exact;
         self.transcript.announce(opened.prompt_tokens as usize);
         self.opened_at = Some(self.transcript.committed());
-        let asks_drafter = !self.handed_over && !place::is_experts_alone(&self.parameters);
-        if seat.is_expert() && asks_drafter {
+        let asks_drafter = !self.handed_over && !placement::is_experts_alone(&self.parameters);
+        if placed.is_expert() && asks_drafter {
             self.metrics.fell_back(Missing::Drafter);
-        } else if !seat.is_expert() && seat.expert.is_none() && self.parameters.strategy != "drafter" {
+        } else if !placed.is_expert() && placed.expert.is_none() && self.parameters.strategy != "drafter" {
             self.metrics.fell_back(Missing::Expert);
         }
-        self.begin(seat).await;
+        self.begin(placed).await;
         Ok(())
     }
 
     /// Tells the client that its session has begun, once, as soon as the prompt is whole: no later owner has another.
-    async fn begin(&mut self, seat: &Seat) {
+    async fn begin(&mut self, placed: &Placement) {
         if self.started || !self.transcript.is_known() {
             return;
         }
         self.started = true;
         let prompt_tokens = self.transcript.prompt_tokens() as u32;
-        if seat.is_expert() {
+        if placed.is_expert() {
             // Where no drafter was alive, this is what is really used, from the first token to the last.
-            self.parameters = Arc::new(place::for_expert(&self.parameters));
+            self.parameters = Arc::new(placement::for_expert(&self.parameters));
         }
         self.metrics.began(u64::from(prompt_tokens), self.admitted.arrived.elapsed());
         let started = v1::Started {
@@ -321,8 +321,8 @@ impl<'a> Session<'a> {
             parameters: Some(Parameters::clone(&self.parameters)),
             prompt_tokens,
             fingerprints: Some(self.pinned.clone()),
-            drafter: seat.drafter_name().to_owned(),
-            expert: seat.expert_name().to_owned(),
+            drafter: placed.drafter_name().to_owned(),
+            expert: placed.expert_name().to_owned(),
         };
         self.client.send(Event::Started(started), self.heard).await;
     }
@@ -374,8 +374,8 @@ impl<'a> Session<'a> {
     }
 
     /// What comes after an owner's end.
-    async fn settle(&mut self, seat: &Seat, end: End) -> Result<ControlFlow<()>, GenerateError> {
-        let owner = &seat.owner.id;
+    async fn settle(&mut self, placed: &Placement, end: End) -> Result<ControlFlow<()>, GenerateError> {
+        let owner = &placed.owner.id;
         self.so_far.begun = self.begun();
         self.so_far.opened = self.opened_at.is_some();
         self.so_far.full += u32::from(matches!(end, End::Full(_)));
@@ -421,7 +421,7 @@ impl<'a> Session<'a> {
             }
             Next::Move(loss) => {
                 tracing::warn!(%owner, reason = loss.reason(), committed = self.transcript.committed(), "owner lost");
-                self.lose(seat, loss);
+                self.lose(placed, loss);
             }
             Next::TryElsewhere(refusal) => {
                 tracing::info!(%owner, "owner full");
@@ -448,8 +448,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn lose(&mut self, seat: &Seat, loss: Loss) {
-        let owner = &seat.owner;
+    fn lose(&mut self, placed: &Placement, loss: Loss) {
+        let owner = &placed.owner;
         self.spans.lost(loss.reason(), self.transcript.committed());
         self.so_far.unfit += u32::from(loss == Loss::Unfit);
         if loss == Loss::Connection {

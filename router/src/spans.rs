@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::admission::AdmittedRequest;
 use crate::error::{CLIENT_LEFT, GenerateError};
 use crate::mint::Mint;
-use crate::place::Seat;
+use crate::placement::Placement;
 
 /// Refused requests that are kept although their traces would not be exported: a flood of them says nothing more.
 const REFUSALS_PER_SECOND: u32 = 10;
@@ -127,23 +127,23 @@ impl<'r> Spans<'r> {
     }
 
     /// It has one.
-    pub fn placed(&mut self, seat: &Seat) {
+    pub fn placed(&mut self, placed: &Placement) {
         let mut placement = std::mem::take(&mut self.placement);
         if !placement.is_recording() {
             return;
         }
-        for (key, name) in [("cascadia.drafter", seat.drafter_name()), ("cascadia.expert", seat.expert_name())] {
+        for (key, name) in [("cascadia.drafter", placed.drafter_name()), ("cascadia.expert", placed.expert_name())] {
             placement.set_some(key, Some(name.to_owned()).filter(|name| !name.is_empty()));
         }
-        self.visited.extend(std::iter::once(&seat.owner).chain(&seat.expert).map(|node| node.address.clone()));
+        self.visited.extend(std::iter::once(&placed.owner).chain(&placed.expert).map(|node| node.address.clone()));
     }
 
     /// It runs at its owner; what the call carries.
-    pub fn running(&mut self, seat: &Seat) -> TraceContext {
+    pub fn running(&mut self, placed: &Placement) -> TraceContext {
         self.run = self.request.call("Session/Run");
         if self.run.is_recording() {
-            self.run.set("cascadia.owner", seat.owner.id.0.clone());
-            self.run.set("server.address", seat.owner.address.clone());
+            self.run.set("cascadia.owner", placed.owner.id.0.clone());
+            self.run.set("server.address", placed.owner.address.clone());
         }
         self.run.context()
     }

@@ -6,7 +6,7 @@ use cascadia_proto::v1::{self, NodeRef, OnDrafterLoss, OnExpertLoss, Parameters}
 
 /// What a session needs of its place.
 #[derive(Clone, Debug)]
-pub struct Need<'a> {
+pub struct Constraints<'a> {
     /// The parameters in force.
     pub parameters: &'a Parameters,
     /// `cascade_query` has handed over: only an expert will do.
@@ -23,14 +23,14 @@ pub struct Need<'a> {
 
 /// A place: the owner and the expert it shall use.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seat {
+pub struct Placement {
     /// Holds the session.
     pub owner: NodeRecord,
     /// Verifies for it; absent where the owner is an expert itself, or goes alone.
     pub expert: Option<NodeRecord>,
 }
 
-impl Seat {
+impl Placement {
     /// Whether an expert decodes alone.
     #[must_use]
     pub fn is_expert(&self) -> bool {
@@ -70,7 +70,7 @@ impl Seat {
 
 /// Why there is no place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoSeat {
+pub enum NoPlacement {
     /// None now; one may come.
     Now(PlacementError),
     /// None as the cluster is configured.
@@ -81,40 +81,48 @@ pub enum NoSeat {
 ///
 /// # Errors
 /// When there is none now, or none to be expected.
-pub fn choose(snapshot: &Snapshot, loads: &Loads, need: &Need<'_>) -> Result<Seat, NoSeat> {
-    let expert_alone = || placement::pick_expert(snapshot, loads, &need.wish).map(alone);
-    let drafter_alone = || placement::pick_drafter(snapshot, loads, &need.wish).map(alone);
-    if need.handed_over || is_experts_alone(need.parameters) {
-        return expert_alone().map_err(NoSeat::Now);
+pub fn place_session(
+    snapshot: &Snapshot,
+    loads: &Loads,
+    constraints: &Constraints<'_>,
+) -> Result<Placement, NoPlacement> {
+    let expert_alone = || placement::pick_expert(snapshot, loads, &constraints.wish).map(alone);
+    let drafter_alone = || placement::pick_drafter(snapshot, loads, &constraints.wish).map(alone);
+    if constraints.handed_over || is_experts_alone(constraints.parameters) {
+        return expert_alone().map_err(NoPlacement::Now);
     }
-    let asks_expert = need.parameters.strategy != "drafter";
+    let asks_expert = constraints.parameters.strategy != "drafter";
     let wanted = if asks_expert {
-        let pair = placement::place(snapshot, loads, &need.wish);
-        pair.map(|pair| Seat { owner: pair.drafter.clone(), expert: Some(pair.expert.clone()) })
+        let pair = placement::place(snapshot, loads, &constraints.wish);
+        pair.map(|pair| Placement { owner: pair.drafter.clone(), expert: Some(pair.expert.clone()) })
     } else {
         drafter_alone()
     };
     let error = match wanted {
-        Ok(seat) => return Ok(seat),
+        Ok(placed) => return Ok(placed),
         Err(error) => error,
     };
-    if matches!(error, PlacementError::TokenizerMismatch { .. }) && !need.begun {
-        return Err(NoSeat::Ever(error));
+    if matches!(error, PlacementError::TokenizerMismatch { .. }) && !constraints.begun {
+        return Err(NoPlacement::Ever(error));
     }
     let no_expert = matches!(error, PlacementError::NoExpert { .. } | PlacementError::UnknownModel { .. });
     let instead = if asks_expert && no_expert {
-        (need.step_in && need.parameters.on_expert_loss() == OnExpertLoss::Drafter).then(drafter_alone)
+        (constraints.step_in && constraints.parameters.on_expert_loss() == OnExpertLoss::Drafter).then(drafter_alone)
     } else {
-        (need.step_in && need.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
+        (constraints.step_in && constraints.parameters.on_drafter_loss() != OnDrafterLoss::Wait).then(expert_alone)
     };
     match instead {
-        Some(Ok(seat)) if need.break_promise || keeps_promise(need.parameters, need.handed_over, &seat) => Ok(seat),
-        _ => Err(NoSeat::Now(error)),
+        Some(Ok(placed))
+            if constraints.break_promise || keeps_promise(constraints.parameters, constraints.handed_over, &placed) =>
+        {
+            Ok(placed)
+        }
+        _ => Err(NoPlacement::Now(error)),
     }
 }
 
-fn alone(node: &NodeRecord) -> Seat {
-    Seat { owner: node.clone(), expert: None }
+fn alone(node: &NodeRecord) -> Placement {
+    Placement { owner: node.clone(), expert: None }
 }
 
 /// Whether the strategy asks no drafter.
@@ -135,9 +143,9 @@ pub fn is_experts_text(parameters: &Parameters) -> bool {
 
 /// Whether a session of these parameters, placed so, writes what a retry would write.
 #[must_use]
-pub fn keeps_promise(parameters: &Parameters, handed_over: bool, seat: &Seat) -> bool {
-    let without_drafter = seat.is_expert() && !handed_over;
-    let without_expert = seat.expert.is_none() && !seat.is_expert() && parameters.strategy != "drafter";
+pub fn keeps_promise(parameters: &Parameters, handed_over: bool, placed: &Placement) -> bool {
+    let without_drafter = placed.is_expert() && !handed_over;
+    let without_expert = placed.expert.is_none() && !placed.is_expert() && parameters.strategy != "drafter";
     !(without_drafter && !is_experts_text(parameters) || without_expert)
 }
 
@@ -165,13 +173,13 @@ pub fn pin(fingerprint: &str) -> Option<&str> {
 ///
 /// # Errors
 /// The model that is another.
-pub fn is_listed(seat: &Seat, owner: &v1::Fingerprints) -> Result<(), crate::transcript::Breach> {
+pub fn is_listed(placed: &Placement, owner: &v1::Fingerprints) -> Result<(), crate::transcript::Breach> {
     let of = |node: &NodeRecord| node.models.iter().map(|model| model.fingerprint.clone()).collect();
-    let (drafter, expert): (Vec<String>, Vec<String>) = match &seat.expert {
-        _ if seat.is_expert() => (Vec::new(), of(&seat.owner)),
-        expert => (of(&seat.owner), expert.as_ref().map(of).unwrap_or_default()),
+    let (drafter, expert): (Vec<String>, Vec<String>) = match &placed.expert {
+        _ if placed.is_expert() => (Vec::new(), of(&placed.owner)),
+        expert => (of(&placed.owner), expert.as_ref().map(of).unwrap_or_default()),
     };
-    let tokenizers = seat.owner.models.iter().map(|model| model.tokenizer_fingerprint.clone()).collect();
+    let tokenizers = placed.owner.models.iter().map(|model| model.tokenizer_fingerprint.clone()).collect();
     let each = [
         ("drafter", drafter, &owner.drafter),
         ("expert", expert, &owner.expert),
@@ -221,15 +229,15 @@ mod tests {
         Snapshot { revision: 1, nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect() }
     }
 
-    fn need<'a>(parameters: &'a Parameters, handed_over: bool, wish: Wish<'a>) -> Need<'a> {
-        Need { parameters, handed_over, begun: false, step_in: true, break_promise: true, wish }
+    fn constraints<'a>(parameters: &'a Parameters, handed_over: bool, wish: Wish<'a>) -> Constraints<'a> {
+        Constraints { parameters, handed_over, begun: false, step_in: true, break_promise: true, wish }
     }
 
-    fn names(parameters: &Parameters, handed_over: bool, gone: &[&str]) -> Result<(String, String), NoSeat> {
+    fn names(parameters: &Parameters, handed_over: bool, gone: &[&str]) -> Result<(String, String), NoPlacement> {
         let exclude: BTreeSet<_> = gone.iter().map(|id| NodeId((*id).into())).collect();
         let wish = Wish { model: "m", exclude, ..Wish::default() };
-        let seat = choose(&cluster(), &Loads::new(), &need(parameters, handed_over, wish))?;
-        Ok((seat.drafter_name().to_owned(), seat.expert_name().to_owned()))
+        let placed = place_session(&cluster(), &Loads::new(), &constraints(parameters, handed_over, wish))?;
+        Ok((placed.drafter_name().to_owned(), placed.expert_name().to_owned()))
     }
 
     fn asks(strategy: &str) -> Parameters {
@@ -252,7 +260,7 @@ mod tests {
         for strategy in ["speculative", "drafter", "cascade_token"] {
             assert_eq!(names(&asks(strategy), false, &["d"]), Ok((String::new(), "e".to_owned())));
             let waits = Parameters { on_drafter_loss: OnDrafterLoss::Wait.into(), ..asks(strategy) };
-            assert!(matches!(names(&waits, false, &["d"]), Err(NoSeat::Now(PlacementError::NoDrafter { .. }))));
+            assert!(matches!(names(&waits, false, &["d"]), Err(NoPlacement::Now(PlacementError::NoDrafter { .. }))));
         }
     }
 
@@ -260,16 +268,16 @@ mod tests {
     fn nobody_steps_in_for_a_drafter_that_is_only_busy() {
         let parameters = asks("speculative");
         let wish = Wish { model: "m", exclude: BTreeSet::from([NodeId("d".into())]), ..Wish::default() };
-        let need = Need { step_in: false, ..need(&parameters, false, wish) };
-        assert!(matches!(choose(&cluster(), &Loads::new(), &need), Err(NoSeat::Now(_))));
+        let constraints = Constraints { step_in: false, ..constraints(&parameters, false, wish) };
+        assert!(matches!(place_session(&cluster(), &Loads::new(), &constraints), Err(NoPlacement::Now(_))));
     }
 
     #[test]
     fn only_an_exact_text_goes_on_without_waiting_for_a_node_that_may_come_back() {
         let gone = |id: &str| Wish { model: "m", exclude: BTreeSet::from([NodeId(id.into())]), ..Wish::default() };
         let waits = |parameters: &Parameters, id| {
-            let need = Need { break_promise: false, ..need(parameters, false, gone(id)) };
-            matches!(choose(&cluster(), &Loads::new(), &need), Err(NoSeat::Now(_)))
+            let constraints = Constraints { break_promise: false, ..constraints(parameters, false, gone(id)) };
+            matches!(place_session(&cluster(), &Loads::new(), &constraints), Err(NoPlacement::Now(_)))
         };
         assert!(!waits(&asks("speculative"), "d"));
         assert!(waits(&asks("speculative_cascade"), "d") && waits(&asks("drafter"), "d"));
@@ -279,8 +287,8 @@ mod tests {
 
     #[test]
     fn without_an_expert_the_session_waits_unless_told_to_go_on() {
-        assert!(matches!(names(&asks("speculative"), false, &["e"]), Err(NoSeat::Now(_))));
-        assert!(matches!(names(&asks("expert"), false, &["e"]), Err(NoSeat::Now(_))));
+        assert!(matches!(names(&asks("speculative"), false, &["e"]), Err(NoPlacement::Now(_))));
+        assert!(matches!(names(&asks("expert"), false, &["e"]), Err(NoPlacement::Now(_))));
         let alone = Parameters { on_expert_loss: OnExpertLoss::Drafter.into(), ..asks("speculative") };
         assert_eq!(names(&alone, false, &["e"]), Ok(("d".to_owned(), String::new())));
         assert_eq!(names(&asks("drafter"), false, &["e"]), Ok(("d".to_owned(), String::new())));
@@ -291,7 +299,7 @@ mod tests {
         let loads = Loads::from([(NodeId("d".into()), Load { quarantined: true, ..Load::default() })]);
         let parameters = asks("speculative");
         let wish = Wish { model: "m", ..Wish::default() };
-        assert!(choose(&cluster(), &loads, &need(&parameters, false, wish)).unwrap().is_expert());
+        assert!(place_session(&cluster(), &loads, &constraints(&parameters, false, wish)).unwrap().is_expert());
     }
 
     #[test]
@@ -300,10 +308,10 @@ mod tests {
         snapshot.nodes.get_mut(&NodeId("d".into())).unwrap().models[0].tokenizer_fingerprint = "u".into();
         let parameters = asks("speculative");
         let wish = Wish { model: "m", ..Wish::default() };
-        let need = |begun| Need { begun, ..need(&parameters, false, wish.clone()) };
-        let error = choose(&snapshot, &Loads::new(), &need(false)).unwrap_err();
-        assert!(matches!(error, NoSeat::Ever(PlacementError::TokenizerMismatch { .. })));
-        assert!(choose(&snapshot, &Loads::new(), &need(true)).unwrap().is_expert());
+        let constraints = |begun| Constraints { begun, ..constraints(&parameters, false, wish.clone()) };
+        let error = place_session(&snapshot, &Loads::new(), &constraints(false)).unwrap_err();
+        assert!(matches!(error, NoPlacement::Ever(PlacementError::TokenizerMismatch { .. })));
+        assert!(place_session(&snapshot, &Loads::new(), &constraints(true)).unwrap().is_expert());
     }
 
     #[test]
@@ -327,7 +335,7 @@ mod tests {
     #[test]
     fn a_drafter_keeps_the_promise_with_its_expert() {
         let on_drafter = alone(&node("d", Role::Drafter));
-        let paired = Seat { expert: Some(node("e", Role::Expert)), ..on_drafter.clone() };
+        let paired = Placement { expert: Some(node("e", Role::Expert)), ..on_drafter.clone() };
         assert!(keeps_promise(&asks("drafter"), false, &on_drafter));
         assert!(!keeps_promise(&asks("speculative"), false, &on_drafter));
         assert!(keeps_promise(&asks("speculative_cascade"), false, &paired));
