@@ -3,7 +3,7 @@
 //! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`]) and passes [`admission`] (bounds,
 //! validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
 //! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
-//! to the [`client`]. When the owner's stream ends, [`ending`] decides what comes next, and [`tally`] adds up what all
+//! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`tally`] adds up what all
 //! owners did; [`spans`] are its trace. [`outlook`] is what all sessions watch together, [`status`] what operators see,
 //! [`mint`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
 //! [`config`] what is set. [`mod@router`] is what all of them share, [`life`] how it begins and drains. [`mod@http`] is the
@@ -17,8 +17,8 @@ pub mod admission;
 pub mod client;
 pub mod config;
 pub mod contract;
-pub mod ending;
 pub mod error;
+pub mod failover;
 pub mod generate;
 pub mod http;
 pub mod life;

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use crate::admission::AdmittedRequest;
-use crate::ending::{End, Loss, read_status};
+use crate::failover::{OwnerExit, OwnerLoss, read_status};
 use crate::opening::{Begun, FirstMessage};
 use crate::placement::{Placement, for_expert};
 use crate::transcript::Transcript;
@@ -56,13 +56,13 @@ impl Run {
     ///
     /// # Errors
     /// How the stream ended.
-    pub async fn next(&mut self) -> Result<Message, End> {
+    pub async fn next(&mut self) -> Result<Message, OwnerExit> {
         loop {
             match self.responses.message().await {
                 Ok(Some(RunResponse { message: Some(message) })) => return Ok(message),
                 // A kind of message that a later protocol adds.
                 Ok(Some(RunResponse { message: None })) => {}
-                Ok(None) => return Err(End::Lost(Loss::Stream)),
+                Ok(None) => return Err(OwnerExit::Lost(OwnerLoss::Stream)),
                 Err(status) => return Err(read_status(status)),
             }
         }

@@ -19,8 +19,8 @@ use tonic::Status;
 use crate::admission::AdmittedRequest;
 use crate::client::Client;
 use crate::contract::Contract;
-use crate::ending::{End, Loss, Next, SoFar, after, read_status};
 use crate::error::GenerateError;
+use crate::failover::{Action, Attempts, OwnerExit, OwnerLoss, decide, read_status};
 use crate::metrics::{Missing, SessionMetrics};
 use crate::placement::{self, Constraints, NoPlacement, Placement};
 use crate::router::Router;
@@ -53,7 +53,7 @@ pub struct Session<'a> {
     tally: Tally,
     pinned: Fingerprints,
     placement: u32,
-    so_far: SoFar,
+    attempts: Attempts,
     /// The client was told that it started.
     started: bool,
     handed_over: bool,
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
             tally: Tally::default(),
             pinned: Fingerprints::default(),
             placement: 1,
-            so_far: SoFar::default(),
+            attempts: Attempts::default(),
             started: false,
             handed_over: false,
             exact: true,
@@ -199,7 +199,7 @@ impl<'a> Session<'a> {
     }
 
     /// Runs the session at its owner until that ends.
-    async fn relay(&mut self, placed: &Placement) -> End {
+    async fn relay(&mut self, placed: &Placement) -> OwnerExit {
         let router = self.router;
         let owner = &placed.owner;
         let opening = Opening {
@@ -226,13 +226,13 @@ impl<'a> Session<'a> {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },
-            () = router.outlook.hung(&owner.id, self.heard) => return End::Lost(Loss::Hung),
+            () = router.outlook.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
         };
         loop {
             let message = tokio::select! {
                 biased;
                 message = run.next() => message,
-                () = router.outlook.hung(&owner.id, self.heard) => return End::Lost(Loss::Hung),
+                () = router.outlook.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
             };
             self.heard = Instant::now();
             let taken = match message {
@@ -242,16 +242,16 @@ impl<'a> Session<'a> {
             match taken {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(end)) => return end,
-                Err(breach) => return End::Broke(breach),
+                Err(breach) => return OwnerExit::Broke(breach),
             }
         }
     }
 
-    async fn take(&mut self, placed: &Placement, message: Message) -> Result<ControlFlow<End>, Breach> {
+    async fn take(&mut self, placed: &Placement, message: Message) -> Result<ControlFlow<OwnerExit>, Breach> {
         match message {
             Message::Opened(opened) => {
                 if self.router.loads.cluster().admits(&placed.owner.id, &opened.cluster).is_err() {
-                    return Ok(ControlFlow::Break(End::Lost(Loss::Unfit)));
+                    return Ok(ControlFlow::Break(OwnerExit::Lost(OwnerLoss::Incompatible)));
                 }
                 self.opened(placed, opened).await?;
             }
@@ -272,11 +272,11 @@ impl<'a> Session<'a> {
             }
             Message::Handover(handover) => {
                 self.contract.handover(&handover, &self.transcript)?;
-                return Ok(ControlFlow::Break(End::HandedOver(handover)));
+                return Ok(ControlFlow::Break(OwnerExit::HandedOver(handover)));
             }
             Message::Finished(finished) => {
                 self.contract.finished(&finished, &self.transcript)?;
-                return Ok(ControlFlow::Break(End::Finished(finished)));
+                return Ok(ControlFlow::Break(OwnerExit::Finished(finished)));
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -330,8 +330,8 @@ impl<'a> Session<'a> {
     async fn tokens(&mut self, tokens: v1::Tokens) {
         self.metrics.tokens(&tokens, self.heard, self.admitted.arrived);
         self.spans.tokens(tokens.ids.len(), self.admitted.arrived);
-        self.so_far.barren = 0;
-        self.so_far.failed = 0;
+        self.attempts.fruitless = 0;
+        self.attempts.failed = 0;
         self.refusal = None;
         self.tally.committed(&tokens);
         if let Some(answer) = &mut self.answer {
@@ -374,26 +374,26 @@ impl<'a> Session<'a> {
     }
 
     /// What comes after an owner's end.
-    async fn settle(&mut self, placed: &Placement, end: End) -> Result<ControlFlow<()>, GenerateError> {
+    async fn settle(&mut self, placed: &Placement, end: OwnerExit) -> Result<ControlFlow<()>, GenerateError> {
         let owner = &placed.owner.id;
-        self.so_far.begun = self.begun();
-        self.so_far.opened = self.opened_at.is_some();
-        self.so_far.full += u32::from(matches!(end, End::Full(_)));
-        self.so_far.failed += u32::from(matches!(end, End::Failed(_)));
+        self.attempts.begun = self.begun();
+        self.attempts.opened = self.opened_at.is_some();
+        self.attempts.full += u32::from(matches!(end, OwnerExit::Full(_)));
+        self.attempts.failed += u32::from(matches!(end, OwnerExit::Failed(_)));
         self.tell(owner, &end);
-        if let End::Broke(breach) = &end {
+        if let OwnerExit::Broke(breach) = &end {
             tracing::error!(%owner, %breach, "the owner broke the protocol");
-            self.so_far.broke += 1;
+            self.attempts.broke += 1;
         }
-        let barren = self.opened_at == Some(self.transcript.committed());
-        self.so_far.barren += u32::from(match end {
-            End::Lost(Loss::Connection | Loss::Stream) => barren,
+        let fruitless = self.opened_at == Some(self.transcript.committed());
+        self.attempts.fruitless += u32::from(match end {
+            OwnerExit::Lost(OwnerLoss::Connection | OwnerLoss::Stream) => fruitless,
             // One that hangs over the prompt has not opened the session.
-            End::Lost(Loss::Hung) => barren || self.opened_at.is_none(),
+            OwnerExit::Lost(OwnerLoss::Hung) => fruitless || self.opened_at.is_none(),
             _ => false,
         });
-        match after(end, self.so_far) {
-            Next::Finish(last) => {
+        match decide(end, self.attempts) {
+            Action::Finish(last) => {
                 self.tally.accounted(&last.speculation.clone().unwrap_or_default());
                 let (transcript, reason) = (&self.transcript, finish_label(&last));
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
@@ -406,12 +406,12 @@ impl<'a> Session<'a> {
                 self.client.send(Event::Finished(finished), self.heard).await;
                 return Ok(ControlFlow::Break(()));
             }
-            Next::HandOver(_) if self.handed_over => {
+            Action::HandOver(_) if self.handed_over => {
                 return Err(GenerateError::Owner(Status::internal(
                     "an owner handed a query over that was handed over before",
                 )));
             }
-            Next::HandOver(handover) => {
+            Action::HandOver(handover) => {
                 let account = handover.speculation.unwrap_or_default();
                 self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });
                 self.handed_over = true;
@@ -419,44 +419,46 @@ impl<'a> Session<'a> {
                 self.metrics.migrated("handover");
                 self.placement += 1;
             }
-            Next::Move(loss) => {
+            Action::Move(loss) => {
                 tracing::warn!(%owner, reason = loss.reason(), committed = self.transcript.committed(), "owner lost");
                 self.lose(placed, loss);
             }
-            Next::TryElsewhere(refusal) => {
+            Action::TryElsewhere(refusal) => {
                 tracing::info!(%owner, "owner full");
                 self.spans.full();
                 self.avoid.insert(owner.clone(), (Instant::now() + AVOID, true));
                 self.refusal = Some(refusal);
                 self.leave();
             }
-            Next::Answer(status) => return Err(GenerateError::Owner(status)),
-            Next::Break(breach) => return Err(GenerateError::Breach { owner: owner.clone(), breach }),
-            Next::Condemn => return Err(GenerateError::Condemned { owners: self.so_far.barren }),
+            Action::Answer(status) => return Err(GenerateError::Owner(status)),
+            Action::Break(breach) => return Err(GenerateError::Breach { owner: owner.clone(), breach }),
+            Action::GiveUp => return Err(GenerateError::Condemned { owners: self.attempts.fruitless }),
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// Whoever fails session after session gets none for a while, and whoever serves one does.
-    fn tell(&self, owner: &NodeId, end: &End) {
+    fn tell(&self, owner: &NodeId, end: &OwnerExit) {
         let loads = &self.router.loads;
         match end {
-            End::Failed(_) => loads.session_failed(owner, &self.admitted.request_id),
-            End::Finished(_) => std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node)),
-            End::HandedOver(_) => loads.session_served(owner),
+            OwnerExit::Failed(_) => loads.session_failed(owner, &self.admitted.request_id),
+            OwnerExit::Finished(_) => {
+                std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node))
+            }
+            OwnerExit::HandedOver(_) => loads.session_served(owner),
             _ => {}
         }
     }
 
-    fn lose(&mut self, placed: &Placement, loss: Loss) {
+    fn lose(&mut self, placed: &Placement, loss: OwnerLoss) {
         let owner = &placed.owner;
         self.spans.lost(loss.reason(), self.transcript.committed());
-        self.so_far.unfit += u32::from(loss == Loss::Unfit);
-        if loss == Loss::Connection {
+        self.attempts.incompatible += u32::from(loss == OwnerLoss::Incompatible);
+        if loss == OwnerLoss::Connection {
             self.router.loads.failed(&owner.id);
             self.router.connector.forget(&owner.address);
         }
-        let avoid = if loss == Loss::Broke { AVOID_BROKEN } else { AVOID };
+        let avoid = if loss == OwnerLoss::Broke { AVOID_BROKEN } else { AVOID };
         self.avoid.insert(owner.id.clone(), (Instant::now() + avoid, false));
         if self.opened_at.is_some() {
             self.tally.owner_gone();

@@ -28,10 +28,10 @@ use crate::expert_link::{ExpertLink, Said};
 use crate::metrics::Speculation;
 use crate::node::DrafterNode;
 use crate::spans::Spans;
-use search::{Found, Loss, is_final};
+use search::{ExpertLoss, Found, is_final};
 
 /// Streams in a row that may end barren before the session is given up: what no expert can serve must not go round.
-const MOST_BARREN: u32 = 8;
+const MAX_FRUITLESS: u32 = 8;
 
 /// One session that asks an expert.
 pub struct Generation<'n> {
@@ -51,7 +51,7 @@ pub struct Generation<'n> {
     /// Kept tokens whose scores are under way; the client gets both together.
     unscored: Vec<Emitted>,
     /// Streams in a row that ended before they committed anything.
-    barren: u32,
+    fruitless: u32,
     /// Some expert was full when this session looked for one.
     met_full: bool,
     /// An expert has served it.
@@ -97,7 +97,7 @@ impl<'n> Generation<'n> {
             faulty: BTreeSet::new(),
             blamed: BTreeSet::new(),
             unscored: Vec::new(),
-            barren: 0,
+            fruitless: 0,
             met_full: false,
             met: false,
             lost: None,
@@ -125,9 +125,9 @@ impl<'n> Generation<'n> {
                 }
                 Conversation::Over(loss) => {
                     // An expert that turns out faulty says nothing of the session; there are only so many of them.
-                    let barren = self.barren + u32::from(self.faulty.len() == distrusted);
-                    self.barren = if self.session.committed().len() > before { 0 } else { barren };
-                    if let (Loss::Refused(status), true) = (&loss, self.barren >= MOST_BARREN) {
+                    let fruitless = self.fruitless + u32::from(self.faulty.len() == distrusted);
+                    self.fruitless = if self.session.committed().len() > before { 0 } else { fruitless };
+                    if let (ExpertLoss::Refused(status), true) = (&loss, self.fruitless >= MAX_FRUITLESS) {
                         return Err(fault::of(&link.expert.id.0, status.clone()));
                     }
                     match self.next_link(link, &loss, &mut output).await? {
@@ -153,7 +153,7 @@ impl<'n> Generation<'n> {
         if let Some(block) = self.session.flush_scores()
             && self.send(link, &block).is_err()
         {
-            return Ok(Conversation::Over(Loss::Lost));
+            return Ok(Conversation::Over(ExpertLoss::Lost));
         }
         loop {
             if self.session.is_idle()
@@ -169,7 +169,7 @@ impl<'n> Generation<'n> {
                         self.spans.drafted(ticket, drafts.len());
                         let (kept, block) = self.session.drafted(ticket, drafts);
                         if let Some(block) = block && self.send(link, &block).is_err() {
-                            return Ok(Conversation::Over(Loss::Lost));
+                            return Ok(Conversation::Over(ExpertLoss::Lost));
                         }
                         self.hold_unscored(kept)
                     }
@@ -184,20 +184,20 @@ impl<'n> Generation<'n> {
                     Ok(Said::Held) => Vec::new(),
                     Ok(Said::Move) => {
                         self.spans.told_to_move();
-                        return Ok(Conversation::Over(Loss::Leaving));
+                        return Ok(Conversation::Over(ExpertLoss::Leaving));
                     }
                     Err(status) if is_final(&status) => return Err(status),
                     Err(status) => {
                         tracing::warn!(expert = %expert, %status, "expert lost");
                         self.spans.failed(&status);
                         self.blame(&expert, &status);
-                        return Ok(Conversation::Over(Loss::of(status)));
+                        return Ok(Conversation::Over(ExpertLoss::of(status)));
                     }
                 },
                 () = &mut hung => {
                     tracing::warn!(expert = %expert, "expert hung");
                     self.spans.hung();
-                    return Ok(Conversation::Over(Loss::Lost));
+                    return Ok(Conversation::Over(ExpertLoss::Lost));
                 }
             };
             if let Some(finish) = output.emit(&emitted, Scorer::Expert).await? {
@@ -217,7 +217,7 @@ impl<'n> Generation<'n> {
             return Ok(None);
         }
         match self.session.flush_scores() {
-            Some(block) if self.send(link, &block).is_err() => Ok(Some(Conversation::Over(Loss::Lost))),
+            Some(block) if self.send(link, &block).is_err() => Ok(Some(Conversation::Over(ExpertLoss::Lost))),
             Some(_) => Ok(None),
             None => Ok(Some(Conversation::Finished(Finish { reason: FinishReason::Length, matched: None }))),
         }
@@ -330,11 +330,11 @@ impl<'n> Generation<'n> {
 /// How a conversation with one expert ended.
 enum Conversation {
     Finished(Finish),
-    Over(Loss),
+    Over(ExpertLoss),
 }
 
 impl Conversation {
     fn refused(status: Status) -> Self {
-        Self::Over(Loss::Refused(status))
+        Self::Over(ExpertLoss::Refused(status))
     }
 }

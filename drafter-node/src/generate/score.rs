@@ -8,8 +8,8 @@ use cascadia_node::owner::Output;
 use cascadia_proto::fault;
 use tonic::Status;
 
-use super::search::{Loss, is_final};
-use super::{Generation, MOST_BARREN};
+use super::search::{ExpertLoss, is_final};
+use super::{Generation, MAX_FRUITLESS};
 use crate::expert_link::{ExpertLink, Said};
 
 /// Tokens that are scored at once where the drafter answered whole; bounds the rows of one chunk.
@@ -20,7 +20,7 @@ impl Generation<'_> {
     /// unscored where the request prefers that to waiting.
     pub async fn score(&mut self, emitted: &mut [Emitted], output: &mut Output) -> Result<u64, Status> {
         let mut ids = self.session.committed().to_vec();
-        let (mut done, mut passes, mut barren) = (0, 0, 0);
+        let (mut done, mut passes, mut fruitless) = (0, 0, 0);
         while done < emitted.len() {
             self.count();
             self.counted = Counters::default();
@@ -43,13 +43,13 @@ impl Generation<'_> {
                         self.blame(&link.expert.id, &status);
                         // The next stream starts from what has been scored.
                         self.failed.insert(link.expert.id.clone());
-                        barren += u32::from(self.faulty.len() == distrusted);
-                        match Loss::of(status) {
-                            Loss::Lost => self.node.experts.failed(&link.expert.id),
-                            Loss::Refused(status) if barren >= MOST_BARREN => {
+                        fruitless += u32::from(self.faulty.len() == distrusted);
+                        match ExpertLoss::of(status) {
+                            ExpertLoss::Lost => self.node.experts.failed(&link.expert.id),
+                            ExpertLoss::Refused(status) if fruitless >= MAX_FRUITLESS => {
                                 return Err(fault::of(&link.expert.id.0, status));
                             }
-                            Loss::Refused(_) | Loss::Leaving => {}
+                            ExpertLoss::Refused(_) | ExpertLoss::Leaving => {}
                         }
                         self.session.reopen();
                         break;
@@ -61,7 +61,7 @@ impl Generation<'_> {
                 ids.extend(tokens);
                 done = end;
                 passes += 1;
-                barren = 0;
+                fruitless = 0;
             }
         }
         Ok(passes)

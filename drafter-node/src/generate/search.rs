@@ -19,7 +19,7 @@ pub(super) enum Found {
 }
 
 /// Why a stream to an expert is over.
-pub(super) enum Loss {
+pub(super) enum ExpertLoss {
     /// The expert is dead, hung or cut off: nobody shall choose it for a while.
     Lost,
     /// It does not go on with this session; it may well serve others.
@@ -28,7 +28,7 @@ pub(super) enum Loss {
     Leaving,
 }
 
-impl Loss {
+impl ExpertLoss {
     pub(super) fn of(status: Status) -> Self {
         use std::error::Error as _;
         let is_transport = status.source().is_some();
@@ -76,18 +76,18 @@ impl Generation<'_> {
     pub(super) async fn next_link(
         &mut self,
         lost: Box<ExpertLink>,
-        loss: &Loss,
+        loss: &ExpertLoss,
         output: &mut Output,
     ) -> Result<Found, Status> {
         self.failed.insert(lost.expert.id.clone());
-        if matches!(loss, Loss::Lost) {
+        if matches!(loss, ExpertLoss::Lost) {
             self.node.experts.failed(&lost.expert.id);
             self.node.connector.forget(&lost.expert.address);
         }
         drop(lost);
         self.session.reopen();
         self.lost = Some(Instant::now());
-        let reason = if matches!(loss, Loss::Leaving) { v1::MoveReason::Drain } else { v1::MoveReason::Loss };
+        let reason = if matches!(loss, ExpertLoss::Leaving) { v1::MoveReason::Drain } else { v1::MoveReason::Loss };
         self.search(reason, output).await
     }
 
@@ -124,7 +124,7 @@ impl Generation<'_> {
         if trusted.is_some() || self.faulty.is_empty() || self.prefers_drafter() {
             return trusted;
         }
-        // Where nobody else has the model, a faulty expert gets its chance again: [`MOST_BARREN`] bounds it.
+        // Where nobody else has the model, a faulty expert gets its chance again: [`MAX_FRUITLESS`] bounds it.
         let others = self.node.knows(&wanted(self.faulty.clone()));
         if others { None } else { self.node.pick(&wanted(self.failed.clone())) }
     }
@@ -182,7 +182,7 @@ impl Generation<'_> {
         }
         tracing::warn!(expert = %id, %status, "expert does not take the session");
         self.met_full |= status.code() == Code::ResourceExhausted;
-        if matches!(Loss::of(status), Loss::Lost) {
+        if matches!(ExpertLoss::of(status), ExpertLoss::Lost) {
             self.node.experts.failed(&id);
         }
         self.failed.insert(id);

@@ -6,8 +6,8 @@ use cascadia_node::metrics::{
 };
 use cascadia_proto::convert::role_name;
 
-use crate::ending::Loss;
 use crate::error::{CLIENT_LEFT, LABELS};
+use crate::failover::OwnerLoss;
 
 /// What a message costs inside the router: mostly tens of microseconds, more where its client does not keep up.
 const RELAY_SECONDS: &[f64] = &[
@@ -176,7 +176,7 @@ impl Names {
 
     /// Puts what is known beforehand on the page: a series that appears with its first event has no increase.
     pub(super) fn begin(&self, routes: &[&str]) {
-        for reason in MOVES.into_iter().chain(Loss::ALL.map(Loss::reason)) {
+        for reason in MOVES.into_iter().chain(OwnerLoss::ALL.map(OwnerLoss::reason)) {
             self.migrations.of([reason]);
         }
         for role in [Role::Router, Role::Drafter, Role::Expert] {
