@@ -39,7 +39,7 @@ impl Router {
         is_served: impl Fn(&[String]) -> bool,
     ) -> Result<Instant, GenerateError> {
         let arrived = Instant::now();
-        if self.outlook.is_settled() || is_served(&self.served()) {
+        if self.cluster_health.is_settled() || is_served(&self.served()) {
             return Ok(arrived);
         }
         let waited = async {
@@ -53,7 +53,7 @@ impl Router {
             tracing::info!(model, "waiting for a model that nobody serves yet");
             let outcome = tokio::select! {
                 biased;
-                () = self.outlook.shown(|| is_served(&self.served())) => Ok(arrived),
+                () = self.cluster_health.shown(|| is_served(&self.served())) => Ok(arrived),
                 () = tokio::time::sleep_until(arrived + allowed) => {
                     let doing = "while it waited for its model, which nobody serves yet".to_owned();
                     Err(GenerateError::Deadline { allowed, doing, cure: "start an expert" })
@@ -97,7 +97,7 @@ impl Router {
 
     /// Counts, records and logs a refusal.
     pub fn refused(&self, model: &str, tenant: &str, trace: &TraceContext, arrived: Instant, error: &GenerateError) {
-        let model = self.outlook.known_models().take(model);
+        let model = self.cluster_health.known_models().take(model);
         self.metrics.refused(model.as_deref(), tenant, error.label());
         self.spans.refused(trace, &self.config.now().mint, arrived, error);
         tracing::info!(%error, "refused");
@@ -271,9 +271,9 @@ mod tests {
 
     use super::*;
     use crate::client::OpenStreams;
+    use crate::cluster_health::ClusterHealth;
     use crate::config::RouterConfig;
     use crate::metrics::Metrics;
-    use crate::outlook::Outlook;
     use crate::samples::node;
     use crate::spans::Recorder;
 
@@ -290,7 +290,7 @@ mod tests {
             config: RouterConfig { max_sessions: 1, ..RouterConfig::default() }.into(),
             admission: Arc::default(),
             loads,
-            outlook: Outlook::new(SETTLING),
+            cluster_health: ClusterHealth::new(SETTLING),
             connector,
             metrics,
             spans: Recorder::default(),

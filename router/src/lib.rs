@@ -4,7 +4,7 @@
 //! validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
 //! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`tally`] adds up what all
-//! owners did; [`spans`] are its trace. [`outlook`] is what all sessions watch together, [`status`] what operators see,
+//! owners did; [`spans`] are its trace. [`cluster_health`] is what all sessions watch together, [`status`] what operators see,
 //! [`mint`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
 //! [`config`] what is set. [`mod@router`] is what all of them share, [`life`] how it begins and drains. [`mod@http`] is the
 //! same for OpenAI's clients: a [`Front`], which nothing else here knows.
@@ -15,6 +15,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod cluster_health;
 pub mod config;
 pub mod contract;
 pub mod error;
@@ -25,7 +26,6 @@ pub mod life;
 pub mod metrics;
 pub mod mint;
 pub mod opening;
-pub mod outlook;
 pub mod placement;
 pub mod reading;
 pub mod request;

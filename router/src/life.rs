@@ -87,7 +87,7 @@ impl Life for RouterLife {
     type Lost = Infallible;
 
     async fn useful(&self) {
-        self.router.outlook.servable().await;
+        self.router.cluster_health.servable().await;
     }
 
     fn closes(&self) -> impl Future<Output = ()> + Send + 'static {
@@ -148,10 +148,10 @@ pub(crate) async fn observe(router: Arc<Router>, board: StatusBoard) {
     loop {
         let now = router.loads.snapshot();
         status::lost(&before, &now).for_each(|node| router.metrics.node_lost(node.role));
-        router.outlook.observe(&now, &router.loads.loads());
+        router.cluster_health.observe(&now, &router.loads.loads());
         before = now;
-        router.outlook.known_models().iter().for_each(|model| router.metrics.serves(model));
-        if router.outlook.was_servable() && board.state() == NodeState::Starting {
+        router.cluster_health.known_models().iter().for_each(|model| router.metrics.serves(model));
+        if router.cluster_health.was_servable() && board.state() == NodeState::Starting {
             board.set_state(NodeState::Ready);
         }
         if changes.changed().await.is_err() {

@@ -15,9 +15,9 @@ use cascadia_node::process::Process;
 
 use crate::admission::Admission;
 use crate::client::OpenStreams;
+use crate::cluster_health::ClusterHealth;
 use crate::config::RouterConfig;
 use crate::metrics::Metrics;
-use crate::outlook::Outlook;
 use crate::spans::Recorder;
 
 /// What all sessions of a router share.
@@ -32,7 +32,7 @@ pub struct Router {
     /// Who is there and how busy.
     pub loads: LoadWatch,
     /// What sessions watch together.
-    pub outlook: Outlook,
+    pub cluster_health: ClusterHealth,
     /// The way to owners.
     pub connector: Connector,
     /// What is counted.
@@ -59,7 +59,7 @@ impl Router {
             admission: Arc::default(),
             config,
             loads: LoadWatch::spawn(membership, connector, &watcher, &[Role::Drafter, Role::Expert], shutdown),
-            outlook: Outlook::new(membership.recovers_within()),
+            cluster_health: ClusterHealth::new(membership.recovers_within()),
             spans: Recorder::new(tracer.clone(), Keeper::spawn(tracer, connector.clone())),
             log_prompts: telemetry.log_prompts,
             connector: connector.clone(),
@@ -74,7 +74,7 @@ impl Router {
     #[must_use]
     pub fn served(&self) -> Vec<String> {
         let mut served = served_models(&self.loads.snapshot());
-        served.extend(self.outlook.known_models());
+        served.extend(self.cluster_health.known_models());
         served.sort();
         served.dedup();
         served
@@ -88,7 +88,7 @@ impl Router {
         if self.shutdown.is_draining() {
             return Err("draining: open streams finish, new ones belong to another router".to_owned());
         }
-        if !self.outlook.was_servable() {
+        if !self.cluster_health.was_servable() {
             return Err("no expert has been ready yet: start one, with the same membership".to_owned());
         }
         Ok(())

@@ -134,7 +134,7 @@ impl<'a> Session<'a> {
 
     /// Waits for a place.
     async fn place(&mut self) -> Result<Placement, GenerateError> {
-        let mut changes = self.router.outlook.changes();
+        let mut changes = self.router.cluster_health.changes();
         let (mut waiting, since) = (None, Instant::now());
         self.spans.placing();
         loop {
@@ -182,8 +182,8 @@ impl<'a> Session<'a> {
             parameters: &self.parameters,
             handed_over: self.handed_over,
             begun: self.started,
-            break_promise: since.elapsed() >= self.router.outlook.patience(&self.admitted.model)
-                || !self.router.outlook.may_come_back(&self.admitted.model),
+            break_promise: since.elapsed() >= self.router.cluster_health.patience(&self.admitted.model)
+                || !self.router.cluster_health.may_come_back(&self.admitted.model),
             step_in: !self.avoid.values().any(|&(_, busy)| busy),
             wish: Wish {
                 model: &self.admitted.model,
@@ -226,13 +226,13 @@ impl<'a> Session<'a> {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },
-            () = router.outlook.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
+            () = router.cluster_health.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
         };
         loop {
             let message = tokio::select! {
                 biased;
                 message = run.next() => message,
-                () = router.outlook.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
+                () = router.cluster_health.hung(&owner.id, self.heard) => return OwnerExit::Lost(OwnerLoss::Hung),
             };
             self.heard = Instant::now();
             let taken = match message {

@@ -200,7 +200,7 @@ async fn get_model(State(front): Shared, id: Result<Path<String>, PathRejection>
     };
     let router = &front.router;
     // Its answer is that of a request for the model, which waits so, too.
-    router.outlook.shown(|| is_among(&id, &router.served())).await;
+    router.cluster_health.shown(|| is_among(&id, &router.served())).await;
     let model = models::one(&router.loads.snapshot(), front.since, &id, router.served())?;
     Ok(Json(model).into_response())
 }

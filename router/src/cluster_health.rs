@@ -15,7 +15,7 @@ const LATELY: Duration = Duration::from_secs(1);
 
 /// The shared view; one task feeds it.
 #[derive(Debug)]
-pub struct Outlook {
+pub struct ClusterHealth {
     /// Followed, and neither hung nor silent nor cut off.
     well: watch::Sender<BTreeSet<NodeId>>,
     /// Ticks whenever the cluster looks different.
@@ -33,7 +33,7 @@ pub struct Outlook {
     settling: Duration,
 }
 
-impl Outlook {
+impl ClusterHealth {
     /// Nobody has been seen yet, and within `settling` everybody will have been.
     #[must_use]
     pub fn new(settling: Duration) -> Self {
@@ -181,99 +181,99 @@ mod tests {
     use super::*;
     use crate::samples::node;
 
-    fn observe(outlook: &Outlook, nodes: &[NodeRecord]) {
+    fn observe(cluster_health: &ClusterHealth, nodes: &[NodeRecord]) {
         let nodes = nodes.iter().map(|node| (node.id.clone(), node.clone())).collect();
-        outlook.observe(&Snapshot { revision: 1, nodes }, &Loads::new());
+        cluster_health.observe(&Snapshot { revision: 1, nodes }, &Loads::new());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_drafter_that_was_never_seen_gets_the_time_of_a_membership_that_lost_all() {
         let settling = Duration::from_secs(15);
         let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
-        let outlook = Outlook::new(settling);
+        let cluster_health = ClusterHealth::new(settling);
         tokio::time::sleep(settling).await;
-        observe(&outlook, std::slice::from_ref(&expert));
+        observe(&cluster_health, std::slice::from_ref(&expert));
         tokio::time::sleep(settling - Duration::from_secs(1)).await;
-        assert!(outlook.may_come_back("m") && outlook.patience("m") == settling);
+        assert!(cluster_health.may_come_back("m") && cluster_health.patience("m") == settling);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!outlook.may_come_back("m"), "experts alone are all there is");
+        assert!(!cluster_health.may_come_back("m"), "experts alone are all there is");
 
-        observe(&outlook, &[expert.clone(), drafter]);
-        assert_eq!(outlook.patience("m"), limits::MAY_COME_BACK);
-        observe(&outlook, &[expert]);
-        assert!(outlook.may_come_back("m"));
+        observe(&cluster_health, &[expert.clone(), drafter]);
+        assert_eq!(cluster_health.patience("m"), limits::MAY_COME_BACK);
+        observe(&cluster_health, &[expert]);
+        assert!(cluster_health.may_come_back("m"));
         tokio::time::sleep(limits::MAY_COME_BACK).await;
-        assert!(!outlook.may_come_back("m"), "one that was seen may only be restarting");
+        assert!(!cluster_health.may_come_back("m"), "one that was seen may only be restarting");
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_expert_that_was_never_seen_is_waited_for_until_everybody_has_been() {
         let settling = Duration::from_secs(15);
         let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
-        let outlook = Outlook::new(settling);
+        let cluster_health = ClusterHealth::new(settling);
         let waited = async |is_shown: &dyn Fn() -> bool| {
             let began = Instant::now();
-            outlook.shown(is_shown).await;
+            cluster_health.shown(is_shown).await;
             began.elapsed()
         };
         assert_eq!(waited(&|| true).await, Duration::ZERO);
         assert_eq!(waited(&|| false).await, settling, "from its beginning");
-        observe(&outlook, &[node("r", Role::Router)]);
-        assert!(outlook.is_settled(), "nobody came");
+        observe(&cluster_health, &[node("r", Role::Router)]);
+        assert!(cluster_health.is_settled(), "nobody came");
 
-        observe(&outlook, std::slice::from_ref(&drafter));
+        observe(&cluster_health, std::slice::from_ref(&drafter));
         let both = async {
             tokio::time::sleep(settling / 2).await;
-            observe(&outlook, &[drafter, expert]);
+            observe(&cluster_health, &[drafter, expert]);
         };
-        let is_served = || outlook.known_models().contains("m");
+        let is_served = || cluster_health.known_models().contains("m");
         assert_eq!(tokio::join!(waited(&is_served), both).0, settling / 2, "a change is seen at once");
         assert_eq!(waited(&|| false).await, settling / 2, "the first who came began the time");
         assert_eq!(waited(&|| false).await, Duration::ZERO, "no more");
 
-        observe(&outlook, &[]);
+        observe(&cluster_health, &[]);
         tokio::time::sleep(settling).await;
-        observe(&outlook, &[node("e", Role::Expert)]);
-        assert!(!outlook.is_settled(), "what was emptied fills again");
+        observe(&cluster_health, &[node("e", Role::Expert)]);
+        assert!(!cluster_health.is_settled(), "what was emptied fills again");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_has_just_gone_may_come_back_and_what_was_never_there_may_not() {
-        let outlook = Outlook::new(Duration::ZERO);
-        let observe = |nodes: &[NodeRecord]| observe(&outlook, nodes);
+        let cluster_health = ClusterHealth::new(Duration::ZERO);
+        let observe = |nodes: &[NodeRecord]| observe(&cluster_health, nodes);
         let (drafter, expert) = (node("d", Role::Drafter), node("e", Role::Expert));
         observe(std::slice::from_ref(&expert));
-        assert!(outlook.may_come_back("m"), "the first look sees whom it can");
+        assert!(cluster_health.may_come_back("m"), "the first look sees whom it can");
         tokio::time::sleep(limits::MAY_COME_BACK).await;
-        assert!(!outlook.may_come_back("m"), "experts alone");
+        assert!(!cluster_health.may_come_back("m"), "experts alone");
         observe(&[expert.clone(), drafter]);
         tokio::time::sleep(limits::MAY_COME_BACK).await;
         observe(&[expert]);
-        assert!(outlook.may_come_back("m"));
+        assert!(cluster_health.may_come_back("m"));
         tokio::time::sleep(limits::MAY_COME_BACK).await;
-        assert!(!outlook.may_come_back("m"));
+        assert!(!cluster_health.may_come_back("m"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_is_hung_when_it_is_unwell_and_silent() {
-        let outlook = Outlook::new(Duration::ZERO);
+        let cluster_health = ClusterHealth::new(Duration::ZERO);
         let owner = NodeId("d".into());
         let observe = |quarantined| {
             let load = Load { quarantined, ..Load::default() };
-            outlook.observe(&Snapshot::default(), &Loads::from([(owner.clone(), load)]));
+            cluster_health.observe(&Snapshot::default(), &Loads::from([(owner.clone(), load)]));
         };
         observe(false);
         let heard = Instant::now();
-        let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
+        let hung = tokio::time::timeout(Duration::from_secs(60), cluster_health.hung(&owner, heard));
         assert!(hung.await.is_err(), "silent and well");
         let heard = Instant::now();
         observe(true);
-        outlook.hung(&owner, heard).await;
+        cluster_health.hung(&owner, heard).await;
         assert_eq!(heard.elapsed(), LATELY);
         observe(false);
-        let hung = tokio::time::timeout(Duration::from_secs(60), outlook.hung(&owner, heard));
+        let hung = tokio::time::timeout(Duration::from_secs(60), cluster_health.hung(&owner, heard));
         assert!(hung.await.is_err(), "well again");
-        outlook.observe(&Snapshot::default(), &Loads::new());
-        outlook.hung(&owner, heard).await;
+        cluster_health.observe(&Snapshot::default(), &Loads::new());
+        cluster_health.hung(&owner, heard).await;
     }
 }
