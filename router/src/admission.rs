@@ -233,7 +233,7 @@ impl AdmittedRequest {
             return Err(GenerateError::TooLong { field: "prompt", bytes: longest, limit: PROMPT_BYTES });
         }
         let parameters = parameters::resolve(&request.parameters, &config.defaults())?;
-        let mut session = config.mint.session();
+        let mut session = config.ids.session();
         let request_id = if request.request_id.is_empty() { format!("req-{session}") } else { request.request_id };
         let seed = parameters.seed.unwrap_or_else(|| parameters::seed_of(&request.tenant, &request_id));
         let parameters = Arc::new(Parameters { seed: Some(seed), ..parameters });
@@ -244,7 +244,7 @@ impl AdmittedRequest {
             let key = placement_key(&request.tenant, conversation, prompt.beginning());
             for answer in 0..request.answers {
                 if !admitted.is_empty() {
-                    session = config.mint.session();
+                    session = config.ids.session();
                 }
                 admitted.push(Self {
                     session,
@@ -314,10 +314,10 @@ mod tests {
     use cascadia_proto::prompt::{IdsWriter, MessagesWriter};
 
     use super::*;
-    use crate::mint::Mint;
+    use crate::ids::IdSource;
 
     fn admitted(request: Request) -> Result<Vec<AdmittedRequest>, GenerateError> {
-        let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
+        let config = RouterConfig { ids: IdSource::seeded(1), ..RouterConfig::default() };
         AdmittedRequest::of(request, "m", Instant::now(), &TraceContext::default(), &config)
     }
 

@@ -11,7 +11,7 @@ use cascadia_proto::parameters::{self, Allowed, Defaults, STRATEGIES};
 use cascadia_proto::v1::Parameters;
 
 use crate::admission::Room;
-use crate::mint::Mint;
+use crate::ids::IdSource;
 
 /// A router's configuration.
 #[derive(Clone, Debug, clap::Args)]
@@ -88,7 +88,7 @@ pub struct RouterConfig {
 
     /// Where session ids and the router's own chance come from; a simulation gives a seed.
     #[arg(skip)]
-    pub mint: Mint,
+    pub ids: IdSource,
 }
 
 impl Default for RouterConfig {

@@ -99,7 +99,7 @@ impl Router {
     pub fn refused(&self, model: &str, tenant: &str, trace: &TraceContext, arrived: Instant, error: &GenerateError) {
         let model = self.cluster_health.known_models().take(model);
         self.metrics.refused(model.as_deref(), tenant, error.label());
-        self.spans.refused(trace, &self.config.now().mint, arrived, error);
+        self.spans.refused(trace, &self.config.now().ids, arrived, error);
         tracing::info!(%error, "refused");
     }
 

@@ -5,7 +5,7 @@
 //! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
 //! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`tally`] adds up what all
 //! owners did; [`spans`] are its trace. [`cluster_health`] is what all sessions watch together, [`status`] what operators see,
-//! [`mint`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
+//! [`ids`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
 //! [`config`] what is set. [`mod@router`] is what all of them share, [`life`] how it begins and drains. [`mod@http`] is the
 //! same for OpenAI's clients: a [`Front`], which nothing else here knows.
 //!
@@ -22,9 +22,9 @@ pub mod error;
 pub mod failover;
 pub mod generate;
 pub mod http;
+pub mod ids;
 pub mod life;
 pub mod metrics;
-pub mod mint;
 pub mod opening;
 pub mod placement;
 pub mod reading;
@@ -55,9 +55,9 @@ use tonic::service::Routes;
 pub use config::RouterConfig;
 pub use error::RouterError;
 use generate::Service;
+pub use ids::IdSource;
 use life::RouterLife;
 pub use life::{Drain, Front};
-pub use mint::Mint;
 use reading::Metered;
 pub use router::Router;
 

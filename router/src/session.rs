@@ -88,7 +88,7 @@ impl<'a> Session<'a> {
             parameters: admitted.parameters.clone(),
             transcript: Transcript::new(admitted.choice),
             contract: Contract::new(admitted),
-            secret: router.config.now().mint.secret(),
+            secret: router.config.now().ids.secret(),
             tally: Tally::default(),
             pinned: Fingerprints::default(),
             placement: 1,

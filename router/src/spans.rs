@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::admission::AdmittedRequest;
 use crate::error::{CLIENT_LEFT, GenerateError};
-use crate::mint::Mint;
+use crate::ids::IdSource;
 use crate::placement::Placement;
 
 /// Refused requests that are kept although their traces would not be exported: a flood of them says nothing more.
@@ -37,11 +37,11 @@ impl Recorder {
     }
 
     /// A request was refused at the door.
-    pub fn refused(&self, client: &TraceContext, mint: &Mint, arrived: Instant, error: &GenerateError) {
+    pub fn refused(&self, client: &TraceContext, ids: &IdSource, arrived: Instant, error: &GenerateError) {
         if !self.tracer.is_on() {
             return;
         }
-        let mut span = self.tracer.request(mint.session(), client, || "generate".into());
+        let mut span = self.tracer.request(ids.session(), client, || "generate".into());
         span.began(arrived.elapsed());
         if self.may_keep_refusal(Instant::now()) {
             span.fail(error.label(), || error.to_string());

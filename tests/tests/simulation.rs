@@ -21,7 +21,7 @@ use cascadia_proto::v1::inference_client::InferenceClient;
 use cascadia_proto::v1::verify_client::VerifyClient;
 use cascadia_proto::v1::verify_request::Message as Ask;
 use cascadia_proto::v1::verify_response::Message as Said;
-use cascadia_router::{Mint, RouterConfig};
+use cascadia_router::{IdSource, RouterConfig};
 use cascadia_tests::{MODEL, cascade, drafter_model, expert_model, parameters, request, text};
 
 const PORT: u16 = 50_051;
@@ -106,7 +106,7 @@ fn run(seed: u64, lost: bool) -> Seen {
     sim.host("router", move || {
         let membership = shared.clone();
         async move {
-            let config = RouterConfig { mint: Mint::seeded(seed), ..RouterConfig::default() };
+            let config = RouterConfig { ids: IdSource::seeded(seed), ..RouterConfig::default() };
             Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
         }
     });
@@ -201,7 +201,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
     sim.host("router", move || {
         let membership = membership.clone();
         async move {
-            let config = RouterConfig { mint: Mint::seeded(1), ..RouterConfig::default() };
+            let config = RouterConfig { ids: IdSource::seeded(1), ..RouterConfig::default() };
             Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
         }
     });

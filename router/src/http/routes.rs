@@ -258,7 +258,7 @@ async fn authorise(State(front): Shared, request: Request, next: Next) -> Respon
 
 /// Gives every request its id and its response the same.
 async fn name_request(State(front): Shared, mut request: Request, next: Next) -> Response {
-    let minted = || format!("req-{}", front.router.config.now().mint.session());
+    let minted = || format!("req-{}", front.router.config.now().ids.session());
     // HTTP/2 says it by GOAWAY.
     let closes = request.version() < Version::HTTP_2;
     let (id, mut response) = match bounded(&request).and_then(|()| caller(request.headers(), minted)) {

@@ -27,7 +27,7 @@ use cascadia_proto::v1::session_server::{Session, SessionServer};
 use cascadia_proto::v1::traces_server::{Traces, TracesServer};
 use cascadia_proto::v1::{self, GenerateRequest, GenerateResponse, Parameters, Provenance, RunRequest, RunResponse};
 use cascadia_router::http::HttpConfig;
-use cascadia_router::{Mint, RouterConfig, RouterError};
+use cascadia_router::{IdSource, RouterConfig, RouterError};
 use futures::Stream;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
@@ -84,7 +84,7 @@ pub struct Cluster {
 
 /// The configuration of tests: no lame duck, known ids.
 pub fn config() -> RouterConfig {
-    RouterConfig { mint: Mint::seeded(1), lame_duck_ms: 0, ..RouterConfig::default() }
+    RouterConfig { ids: IdSource::seeded(1), lame_duck_ms: 0, ..RouterConfig::default() }
 }
 
 impl Cluster {

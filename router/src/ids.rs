@@ -8,9 +8,9 @@ use cascadia_core::ids::{SessionId, SessionSecret};
 
 /// Where random bits come from: the operating system, or a seed in a simulation.
 #[derive(Clone)]
-pub struct Mint(Arc<dyn Fn() -> u128 + Send + Sync>);
+pub struct IdSource(Arc<dyn Fn() -> u128 + Send + Sync>);
 
-impl Mint {
+impl IdSource {
     /// From the operating system, for every draw: no draw tells anything of another.
     #[must_use]
     pub fn entropy() -> Self {
@@ -48,13 +48,13 @@ impl Mint {
     }
 }
 
-impl Default for Mint {
+impl Default for IdSource {
     fn default() -> Self {
         Self::entropy()
     }
 }
 
-impl fmt::Debug for Mint {
+impl fmt::Debug for IdSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Mint")
     }
@@ -75,15 +75,15 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_and_entropy_does_not() {
-        let ids = |mint: &Mint| [mint.session(), mint.session(), mint.session()];
-        assert_eq!(ids(&Mint::seeded(7)), ids(&Mint::seeded(7)));
-        assert_ne!(ids(&Mint::seeded(7)), ids(&Mint::seeded(8)));
-        let (one, two) = (ids(&Mint::entropy()), ids(&Mint::entropy()));
+        let ids = |ids: &IdSource| [ids.session(), ids.session(), ids.session()];
+        assert_eq!(ids(&IdSource::seeded(7)), ids(&IdSource::seeded(7)));
+        assert_ne!(ids(&IdSource::seeded(7)), ids(&IdSource::seeded(8)));
+        let (one, two) = (ids(&IdSource::entropy()), ids(&IdSource::entropy()));
         assert_ne!(one, two);
         assert_ne!(one[0], one[1]);
-        let (mint, other) = (Mint::entropy(), Mint::entropy());
-        let drawn = [mint.secret(), mint.secret(), other.secret()].map(|secret| secret.bytes().to_vec());
+        let (ids, other) = (IdSource::entropy(), IdSource::entropy());
+        let drawn = [ids.secret(), ids.secret(), other.secret()].map(|secret| secret.bytes().to_vec());
         assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[2] != drawn[0]);
-        assert_eq!(Mint::seeded(7).secret().bytes(), Mint::seeded(7).secret().bytes());
+        assert_eq!(IdSource::seeded(7).secret().bytes(), IdSource::seeded(7).secret().bytes());
     }
 }
