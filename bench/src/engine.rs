@@ -13,7 +13,7 @@ use crate::llama::{LlamaCpp, MISSING, NO_SERVER};
 use crate::machine::Bounds;
 use crate::passes::{BLOCK, DECODED, PROMPT, Passes};
 use crate::sampling::{VOCABULARY, costs};
-use crate::sessions::{Tally, alone, at_once, cluster};
+use crate::sessions::{SpeedSample, alone, at_once, cluster};
 use crate::table::{Row, Table, median};
 
 /// Sessions at a time.
@@ -148,7 +148,7 @@ async fn sessions(args: &EngineArgs, llama: Option<&LlamaCpp>, models: &Models) 
     cluster.stop().await;
     let over = |fast: &[f64], slow: &[f64]| -> Vec<f64> { fast.iter().zip(slow).map(|(f, s)| f / s).collect() };
     let (plain, theirs_plain) = (&all.plain.rates, &all.their_plain.rates);
-    let (texts, same) = (all.plain.texts.len(), |tally: &Tally| tally.same_as(&all.plain));
+    let (texts, same) = (all.plain.texts.len(), |sample: &SpeedSample| sample.same_as(&all.plain));
     eprintln!(
         "of {texts} texts, exact speculation wrote {} as our expert alone; {} are right, {} of token_v3's",
         same(&all.exact),

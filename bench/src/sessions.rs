@@ -17,7 +17,7 @@ use crate::llama::{Completion, DRAFTS, Server};
 
 /// What a contender did over all problems.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub struct SpeedSample {
     /// Tokens a second of each problem (or of each round).
     pub rates: Vec<f64>,
     /// What it wrote.
@@ -26,7 +26,7 @@ pub struct Tally {
     pub right: usize,
 }
 
-impl Tally {
+impl SpeedSample {
     fn add(&mut self, problem: &Problem, tokens: u64, begun: Instant, text: String) {
         self.rates.push(tokens as f64 / begun.elapsed().as_secs_f64());
         self.right += usize::from(problem.is_solved_by(&text));
@@ -61,15 +61,15 @@ fn ids(tokenizer: &Tokenizer, problem: &Problem) -> Result<Vec<u32>, Failure> {
 #[derive(Debug, Default)]
 pub struct Alone {
     /// Our expert alone.
-    pub plain: Tally,
+    pub plain: SpeedSample,
     /// Exact speculation.
-    pub exact: Tally,
+    pub exact: SpeedSample,
     /// The recommended lossy rule.
-    pub lossy: Tally,
+    pub lossy: SpeedSample,
     /// Theirs alone.
-    pub their_plain: Tally,
+    pub their_plain: SpeedSample,
     /// Theirs with the draft model.
-    pub their_exact: Tally,
+    pub their_exact: SpeedSample,
 }
 
 /// Runs every problem by everyone, one after the other, so that a noisy moment of the machine hits all alike.
@@ -85,21 +85,21 @@ pub async fn alone(
     let mut all = Alone::default();
     for (number, problem) in problems.iter().enumerate() {
         let contenders = [Contender::new("expert"), Contender::new("speculative"), CASCADE];
-        for (contender, tally) in contenders.iter().zip([&mut all.plain, &mut all.exact, &mut all.lossy]) {
+        for (contender, sample) in contenders.iter().zip([&mut all.plain, &mut all.exact, &mut all.lossy]) {
             let begun = Instant::now();
             let mut request = request(contender, problem, format!("{contender}/{number}"));
             if let Some(parameters) = &mut request.parameters {
                 parameters.draft_length = (contender.strategy != "expert").then_some(DRAFTS);
             }
             let answer = client.answer(request).await?;
-            tally.add(problem, u64::from(answer.usage().completion_tokens), begun, answer.text);
+            sample.add(problem, u64::from(answer.usage().completion_tokens), begun, answer.text);
         }
         let Some((plain, exact)) = servers else { continue };
         let prompt = ids(tokenizer, problem)?;
-        for (server, tally) in [(plain, &mut all.their_plain), (exact, &mut all.their_exact)] {
+        for (server, sample) in [(plain, &mut all.their_plain), (exact, &mut all.their_exact)] {
             let begun = Instant::now();
             let answer = complete(server, prompt.clone()).await?;
-            tally.add(problem, answer.tokens, begun, answer.text);
+            sample.add(problem, answer.tokens, begun, answer.text);
         }
     }
     Ok(all)

@@ -3,7 +3,7 @@
 //! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`]) and passes [`admission`] (bounds,
 //! validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
 //! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
-//! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`tally`] adds up what all
+//! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`speculation_totals`] adds up what all
 //! owners did; [`spans`] are its trace. [`cluster_health`] is what all sessions watch together, [`status`] what operators see,
 //! [`ids`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
 //! [`config`] what is set. [`mod@router`] is what all of them share, [`life`] how it begins and drains. [`mod@http`] is the
@@ -35,8 +35,8 @@ pub mod run;
 mod samples;
 pub mod session;
 pub mod spans;
+pub mod speculation_totals;
 pub mod status;
-pub mod tally;
 pub mod transcript;
 
 use std::sync::Arc;

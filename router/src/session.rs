@@ -26,7 +26,7 @@ use crate::placement::{self, Constraints, NoPlacement, Placement};
 use crate::router::Router;
 use crate::run::{Opening, Run};
 use crate::spans::Spans;
-use crate::tally::{self, Tally};
+use crate::speculation_totals::{self, SpeculationTotals};
 use crate::transcript::{Breach, Transcript};
 
 /// A node that lost the session or had no room for it is not asked again for so long.
@@ -50,7 +50,7 @@ pub struct Session<'a> {
     contract: Contract<'a>,
     /// What takes the session over at a node that has it: told to its nodes only.
     secret: SessionSecret,
-    tally: Tally,
+    totals: SpeculationTotals,
     pinned: Fingerprints,
     placement: u32,
     attempts: Attempts,
@@ -89,7 +89,7 @@ impl<'a> Session<'a> {
             transcript: Transcript::new(admitted.choice),
             contract: Contract::new(admitted),
             secret: router.config.now().ids.secret(),
-            tally: Tally::default(),
+            totals: SpeculationTotals::default(),
             pinned: Fingerprints::default(),
             placement: 1,
             attempts: Attempts::default(),
@@ -333,7 +333,7 @@ impl<'a> Session<'a> {
         self.attempts.fruitless = 0;
         self.attempts.failed = 0;
         self.refusal = None;
-        self.tally.committed(&tokens);
+        self.totals.committed(&tokens);
         if let Some(answer) = &mut self.answer {
             answer.push_str(&tokens.text);
         }
@@ -350,7 +350,7 @@ impl<'a> Session<'a> {
         for expert in &moved.failed {
             self.router.loads.session_failed(&NodeId(expert.clone()), &self.admitted.request_id);
         }
-        self.tally.moved();
+        self.totals.moved();
         let reason = if moved.reason() == MoveReason::Drain { "expert_drain" } else { "expert_lost" };
         self.metrics.migrated(reason);
         if moved.expert.is_none() {
@@ -394,10 +394,10 @@ impl<'a> Session<'a> {
         });
         match decide(end, self.attempts) {
             Action::Finish(last) => {
-                self.tally.accounted(&last.speculation.clone().unwrap_or_default());
+                self.totals.accounted(&last.speculation.clone().unwrap_or_default());
                 let (transcript, reason) = (&self.transcript, finish_label(&last));
                 let (ids, prompt_tokens) = (transcript.ids(), transcript.prompt_tokens());
-                let finished = tally::finished(last, ids, prompt_tokens, &self.tally, self.exact);
+                let finished = speculation_totals::finished(last, ids, prompt_tokens, &self.totals, self.exact);
                 self.metrics.finished(reason, self.admitted.arrived.elapsed());
                 self.spans.finished(&finished);
                 if let Some(answer) = &self.answer {
@@ -413,7 +413,7 @@ impl<'a> Session<'a> {
             }
             Action::HandOver(handover) => {
                 let account = handover.speculation.unwrap_or_default();
-                self.tally.accounted(&v1::Speculation { score: Some(handover.score), ..account });
+                self.totals.accounted(&v1::Speculation { score: Some(handover.score), ..account });
                 self.handed_over = true;
                 self.spans.handed_over(handover.score);
                 self.metrics.migrated("handover");
@@ -461,7 +461,7 @@ impl<'a> Session<'a> {
         let avoid = if loss == OwnerLoss::Broke { AVOID_BROKEN } else { AVOID };
         self.avoid.insert(owner.id.clone(), (Instant::now() + avoid, false));
         if self.opened_at.is_some() {
-            self.tally.owner_gone();
+            self.totals.owner_gone();
             self.metrics.migrated(loss.reason());
         }
         self.leave();

@@ -51,7 +51,7 @@ pub const SHORT: [Contender; 3] = [Contender::new("expert"), Contender::new("spe
 
 /// What one strategy did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct StrategyScore {
     /// Problems answered.
     pub problems: usize,
     /// Problems answered right.
@@ -66,7 +66,7 @@ pub struct Tally {
     pub time: Duration,
 }
 
-impl Tally {
+impl StrategyScore {
     /// Adds an answer.
     pub fn add(&mut self, problem: &Problem, answer: &Answer) {
         self.problems += 1;
@@ -87,8 +87,8 @@ pub async fn run(
     problems: &[Problem],
     sessions: usize,
     bar: &ProgressBar,
-) -> Result<Vec<Tally>, Failure> {
-    let mut tallies = vec![Tally::default(); contenders.len()];
+) -> Result<Vec<StrategyScore>, Failure> {
+    let mut scores = vec![StrategyScore::default(); contenders.len()];
     let turn = if sessions == 1 { 1 } else { TURN * sessions };
     for (number, turn) in problems.chunks(turn).enumerate() {
         for place in 0..contenders.len() {
@@ -98,14 +98,14 @@ pub async fn run(
             bar.set_message(contender.strategy.clone());
             let began = Instant::now();
             let answers = take_turn(client, contender, turn, (number, sessions)).await?;
-            tallies[which].time += began.elapsed();
+            scores[which].time += began.elapsed();
             for (problem, answer) in turn.iter().zip(&answers) {
-                tallies[which].add(problem, answer);
+                scores[which].add(problem, answer);
             }
             bar.inc(turn.len() as u64);
         }
     }
-    Ok(tallies)
+    Ok(scores)
 }
 
 async fn take_turn(
@@ -169,12 +169,12 @@ mod tests {
             },
             ..Default::default()
         };
-        let mut tally = Tally::default();
-        tally.add(&problem(), &answer);
-        tally.add(&problem(), &Answer { text: "5".into(), ..answer });
+        let mut score = StrategyScore::default();
+        score.add(&problem(), &answer);
+        score.add(&problem(), &Answer { text: "5".into(), ..answer });
         let expected =
-            Tally { problems: 2, right: 1, tokens: 6, from_drafter: 4, expert_passes: 4, time: Duration::ZERO };
-        assert_eq!(tally, expected);
+            StrategyScore { problems: 2, right: 1, tokens: 6, from_drafter: 4, expert_passes: 4, time: Duration::ZERO };
+        assert_eq!(score, expected);
         assert_eq!(provenance_name(v1::Provenance::Relaxed), "relaxed");
     }
 }

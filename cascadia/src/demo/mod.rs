@@ -109,7 +109,7 @@ async fn measure(
     contest::run(&client, contenders, &last, 1, &hidden).await?;
     problems.truncate(count);
     let bar = terminal::bar((problems.len() * contenders.len()) as u64, "{bar:30} {pos}/{len} {msg}");
-    let tallies = contest::run(&client, contenders, &problems, sessions as usize, &bar).await?;
+    let scores = contest::run(&client, contenders, &problems, sessions as usize, &bar).await?;
     bar.finish_and_clear();
     Ok(Table {
         expert_parameters: pair.expert.parameters(),
@@ -117,7 +117,7 @@ async fn measure(
         problems: problems.len(),
         padded,
         sessions,
-        rows: table::rows(contenders, &tallies),
+        rows: table::rows(contenders, &scores),
     })
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::contest::Tally;
+use super::contest::StrategyScore;
 use crate::columns::{Side, layout};
 use crate::contender::Contender;
 
@@ -54,22 +54,21 @@ fn ratio(part: f64, whole: f64) -> Option<f64> {
 
 /// The rows of `contenders`, the first of which is the yardstick.
 #[must_use]
-pub fn rows(contenders: &[Contender], tallies: &[Tally]) -> Vec<Row> {
-    let speed = |tally: &Tally| ratio(tally.tokens as f64, tally.time.as_secs_f64());
-    let expert =
-        contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&tallies[i]));
+pub fn rows(contenders: &[Contender], scores: &[StrategyScore]) -> Vec<Row> {
+    let speed = |score: &StrategyScore| ratio(score.tokens as f64, score.time.as_secs_f64());
+    let expert = contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&scores[i]));
     contenders
         .iter()
-        .zip(tallies)
-        .map(|(contender, tally)| Row {
+        .zip(scores)
+        .map(|(contender, score)| Row {
             strategy: contender.strategy.clone(),
             rule: contender.rule.clone(),
             alpha: contender.alpha,
-            accuracy: ratio(tally.right as f64, tally.problems as f64),
-            tokens_per_second: speed(tally),
-            speedup_vs_expert: speed(tally).zip(expert).and_then(|(own, expert)| ratio(own, expert)),
-            tokens_per_expert_pass: ratio(tally.tokens as f64, tally.expert_passes as f64),
-            drafter_share: ratio(tally.from_drafter as f64, tally.tokens as f64),
+            accuracy: ratio(score.right as f64, score.problems as f64),
+            tokens_per_second: speed(score),
+            speedup_vs_expert: speed(score).zip(expert).and_then(|(own, expert)| ratio(own, expert)),
+            tokens_per_expert_pass: ratio(score.tokens as f64, score.expert_passes as f64),
+            drafter_share: ratio(score.from_drafter as f64, score.tokens as f64),
         })
         .collect()
 }
@@ -132,13 +131,20 @@ mod tests {
     use super::super::contest::{ALL, SHORT};
     use super::*;
 
-    fn tally(tokens: u64, from_drafter: u64, expert_passes: u64, seconds: f64) -> Tally {
-        Tally { problems: 10, right: 9, tokens, from_drafter, expert_passes, time: Duration::from_secs_f64(seconds) }
+    fn score(tokens: u64, from_drafter: u64, expert_passes: u64, seconds: f64) -> StrategyScore {
+        StrategyScore {
+            problems: 10,
+            right: 9,
+            tokens,
+            from_drafter,
+            expert_passes,
+            time: Duration::from_secs_f64(seconds),
+        }
     }
 
     fn table() -> Table {
-        let tallies = [tally(100, 0, 100, 1.0), tally(100, 75, 25, 0.5), tally(110, 99, 22, 0.5)];
-        let rows = rows(&SHORT, &tallies);
+        let scores = [score(100, 0, 100, 1.0), score(100, 75, 25, 0.5), score(110, 99, 22, 0.5)];
+        let rows = rows(&SHORT, &scores);
         Table {
             expert_parameters: 100_000_000,
             drafter_parameters: 460_000,
@@ -171,8 +177,8 @@ mod tests {
 
     #[test]
     fn what_is_not_defined_is_no_number() {
-        let tallies = vec![tally(100, 100, 0, 1.0); ALL.len()];
-        let rows = rows(&ALL, &tallies);
+        let scores = vec![score(100, 100, 0, 1.0); ALL.len()];
+        let rows = rows(&ALL, &scores);
         assert_eq!(rows[1].strategy, "drafter");
         assert_eq!(rows[1].tokens_per_expert_pass, None);
         let table =

@@ -5,13 +5,13 @@ use cascadia_proto::v1::{self, BlockOutcome, Provenance, Speculation};
 
 /// Statistics over all owners of a session.
 #[derive(Clone, Debug, Default)]
-pub struct Tally {
+pub struct SpeculationTotals {
     total: Speculation,
     /// What the present owner was seen to do; its own account replaces it when it gives one.
     seen: Speculation,
 }
 
-impl Tally {
+impl SpeculationTotals {
     /// The present owner committed these tokens.
     pub fn committed(&mut self, tokens: &v1::Tokens) {
         for provenance in tokens.provenance() {
@@ -75,7 +75,13 @@ fn add(total: &mut Speculation, part: &Speculation) {
 
 /// The client's `Finished`: the last owner's, with what only the router knows of the whole session.
 #[must_use]
-pub fn finished(last: v1::Finished, ids: &[TokenId], prompt_tokens: usize, tally: &Tally, exact: bool) -> v1::Finished {
+pub fn finished(
+    last: v1::Finished,
+    ids: &[TokenId],
+    prompt_tokens: usize,
+    totals: &SpeculationTotals,
+    exact: bool,
+) -> v1::Finished {
     let cached_tokens = last.usage.map_or(0, |usage| usage.cached_tokens);
     let usage = v1::Usage {
         prompt_tokens: prompt_tokens as u32,
@@ -84,7 +90,7 @@ pub fn finished(last: v1::Finished, ids: &[TokenId], prompt_tokens: usize, tally
     };
     v1::Finished {
         usage: Some(usage),
-        speculation: Some(tally.total()),
+        speculation: Some(totals.total()),
         reproducible: last.reproducible && exact,
         ..last
     }
@@ -100,13 +106,13 @@ mod tests {
 
     #[test]
     fn counters_add_up_over_owners() {
-        let mut tally = Tally::default();
-        tally.committed(&tokens(&[Provenance::Accepted, Provenance::Relaxed, Provenance::Deferred]));
-        tally.moved();
-        tally.owner_gone();
-        tally.committed(&tokens(&[Provenance::Accepted]));
-        tally.accounted(&Speculation { blocks: 2, drafted: 12, accepted: 8, deferred: 2, ..Default::default() });
-        let total = tally.total();
+        let mut totals = SpeculationTotals::default();
+        totals.committed(&tokens(&[Provenance::Accepted, Provenance::Relaxed, Provenance::Deferred]));
+        totals.moved();
+        totals.owner_gone();
+        totals.committed(&tokens(&[Provenance::Accepted]));
+        totals.accounted(&Speculation { blocks: 2, drafted: 12, accepted: 8, deferred: 2, ..Default::default() });
+        let total = totals.total();
         assert_eq!((total.blocks, total.drafted, total.accepted, total.relaxed), (2, 14, 10, 1));
         assert_eq!((total.deferred, total.moves), (3, 2));
     }
@@ -118,9 +124,9 @@ mod tests {
             reproducible: true,
             ..Default::default()
         };
-        let told = finished(last.clone(), &[1, 2, 3, 4, 5], 2, &Tally::default(), true);
+        let told = finished(last.clone(), &[1, 2, 3, 4, 5], 2, &SpeculationTotals::default(), true);
         assert_eq!(told.usage.unwrap(), v1::Usage { prompt_tokens: 2, completion_tokens: 3, cached_tokens: 1 });
         assert!(told.reproducible);
-        assert!(!finished(last, &[1, 2, 3], 2, &Tally::default(), false).reproducible);
+        assert!(!finished(last, &[1, 2, 3], 2, &SpeculationTotals::default(), false).reproducible);
     }
 }
