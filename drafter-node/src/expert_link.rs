@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::ids::{NodeId, TokenId};
-use cascadia_node::lanes::Lease;
+use cascadia_node::channel_pool::StreamPermit;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::convert::{self, ConvertError};
 use cascadia_proto::fault;
@@ -73,7 +73,7 @@ pub struct ExpertLink {
     /// The cluster it says it is of.
     pub cluster: String,
     /// Its share of a connection.
-    _lease: Lease,
+    _lease: StreamPermit,
 }
 
 impl ExpertLink {
@@ -83,7 +83,7 @@ impl ExpertLink {
     /// The transport's, the expert's refusal, or what it says of itself contradicts what it was opened with. `UNAVAILABLE` is
     /// always the expert's own word.
     pub async fn open(
-        (channel, lease): (Channel, Lease),
+        (channel, permit): (Channel, StreamPermit),
         expert: Expert,
         open: VerifyOpen,
         ids: &[TokenId],
@@ -116,7 +116,7 @@ impl ExpertLink {
                     context: held.context as usize,
                     row_exact: held.row_exact,
                     cluster: held.cluster,
-                    _lease: lease,
+                    _lease: permit,
                 })
             }
             _ => Err(Status::unknown("the expert closed the stream without saying what it holds")),

@@ -18,6 +18,7 @@
 
 mod accept;
 pub mod admin;
+pub mod channel_pool;
 pub mod cluster;
 pub mod config;
 mod connections;
@@ -28,7 +29,6 @@ pub mod engine_life;
 pub mod engine_metrics;
 mod jitter;
 pub mod keep;
-pub mod lanes;
 pub mod leaving;
 pub mod lifecycle;
 pub mod loads;

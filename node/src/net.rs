@@ -24,9 +24,9 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::accept::{FIRST_WORD, accept};
+use crate::channel_pool::{ChannelPool, STREAMS_PER_CHANNEL, StreamPermit};
 pub use crate::connections::Connection;
 use crate::connections::{self, Connections};
-use crate::lanes::{LANE_STREAMS, Lanes, Lease};
 use crate::lifecycle::Shutdown;
 
 /// How often a quiet connection is asked whether it lives.
@@ -312,7 +312,7 @@ type Dial = dyn Fn(Uri) -> BoxFuture<'static, io::Result<BoxIo>> + Send + Sync;
 #[derive(Clone)]
 pub struct Connector {
     dial: Arc<Dial>,
-    channels: Arc<Mutex<BTreeMap<String, Lanes<Channel>>>>,
+    channels: Arc<Mutex<BTreeMap<String, ChannelPool<Channel>>>>,
 }
 
 impl fmt::Debug for Connector {
@@ -344,21 +344,21 @@ impl Connector {
     /// broke; while the other end is away calls fail at once.
     #[must_use]
     pub fn channel(&self, address: &str) -> Channel {
-        self.with_lanes(address, |lanes| lanes.first(|| self.open(address)))
+        self.with_lanes(address, |channels| channels.first(|| self.open(address)))
     }
 
     /// A channel to `host:port` with room for one more session's stream, and the session's claim to it.
     #[must_use]
-    pub fn lease(&self, address: &str) -> (Channel, Lease) {
-        self.with_lanes(address, |lanes| lanes.lease(|| self.open(address)))
+    pub fn permit(&self, address: &str) -> (Channel, StreamPermit) {
+        self.with_lanes(address, |channels| channels.permit(|| self.open(address)))
     }
 
-    fn with_lanes<T>(&self, address: &str, act: impl FnOnce(&mut Lanes<Channel>) -> T) -> T {
+    fn with_lanes<T>(&self, address: &str, act: impl FnOnce(&mut ChannelPool<Channel>) -> T) -> T {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lanes) = channels.get_mut(address) {
-            return act(lanes);
+        if let Some(channels) = channels.get_mut(address) {
+            return act(channels);
         }
-        act(channels.entry(address.to_owned()).or_insert_with(|| Lanes::new(LANE_STREAMS)))
+        act(channels.entry(address.to_owned()).or_insert_with(|| ChannelPool::new(STREAMS_PER_CHANNEL)))
     }
 
     /// Drops the channels to an address whose node is gone; calls in flight keep theirs.

@@ -2,8 +2,8 @@
 
 use cascadia_core::ids::{Epoch, SessionSecret};
 use cascadia_core::limits;
+use cascadia_node::channel_pool::StreamPermit;
 use cascadia_node::cluster::ClusterName;
-use cascadia_node::lanes::Lease;
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::convert;
 use cascadia_proto::v1::run_request::Message as Order;
@@ -30,7 +30,7 @@ pub struct Run {
     /// Open as long as the session: an owner takes the end of its orders for the router's leaving.
     _orders: mpsc::Sender<RunRequest>,
     /// Its share of a connection.
-    _lease: Lease,
+    _lease: StreamPermit,
 }
 
 impl Run {
@@ -39,7 +39,7 @@ impl Run {
     /// # Errors
     /// As the owner, or the way to it, says.
     pub async fn open(
-        (channel, lease): (Channel, Lease),
+        (channel, permit): (Channel, StreamPermit),
         Messages { first, rest }: Messages,
         trace: &TraceContext,
     ) -> Result<Self, Status> {
@@ -49,7 +49,7 @@ impl Run {
         let channel = Begun::new(channel, first);
         let mut owner = SessionClient::new(channel).max_decoding_message_size(limits::REQUEST_BYTES);
         let responses = owner.run(request).await?.into_inner();
-        Ok(Self { responses, _orders: orders, _lease: lease })
+        Ok(Self { responses, _orders: orders, _lease: permit })
     }
 
     /// The next thing the owner says.

@@ -222,7 +222,7 @@ impl<'a> Session<'a> {
         let trace = self.spans.running(placed);
         let mut run = tokio::select! {
             biased;
-            run = Run::open(router.connector.lease(&owner.address), opening, &trace) => match run {
+            run = Run::open(router.connector.permit(&owner.address), opening, &trace) => match run {
                 Ok(run) => run,
                 Err(status) => return read_status(status),
             },

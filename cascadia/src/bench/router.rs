@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use cascadia_core::synthetic;
-use cascadia_node::lanes::{LANE_STREAMS, Lanes, Lease};
+use cascadia_node::channel_pool::{ChannelPool, STREAMS_PER_CHANNEL, StreamPermit};
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::prompt::Kind;
@@ -19,7 +19,7 @@ use crate::contender::Contender;
 #[derive(Debug)]
 pub struct Router {
     server: String,
-    lanes: Mutex<Lanes<Arc<tokio::sync::OnceCell<Client>>>>,
+    channels: Mutex<ChannelPool<Arc<tokio::sync::OnceCell<Client>>>>,
 }
 
 impl Router {
@@ -28,16 +28,16 @@ impl Router {
     /// # Errors
     /// When nothing answers there.
     pub async fn connect(server: &str) -> Result<Self, ClientError> {
-        let new = Self { server: server.to_owned(), lanes: Mutex::new(Lanes::new(LANE_STREAMS)) };
+        let new = Self { server: server.to_owned(), channels: Mutex::new(ChannelPool::new(STREAMS_PER_CHANNEL)) };
         new.client().await?;
         Ok(new)
     }
 
     /// A connection with room for one more stream.
-    async fn client(&self) -> Result<(Client, Lease), ClientError> {
-        let (cell, lease) = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).lease(Arc::default);
+    async fn client(&self) -> Result<(Client, StreamPermit), ClientError> {
+        let (cell, permit) = self.channels.lock().unwrap_or_else(PoisonError::into_inner).permit(Arc::default);
         let client = cell.get_or_try_init(|| Client::connect(&self.server)).await?;
-        Ok((client.clone(), lease))
+        Ok((client.clone(), permit))
     }
 
     /// Asks and follows the answer to its end.

@@ -158,7 +158,7 @@ impl Generation<'_> {
     async fn try_link(&mut self, expert: Expert) -> Result<Option<ExpertLink>, Status> {
         let id = expert.id.clone();
         let trace = self.spans.opening(&expert);
-        let channel = self.node.connector.lease(&expert.address);
+        let channel = self.node.connector.permit(&expert.address);
         let opened = tokio::select! {
                 biased;
             opened = ExpertLink::open(channel, expert, self.verify_open(), self.session.told(), &trace) => opened.and_then(|link| {
