@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use cascadia_core::placement::Role;
 use cascadia_core::stepper::Stepper;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
@@ -46,7 +46,7 @@ const COMMANDS_PER_SESSION: usize = 4;
 /// When the model fails its first pass, the node cannot register, its listener fails, or its engine is lost.
 pub async fn run(
     config: impl Into<Live<DrafterConfig>>,
-    edge: Edge,
+    env: NodeEnv,
     mut parts: Parts,
     drive: Drive,
 ) -> Result<(), EngineNodeError> {
@@ -55,7 +55,7 @@ pub async fn run(
     config.check().map_err(EngineNodeError::Config)?;
     parts.warm_up().map_err(EngineNodeError::Model)?;
     let (facts, served) = (parts.offered(), parts.served(&config.served_model));
-    let process = Process::new(edge, Role::Drafter, parts.engine.progress());
+    let process = Process::new(env, Role::Drafter, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(&facts, config.engine.stepper());
@@ -74,21 +74,21 @@ pub async fn run(
             move || live.now().engine.grace()
         }),
     };
-    let edge = process.edge();
+    let env = process.env();
     let experts = LoadWatch::spawn(
-        &edge.membership,
-        &edge.connector,
-        &format!("drafter {}", edge.id),
+        &env.membership,
+        &env.connector,
+        &format!("drafter {}", env.id),
         &[Role::Expert],
-        &edge.shutdown,
+        &env.shutdown,
     );
-    let leaving = Leaving::new(edge, Role::Drafter, &facts.fingerprint);
+    let leaving = Leaving::new(env, Role::Drafter, &facts.fingerprint);
     let node = Arc::new(DrafterNode {
         facts,
         text: parts.text,
         engine,
         experts,
-        connector: edge.connector.clone(),
+        connector: env.connector.clone(),
         leaving,
         board: process.board().clone(),
         metrics,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use cascadia_core::placement::Role;
 use cascadia_core::stepper::Stepper;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
@@ -38,7 +38,7 @@ use node::ExpertNode;
 /// When the model fails its first pass, the node cannot register, its listener fails, or its engine is lost.
 pub async fn run(
     config: impl Into<Live<ExpertConfig>>,
-    edge: Edge,
+    env: NodeEnv,
     mut parts: Parts,
     drive: Drive,
 ) -> Result<(), EngineNodeError> {
@@ -48,7 +48,7 @@ pub async fn run(
     parts.warm_up().map_err(EngineNodeError::Model)?;
     let models = if config.served_model.is_empty() { vec![folder_name(&config)] } else { config.served_model.clone() };
     let (facts, served) = (parts.offered(), parts.served(&models));
-    let process = Process::new(edge, Role::Expert, parts.engine.progress());
+    let process = Process::new(env, Role::Expert, parts.engine.progress());
     let mut registry = Registry::default();
     let metrics = metrics::Metrics::register(&mut registry);
     let stepper = Stepper::new(&facts, config.engine.stepper());
@@ -67,7 +67,7 @@ pub async fn run(
             move || live.now().engine.grace()
         }),
     };
-    let leaving = Leaving::new(process.edge(), Role::Expert, &facts.fingerprint);
+    let leaving = Leaving::new(process.env(), Role::Expert, &facts.fingerprint);
     let (board, tracer) = (process.board().clone(), process.tracer().clone());
     let node =
         Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, metrics, tracer, config });

@@ -80,18 +80,18 @@ pub async fn serve(
     mut metrics: Registry,
 ) -> Result<(), EngineNodeError> {
     let Identity { models, capacity, grace } = identity;
-    let (edge, board, role) = (process.edge(), process.board().clone(), process.role());
+    let (env, board, role) = (process.env(), process.board().clone(), process.role());
     let record = process.record(models.clone(), capacity);
     let life = EngineLife {
-        id: edge.id.clone(),
+        id: env.id.clone(),
         role,
         address: record.address.clone(),
         board: board.clone(),
-        shutdown: edge.shutdown.clone(),
+        shutdown: env.shutdown.clone(),
         grace,
     };
     let ready = ready(&process, record);
-    metrics::node(&mut metrics, &edge.id, role, &board, ready.clone());
+    metrics::node(&mut metrics, &env.id, role, &board, ready.clone());
     let sessions = board.clone();
     metrics::sessions(&mut metrics, role, move || capacity as usize, move || sessions.load().sessions);
     engine_metrics::board(&mut metrics, role, &board);
@@ -173,7 +173,7 @@ impl Life for EngineLife {
 
 /// Whether the node takes sessions: what its board says, and for a drafter that some expert could take them with it.
 fn ready(process: &Process, record: NodeRecord) -> metrics::Ready {
-    let (board, snapshots) = (process.board().clone(), process.edge().membership.snapshots());
+    let (board, snapshots) = (process.board().clone(), process.env().membership.snapshots());
     Arc::new(move || {
         board.ready()?;
         let wrong = (record.role == Role::Drafter).then(|| placement::mismatch(&record, &snapshots.borrow())).flatten();

@@ -8,7 +8,7 @@ use cascadia_core::placement::{Loads, NodeState, Role, Snapshot};
 use cascadia_proto::fault;
 use tonic::Status;
 
-use crate::Edge;
+use crate::NodeEnv;
 use crate::lifecycle::Shutdown;
 use crate::loads::LoadWatch;
 use crate::membership::Membership;
@@ -36,14 +36,14 @@ pub struct Leaving {
 impl Leaving {
     /// Of the node at an edge.
     #[must_use]
-    pub fn new(edge: &Edge, role: Role, fingerprint: &str) -> Self {
+    pub fn new(env: &NodeEnv, role: Role, fingerprint: &str) -> Self {
         Self {
-            id: edge.id.clone(),
+            id: env.id.clone(),
             role,
             fingerprint: fingerprint.to_owned(),
-            membership: edge.membership.clone(),
-            connector: edge.connector.clone(),
-            shutdown: edge.shutdown.clone(),
+            membership: env.membership.clone(),
+            connector: env.connector.clone(),
+            shutdown: env.shutdown.clone(),
             others: Arc::default(),
         }
     }

@@ -50,7 +50,7 @@ use cascadia_core::history::hash_bytes;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::Role;
 
-/// Names a start of a node at a listener, as [`Edge::instance`] has it.
+/// Names a start of a node at a listener, as [`NodeEnv::instance`] has it.
 #[must_use]
 pub fn instance(listener: &net::Listener, id: &NodeId) -> u64 {
     hash_bytes(hash_bytes(listener.origin(), listener.address().as_bytes()), id.0.as_bytes())
@@ -58,7 +58,7 @@ pub fn instance(listener: &net::Listener, id: &NodeId) -> u64 {
 
 /// Where a node meets the world: what every node's `run` is handed.
 #[derive(Debug)]
-pub struct Edge {
+pub struct NodeEnv {
     /// The node's name in membership.
     pub id: NodeId,
     /// Where it serves.
@@ -75,7 +75,7 @@ pub struct Edge {
     pub telemetry: telemetry::Telemetry,
 }
 
-impl Edge {
+impl NodeEnv {
     /// What the admin port says while the model loads.
     #[must_use]
     pub fn loading(&self) -> admin::Loading {

@@ -15,7 +15,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::server::HealthReporter;
 
-use crate::Edge;
+use crate::NodeEnv;
 use crate::admin::Admin;
 use crate::membership::{Membership, MembershipError, Registration};
 use crate::net;
@@ -105,7 +105,7 @@ pub trait Life: Send + Sync + 'static {
 /// A node's process.
 #[derive(Debug)]
 pub struct Process {
-    edge: Edge,
+    env: NodeEnv,
     role: Role,
     board: StatusBoard,
     instance: u64,
@@ -115,9 +115,9 @@ pub struct Process {
 impl Process {
     /// A process at its edge; `progress` counts the engine's finished layers.
     #[must_use]
-    pub fn new(edge: Edge, role: Role, progress: Arc<AtomicU64>) -> Self {
-        let (instance, tracer) = (edge.instance(), edge.tracer(role));
-        Self { board: StatusBoard::new(instance, progress, edge.membership.cluster()), edge, role, instance, tracer }
+    pub fn new(env: NodeEnv, role: Role, progress: Arc<AtomicU64>) -> Self {
+        let (instance, tracer) = (env.instance(), env.tracer(role));
+        Self { board: StatusBoard::new(instance, progress, env.membership.cluster()), env, role, instance, tracer }
     }
 
     /// Its role.
@@ -140,19 +140,19 @@ impl Process {
 
     /// Where the node meets the others.
     #[must_use]
-    pub fn edge(&self) -> &Edge {
-        &self.edge
+    pub fn env(&self) -> &NodeEnv {
+        &self.env
     }
 
     /// What membership says of the node when it is ready.
     #[must_use]
     pub fn record(&self, models: Vec<ServedModel>, capacity: u32) -> NodeRecord {
-        let admin = self.edge.admin.as_ref();
+        let admin = self.env.admin.as_ref();
         NodeRecord {
-            id: self.edge.id.clone(),
+            id: self.env.id.clone(),
             instance: self.instance,
             role: self.role,
-            address: self.edge.listener.address().to_owned(),
+            address: self.env.listener.address().to_owned(),
             admin_address: admin.map(|admin| admin.address().to_owned()).unwrap_or_default(),
             models,
             capacity,
@@ -167,7 +167,7 @@ impl Process {
     /// When the node cannot register although it must, its listener fails, or it can do its work no more.
     pub async fn run<L: Life>(self, services: Services, life: L) -> Result<(), ProcessError<L::Lost>> {
         let record = self.record(services.models, services.capacity);
-        let Self { edge: Edge { listener, admin, membership, shutdown, .. }, board, .. } = self;
+        let Self { env: NodeEnv { listener, admin, membership, shutdown, .. }, board, .. } = self;
         if let Some(admin) = &admin {
             admin.show(services.pages);
         }

@@ -43,7 +43,7 @@ use std::sync::Arc;
 
 use cascadia_core::limits;
 use cascadia_core::placement::Role;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::admin::Admin;
 use cascadia_node::config::Live;
 use cascadia_node::metrics::Registry;
@@ -68,16 +68,16 @@ pub use router::Router;
 /// When the configuration means nothing or the listener fails.
 pub async fn run(
     config: impl Into<Live<RouterConfig>>,
-    edge: Edge,
+    env: NodeEnv,
     fronts: impl IntoIterator<Item = Front>,
 ) -> Result<(), RouterError> {
     let config = config.into();
     config.now().check().map_err(RouterError::Config)?;
     let capacity = u32::try_from(config.now().max_sessions).unwrap_or(u32::MAX);
-    let process = Process::new(edge, Role::Router, Arc::default());
+    let process = Process::new(env, Role::Router, Arc::default());
     let (board, mut registry) = (process.board().clone(), Registry::default());
     let router = Arc::new(Router::new(config, &process, &mut registry));
-    let life = RouterLife::new(router.clone(), board.clone(), process.edge().listener.address().to_owned());
+    let life = RouterLife::new(router.clone(), board.clone(), process.env().listener.address().to_owned());
     let (routes, fronts) = (routes(&router)?, life.fronts(fronts));
     let services = Services { models: Vec::new(), capacity, routes, fronts, pages: pages(&router, registry, &board) };
     let observing = tokio::spawn(life::observe(router, board));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Role, served_models};
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::config::Live;
 use cascadia_node::keep::Keeper;
 use cascadia_node::lifecycle::Shutdown;
@@ -51,7 +51,7 @@ impl Router {
     /// A router at its edge, under this configuration; `registry` takes what it counts.
     #[must_use]
     pub fn new(config: Live<RouterConfig>, process: &Process, registry: &mut Registry) -> Self {
-        let Edge { id, connector, membership, shutdown, telemetry, .. } = process.edge();
+        let NodeEnv { id, connector, membership, shutdown, telemetry, .. } = process.env();
         let watcher = format!("router:{id}");
         let metrics = Metrics::register(registry, config.now().metrics_tenants);
         let tracer = process.tracer();

@@ -12,7 +12,7 @@ use cascadia_core::ids::{NodeId, TokenId};
 use cascadia_core::toy::{ToyEngine, ToyModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::drive::Drive;
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
@@ -233,7 +233,11 @@ pub struct Running {
 }
 
 impl Running {
-    fn start<F, E>(id: &str, membership: &Membership, body: impl FnOnce(Edge, Hang, Lose) -> F + Send + 'static) -> Self
+    fn start<F, E>(
+        id: &str,
+        membership: &Membership,
+        body: impl FnOnce(NodeEnv, Hang, Lose) -> F + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::fmt::Display,
@@ -249,7 +253,7 @@ impl Running {
         let running = runtime.spawn(async move {
             let listener = Listener::bind("127.0.0.1:0").await.expect("loopback has a free port");
             sender.send(listener.address().to_owned()).expect("the test waits");
-            let edge = Edge {
+            let env = NodeEnv {
                 id: own,
                 listener,
                 admin: None,
@@ -258,8 +262,8 @@ impl Running {
                 shutdown: stop,
                 telemetry: Default::default(),
             };
-            let id = edge.id.clone();
-            if let Err(error) = body(edge, switches.0, switches.1).await {
+            let id = env.id.clone();
+            if let Err(error) = body(env, switches.0, switches.1).await {
                 eprintln!("{id} ended: {error}");
                 last_word.set(error.to_string()).expect("a node ends once");
             }
@@ -328,8 +332,8 @@ impl ToyCluster {
     pub async fn start(plan: Plan) -> Self {
         let membership = Membership::embedded();
         let config = plan.router.clone();
-        let router = Running::start("router-1", &membership, move |edge, _, _| async move {
-            cascadia_router::run(config, edge, None).await
+        let router = Running::start("router-1", &membership, move |env, _, _| async move {
+            cascadia_router::run(config, env, None).await
         });
         let address = router.address.clone();
         let mut cluster = Self { router, drafters: Vec::new(), experts: Vec::new(), address, membership, plan };
@@ -347,7 +351,7 @@ impl ToyCluster {
     pub fn add_expert(&mut self) {
         let id = format!("expert-{}", self.experts.len() + 1);
         let plan = self.plan.clone();
-        let node = Running::start(&id, &self.membership, move |edge, hang, lose| async move {
+        let node = Running::start(&id, &self.membership, move |env, hang, lose| async move {
             let engine = SlowEngine::new(
                 plan.expert_model,
                 plan.expert_context,
@@ -359,7 +363,7 @@ impl ToyCluster {
             .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_expert_node::run(plan.expert, edge, parts, Drive::Thread).await
+            cascadia_expert_node::run(plan.expert, env, parts, Drive::Thread).await
         });
         self.experts.push(node);
     }
@@ -368,14 +372,14 @@ impl ToyCluster {
     pub fn add_drafter(&mut self) {
         let id = format!("drafter-{}", self.drafters.len() + 1);
         let plan = self.plan.clone();
-        let node = Running::start(&id, &self.membership, move |edge, hang, lose| async move {
+        let node = Running::start(&id, &self.membership, move |env, hang, lose| async move {
             let engine =
                 SlowEngine::new(plan.drafter_model, CONTEXT, plan.drafter.engine.kv_pages, plan.drafter_step, hang)
                     .losing(lose)
                     .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_drafter_node::run(plan.drafter, edge, parts, Drive::Thread).await
+            cascadia_drafter_node::run(plan.drafter, env, parts, Drive::Thread).await
         });
         self.drafters.push(node);
     }

@@ -9,7 +9,7 @@ use cascadia_core::toy::ToyEngine;
 use cascadia_core::waiting_queue::LEAVES_AFTER;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
@@ -45,8 +45,8 @@ async fn listener(name: &str) -> Listener {
     Listener::from_stream(format!("{name}:{PORT}"), incoming)
 }
 
-async fn edge(name: &str, membership: Membership) -> Edge {
-    Edge {
+async fn env(name: &str, membership: Membership) -> NodeEnv {
+    NodeEnv {
         id: NodeId(name.into()),
         listener: listener(name).await,
         admin: None,
@@ -86,7 +86,7 @@ fn run(seed: u64, lost: bool) -> Seen {
                 let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
                 let config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
                 let parts = Parts { engine, text: toy_text() };
-                Ok(cascadia_expert_node::run(config, edge(name, membership).await, parts, Drive::Task).await?)
+                Ok(cascadia_expert_node::run(config, env(name, membership).await, parts, Drive::Task).await?)
             }
         });
     }
@@ -97,8 +97,8 @@ fn run(seed: u64, lost: bool) -> Seen {
             async move {
                 let engine = Box::new(ToyEngine::new(drafter_model(), 2_048, 512));
                 let parts = Parts { engine, text: toy_text() };
-                let edge = edge(name, membership).await;
-                Ok(cascadia_drafter_node::run(DrafterConfig::default(), edge, parts, Drive::Task).await?)
+                let env = env(name, membership).await;
+                Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Drive::Task).await?)
             }
         });
     }
@@ -107,7 +107,7 @@ fn run(seed: u64, lost: bool) -> Seen {
         let membership = shared.clone();
         async move {
             let config = RouterConfig { ids: IdSource::seeded(seed), ..RouterConfig::default() };
-            Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
+            Ok(cascadia_router::run(config, env("router", membership).await, None).await?)
         }
     });
     let seen = Arc::new(Mutex::new(Seen { log: Vec::new(), answers: Vec::new() }));
@@ -186,7 +186,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
             let mut config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
             config.engine.max_sessions = 2;
             let parts = Parts { engine, text: toy_text() };
-            Ok(cascadia_expert_node::run(config, edge("expert-1", membership).await, parts, Drive::Task).await?)
+            Ok(cascadia_expert_node::run(config, env("expert-1", membership).await, parts, Drive::Task).await?)
         }
     });
     let shared = membership.clone();
@@ -194,15 +194,15 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
         let membership = shared.clone();
         async move {
             let parts = Parts { engine: Box::new(ToyEngine::new(drafter_model(), 2_048, 512)), text: toy_text() };
-            let edge = edge("drafter-1", membership).await;
-            Ok(cascadia_drafter_node::run(DrafterConfig::default(), edge, parts, Drive::Task).await?)
+            let env = env("drafter-1", membership).await;
+            Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Drive::Task).await?)
         }
     });
     sim.host("router", move || {
         let membership = membership.clone();
         async move {
             let config = RouterConfig { ids: IdSource::seeded(1), ..RouterConfig::default() };
-            Ok(cascadia_router::run(config, edge("router", membership).await, None).await?)
+            Ok(cascadia_router::run(config, env("router", membership).await, None).await?)
         }
     });
     sim.client("client", async move {

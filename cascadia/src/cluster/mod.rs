@@ -7,7 +7,7 @@ use std::time::Duration;
 use cascadia_core::ids::NodeId;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::admin::AdminPort;
 use cascadia_node::cluster::ClusterName;
 use cascadia_node::config::{Live, Replace};
@@ -202,10 +202,10 @@ impl LocalCluster {
             config,
             models,
         };
-        let (router, edge) =
-            (cluster.in_force.router.clone(), cluster.edge("router-1".into(), listener, &cluster.config.admin).await?);
-        cluster.spawn(edge.id.clone(), edge.shutdown.clone(), async move {
-            cascadia_router::run(router, edge, door.map(http::front)).await.map_err(|error| error.to_string())
+        let (router, env) =
+            (cluster.in_force.router.clone(), cluster.env("router-1".into(), listener, &cluster.config.admin).await?);
+        cluster.spawn(env.id.clone(), env.shutdown.clone(), async move {
+            cascadia_router::run(router, env, door.map(http::front)).await.map_err(|error| error.to_string())
         })?;
         for _ in 0..cluster.config.experts {
             cluster.add_expert().await?;
@@ -255,15 +255,15 @@ impl LocalCluster {
     pub async fn add_drafter(&mut self) -> Result<NodeId, ClusterError> {
         self.started[0] += 1;
         let listener = Listener::bind("127.0.0.1:0").await?;
-        let edge = self.edge(format!("drafter-{}", self.started[0]), listener, "127.0.0.1:0").await?;
+        let env = self.env(format!("drafter-{}", self.started[0]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.drafter.clone(),
             (self.models.drafter)().map_err(ClusterError::Parts)?,
             self.config.drive,
-            edge.id.clone(),
+            env.id.clone(),
         );
-        self.spawn(id.clone(), edge.shutdown.clone(), async move {
-            cascadia_drafter_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
+        self.spawn(id.clone(), env.shutdown.clone(), async move {
+            cascadia_drafter_node::run(config, env, parts, drive).await.map_err(|error| error.to_string())
         })?;
         Ok(id)
     }
@@ -275,15 +275,15 @@ impl LocalCluster {
     pub async fn add_expert(&mut self) -> Result<NodeId, ClusterError> {
         self.started[1] += 1;
         let listener = Listener::bind("127.0.0.1:0").await?;
-        let edge = self.edge(format!("expert-{}", self.started[1]), listener, "127.0.0.1:0").await?;
+        let env = self.env(format!("expert-{}", self.started[1]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.expert.clone(),
             (self.models.expert)().map_err(ClusterError::Parts)?,
             self.config.drive,
-            edge.id.clone(),
+            env.id.clone(),
         );
-        self.spawn(id.clone(), edge.shutdown.clone(), async move {
-            cascadia_expert_node::run(config, edge, parts, drive).await.map_err(|error| error.to_string())
+        self.spawn(id.clone(), env.shutdown.clone(), async move {
+            cascadia_expert_node::run(config, env, parts, drive).await.map_err(|error| error.to_string())
         })?;
         Ok(id)
     }
@@ -380,9 +380,9 @@ impl LocalCluster {
         futures::future::join_all(all).await;
     }
 
-    async fn edge(&self, id: String, listener: Listener, admin: &str) -> Result<Edge, ClusterError> {
+    async fn env(&self, id: String, listener: Listener, admin: &str) -> Result<NodeEnv, ClusterError> {
         let shutdown = Shutdown::new();
-        Ok(Edge {
+        Ok(NodeEnv {
             id: NodeId(id),
             listener,
             // A node of this process ends with it: nobody drains one from afar.

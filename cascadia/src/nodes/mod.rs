@@ -6,7 +6,7 @@ mod traces;
 use cascadia_core::placement::Role;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::admin::Loading;
 use cascadia_node::config::Live;
 use cascadia_node::drive::Drive;
@@ -111,7 +111,7 @@ pub trait EngineNode: Args + Clone + Send + Sync + 'static {
     fn served_model(&self) -> &[String];
 
     /// Runs the node until it is told to stop.
-    fn run(config: Live<Self>, edge: Edge, parts: Parts) -> impl Future<Output = Outcome> + Send;
+    fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> impl Future<Output = Outcome> + Send;
 }
 
 impl EngineNode for DrafterConfig {
@@ -136,8 +136,8 @@ impl EngineNode for DrafterConfig {
         &self.served_model
     }
 
-    async fn run(config: Live<Self>, edge: Edge, parts: Parts) -> Outcome {
-        Ok(cascadia_drafter_node::run(config, edge, parts, Drive::Thread).await?)
+    async fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+        Ok(cascadia_drafter_node::run(config, env, parts, Drive::Thread).await?)
     }
 }
 
@@ -168,8 +168,8 @@ impl EngineNode for ExpertConfig {
         &self.served_model
     }
 
-    async fn run(config: Live<Self>, edge: Edge, parts: Parts) -> Outcome {
-        Ok(cascadia_expert_node::run(config, edge, parts, Drive::Thread).await?)
+    async fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+        Ok(cascadia_expert_node::run(config, env, parts, Drive::Thread).await?)
     }
 }
 
@@ -201,12 +201,12 @@ pub async fn router(args: RouterArgs, followed: Followed) -> Outcome {
     let config = args.checked()?;
     let (following, shutdown) = (followed.listening(), Shutdown::on_signals());
     let starting = async {
-        let edge = args.node.edge(Role::Router, &shutdown).await?;
-        Ok::<_, Failure>((edge, args.http.open().await?))
+        let env = args.node.env(Role::Router, &shutdown).await?;
+        Ok::<_, Failure>((env, args.http.open().await?))
     };
-    let Some((edge, door)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
-    serve::<RouterArgs, _>(config, edge, following, async |config, edge| {
-        Ok(cascadia_router::run(config, edge, door.map(http::front)).await?)
+    let Some((env, door)) = unless_told(&shutdown, starting).await? else { return Ok(()) };
+    serve::<RouterArgs, _>(config, env, following, async |config, env| {
+        Ok(cascadia_router::run(config, env, door.map(http::front)).await?)
     })
     .await
 }
@@ -223,19 +223,19 @@ pub async fn engine<C: EngineNode>(args: EngineArgs<C>, followed: Followed) -> O
         return args.node.print_record(C::ROLE, load(&Loading::default())?.served(config.served_model()));
     }
     let following = followed.listening();
-    let Some((edge, parts)) = args.node.start(C::ROLE, load).await? else { return Ok(()) };
-    serve::<EngineArgs<C>, _>(config, edge, following, async |config, edge| C::run(config, edge, parts).await).await
+    let Some((env, parts)) = args.node.start(C::ROLE, load).await? else { return Ok(()) };
+    serve::<EngineArgs<C>, _>(config, env, following, async |config, env| C::run(config, env, parts).await).await
 }
 
 /// Runs a node that has started; the file that is followed may change its configuration.
-async fn serve<A: NodeCommand, R>(config: A::Config, edge: Edge, following: Following, run: R) -> Outcome
+async fn serve<A: NodeCommand, R>(config: A::Config, env: NodeEnv, following: Following, run: R) -> Outcome
 where
-    R: AsyncFnOnce(Live<A::Config>, Edge) -> Outcome,
+    R: AsyncFnOnce(Live<A::Config>, NodeEnv) -> Outcome,
 {
     let (config, replace) = Live::new(config);
-    following.spawn(&edge.shutdown, move |args: A, _| args.checked().map(|config| replace.with(config)));
-    let telemetry = edge.telemetry.clone();
-    let ended = run(config, edge).await;
+    following.spawn(&env.shutdown, move |args: A, _| args.checked().map(|config| replace.with(config)));
+    let telemetry = env.telemetry.clone();
+    let ended = run(config, env).await;
     telemetry.shutdown(FLUSH).await;
     ended
 }

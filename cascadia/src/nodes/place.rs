@@ -14,7 +14,7 @@ use cascadia_node::net::{Connector, Listener, check_address};
 use cascadia_node::proving::Proving;
 use cascadia_node::telemetry::TelemetryConfig;
 use cascadia_node::token::Token;
-use cascadia_node::{Edge, instance};
+use cascadia_node::{NodeEnv, instance};
 use cascadia_proto::convert::role_name;
 use clap::Args;
 
@@ -126,18 +126,18 @@ impl NodeArgs {
         &self,
         role: Role,
         load: impl FnOnce(&Loading) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<Option<(Edge, T)>, Failure> {
+    ) -> Result<Option<(NodeEnv, T)>, Failure> {
         let shutdown = Shutdown::on_signals();
         let starting = async {
-            let edge = self.edge(role, &shutdown).await?;
-            let loading = edge.loading();
-            Ok((edge, loaded(move || load(&loading)).await?))
+            let env = self.env(role, &shutdown).await?;
+            let loading = env.loading();
+            Ok((env, loaded(move || load(&loading)).await?))
         };
         unless_told(&shutdown, starting).await
     }
 
     /// Binds, and finds the others. Etcd that is away is waited for, and that is said.
-    pub(super) async fn edge(&self, role: Role, shutdown: &Shutdown) -> Result<Edge, Failure> {
+    pub(super) async fn env(&self, role: Role, shutdown: &Shutdown) -> Result<NodeEnv, Failure> {
         let token = Token::find(self.admin_token_file.as_deref())?;
         let telemetry = telemetry(&self.telemetry)?;
         let listener = Listener::bind(&self.address(role)?).await?;
@@ -149,7 +149,7 @@ impl NodeArgs {
             Some(file) => Membership::fixed(static_list::read(file)?).named(self.cluster_name.clone()),
             None => self.etcd(&id).await?,
         };
-        Ok(Edge {
+        Ok(NodeEnv {
             id,
             listener,
             admin: Some(admin),

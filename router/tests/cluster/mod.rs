@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
-use cascadia_node::Edge;
+use cascadia_node::NodeEnv;
 use cascadia_node::admin::AdminPort;
 use cascadia_node::config::Live;
 use cascadia_node::lifecycle::Shutdown;
@@ -109,7 +109,7 @@ impl Cluster {
         let (address, admin_address) = (listener.address().to_owned(), admin.address().to_owned());
         let door = http.open().await.unwrap().expect("it is not off");
         let http = door.listener.address().to_owned();
-        let edge = Edge {
+        let env = NodeEnv {
             telemetry,
             id: NodeId("router-1".into()),
             listener,
@@ -118,7 +118,7 @@ impl Cluster {
             membership: membership.clone(),
             shutdown: shutdown.clone(),
         };
-        let running = tokio::spawn(cascadia_router::run(config.into(), edge, [cascadia_router::http::front(door)]));
+        let running = tokio::spawn(cascadia_router::run(config.into(), env, [cascadia_router::http::front(door)]));
         Self { membership, shutdown, address, running, admin: admin_address, http }
     }
 
