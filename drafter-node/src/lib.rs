@@ -25,7 +25,7 @@ use cascadia_node::NodeEnv;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
-use cascadia_node::leaving::Leaving;
+use cascadia_node::evacuation::Evacuation;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
 use cascadia_node::parts::Parts;
@@ -82,14 +82,14 @@ pub async fn run(
         &[Role::Expert],
         &env.shutdown,
     );
-    let leaving = Leaving::new(env, Role::Drafter, &facts.fingerprint);
+    let evacuation = Evacuation::new(env, Role::Drafter, &facts.fingerprint);
     let node = Arc::new(DrafterNode {
         facts,
         text: parts.text,
         engine,
         experts,
         connector: env.connector.clone(),
-        leaving,
+        evacuation,
         board: process.board().clone(),
         metrics,
         tracer: process.tracer().clone(),

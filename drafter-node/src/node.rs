@@ -8,7 +8,7 @@ use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Role, ServedModel, Wish};
 use cascadia_node::config::Live;
-use cascadia_node::leaving::Leaving;
+use cascadia_node::evacuation::Evacuation;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
 use cascadia_node::sessions::EngineHandle;
@@ -36,7 +36,7 @@ pub struct DrafterNode {
     /// The way to them.
     pub connector: Connector,
     /// When sessions are to go.
-    pub leaving: Leaving,
+    pub evacuation: Evacuation,
     /// Where open sessions are counted.
     pub board: StatusBoard,
     /// What is counted.

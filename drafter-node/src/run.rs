@@ -53,7 +53,7 @@ async fn serve(
             node.facts.fingerprint
         )));
     }
-    node.leaving.admits(pinned)?;
+    node.evacuation.accepts(pinned)?;
     let mut begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
     let fingerprint = opening.open.expert.as_ref().map(|expert| expert.fingerprint.clone()).unwrap_or_default();
     let deadline = tokio::time::sleep(opening.remaining());
@@ -87,7 +87,7 @@ async fn serve(
         // Dropping the work closes the session at the engine and the stream to the expert.
         cancelled = owner::cancelled(&mut inbound) => cancelled,
         () = gone.closed() => Ok(()),
-        () = node.leaving.wait(expert) => Err(fault::leaving("the drafter goes: the session continues on another")),
+        () = node.evacuation.until_due(expert) => Err(fault::leaving("the drafter goes: the session continues on another")),
         () = deadline => Err(Status::deadline_exceeded("the request's time is over")),
     }
 }

@@ -21,7 +21,7 @@ use cascadia_node::NodeEnv;
 use cascadia_node::config::Live;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
-use cascadia_node::leaving::Leaving;
+use cascadia_node::evacuation::Evacuation;
 use cascadia_node::metrics::Registry;
 use cascadia_node::parts::Parts;
 use cascadia_node::process::Process;
@@ -67,10 +67,10 @@ pub async fn run(
             move || live.now().engine.grace()
         }),
     };
-    let leaving = Leaving::new(process.env(), Role::Expert, &facts.fingerprint);
+    let evacuation = Evacuation::new(process.env(), Role::Expert, &facts.fingerprint);
     let (board, tracer) = (process.board().clone(), process.tracer().clone());
     let node =
-        Arc::new(ExpertNode { facts, text: parts.text, models, engine, leaving, board, metrics, tracer, config });
+        Arc::new(ExpertNode { facts, text: parts.text, models, engine, evacuation, board, metrics, tracer, config });
     let block_bytes = cascadia_core::limits::BLOCK_BYTES;
     let routes = tonic::service::Routes::new(
         VerifyServer::new(verify::VerifyService(node.clone())).max_decoding_message_size(block_bytes),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
-use cascadia_node::leaving::Leaving;
+use cascadia_node::evacuation::Evacuation;
 use cascadia_node::sessions::EngineHandle;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
@@ -28,7 +28,7 @@ pub struct ExpertNode {
     /// The way to the engine.
     pub engine: EngineHandle<ExpertWork>,
     /// When sessions are to go.
-    pub leaving: Leaving,
+    pub evacuation: Evacuation,
     /// Where open sessions are counted.
     pub board: StatusBoard,
     /// What is counted.
@@ -56,7 +56,7 @@ impl ExpertNode {
     }
 
     /// Refuses what cannot be paired with this node, before any work.
-    pub(crate) fn admits(&self, open: &v1::VerifyOpen) -> Result<(), Status> {
+    pub(crate) fn accepts(&self, open: &v1::VerifyOpen) -> Result<(), Status> {
         self.serves(&open.model)?;
         if open.tokenizer_fingerprint != self.text.fingerprint() {
             return Err(Status::failed_precondition(format!(

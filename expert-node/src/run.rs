@@ -49,7 +49,7 @@ async fn decode(
     node.serves(&opening.open.model)?;
     let pinned = opening.open.pinned.as_ref().map_or("", |pinned| &pinned.expert);
     node.matches(pinned)?;
-    node.leaving.admits(pinned)?;
+    node.evacuation.accepts(pinned)?;
     let begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
     let Begun { decoding, ids, prompt_tokens, mut output } = begun;
     let work = ExpertWork::Decode(DecodeTask::new(decoding, ids.clone()));
@@ -62,7 +62,7 @@ async fn decode(
         opened = node.engine.open(open) => opened?,
         cancelled = owner::cancelled(&mut inbound) => return cancelled,
         () = sender.closed() => return Ok(()),
-        () = node.leaving.wait(None) => return Err(fault::leaving("the expert goes: another may have room")),
+        () = node.evacuation.until_due(None) => return Err(fault::leaving("the expert goes: another may have room")),
         () = &mut deadline => return Err(Status::deadline_exceeded("the request's time was over before it had room")),
     };
     output.cached_tokens = session.cached.min(prompt_tokens) as u32;
@@ -95,7 +95,7 @@ async fn decode(
             // The router has nothing more to say to an owner that has no expert to leave; an error is its cancellation.
             message = inbound.message(), if listening => listening = message?.is_some(),
             () = output.closed() => return Ok(()),
-            () = node.leaving.wait(None) => return Err(fault::leaving("the expert goes: the session continues on another")),
+            () = node.evacuation.until_due(None) => return Err(fault::leaving("the expert goes: the session continues on another")),
             () = &mut deadline => return Err(Status::deadline_exceeded("the request's time is over")),
         }
     }

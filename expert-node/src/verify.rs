@@ -11,7 +11,7 @@ use cascadia_core::ids::{Epoch, SessionId, SessionSecret, TokenId};
 use cascadia_core::tasks::VerifyTask;
 use cascadia_core::verify;
 use cascadia_core::waiting_queue;
-use cascadia_node::leaving;
+use cascadia_node::evacuation;
 use cascadia_node::owner::known_ids;
 use cascadia_node::sessions::{Heard, Hint, Open};
 use cascadia_node::telemetry::TraceContext;
@@ -84,9 +84,9 @@ async fn converse(
 ) -> Result<(), Status> {
     let deadline = tokio::time::sleep(opening.remaining);
     tokio::pin!(deadline);
-    let to_leave = node.leaving.wait(None);
+    let to_leave = node.evacuation.until_due(None);
     tokio::pin!(to_leave);
-    if node.leaving.is_time(None) {
+    if node.evacuation.is_due(None) {
         return Err(fault::leaving("the expert drains; another has its model"));
     }
     let work = ExpertWork::Verify(VerifyTask::new(opening.decoding.clone(), &opening.ids, opening.epoch));
@@ -167,7 +167,7 @@ async fn converse(
 /// Returns when a session that was told to move has had the time to.
 async fn stayed(told: Option<tokio::time::Instant>) {
     if let Some(told) = told {
-        tokio::time::sleep_until(told + leaving::PATIENCE).await;
+        tokio::time::sleep_until(told + evacuation::PATIENCE).await;
     }
 }
 
@@ -262,7 +262,7 @@ impl Opening {
         let secret = convert::session_secret(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (key, epoch) = convert::session_key(key).map_err(|e| Status::invalid_argument(e.to_string()))?;
         node.board.cluster().admits_session("the drafter", &open.cluster)?;
-        node.admits(&open)?;
+        node.accepts(&open)?;
         let resolved = open.resolved.as_ref().ok_or_else(|| missing("resolved"))?;
         // The owner has merged its EOS into the stop ids, so that both sides test one stop set.
         let decoding = parameters::decoding(resolved, open.prompt_tokens as usize, &[])?;

@@ -8,7 +8,7 @@
 //! [`config`] the configuration in force.
 //!
 //! With an engine: [`engine_config`] what an operator sets of it · [`parts`] a loaded model · [`drive`], [`sessions`],
-//! [`owner`], [`session_service`] what drafters and experts do alike · [`leaving`] when sessions go elsewhere ·
+//! [`owner`], [`session_service`] what drafters and experts do alike · [`evacuation`] when sessions go elsewhere ·
 //! [`engine_metrics`], [`engine_life`] what they count, and how they live.
 //!
 //! Absent on purpose: any decision about tokens or placement (those are in `cascadia-core`), and ambient chance but in
@@ -27,9 +27,9 @@ pub mod drive;
 pub mod engine_config;
 pub mod engine_life;
 pub mod engine_metrics;
+pub mod evacuation;
 mod jitter;
 pub mod keep;
-pub mod leaving;
 pub mod lifecycle;
 pub mod loads;
 pub mod membership;

@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Knows when a node's sessions are to go: it drains, and who takes them is there and speaks.
 #[derive(Clone, Debug)]
-pub struct Leaving {
+pub struct Evacuation {
     id: NodeId,
     role: Role,
     fingerprint: String,
@@ -33,7 +33,7 @@ pub struct Leaving {
     others: Arc<OnceLock<LoadWatch>>,
 }
 
-impl Leaving {
+impl Evacuation {
     /// Of the node at an edge.
     #[must_use]
     pub fn new(env: &NodeEnv, role: Role, fingerprint: &str) -> Self {
@@ -53,7 +53,7 @@ impl Leaving {
     ///
     /// # Errors
     /// `UNAVAILABLE`: whoever asked looks elsewhere.
-    pub fn admits(&self, pinned: &str) -> Result<(), Status> {
+    pub fn accepts(&self, pinned: &str) -> Result<(), Status> {
         if self.shutdown.is_draining() && pinned.is_empty() {
             return Err(fault::leaving("the node drains: it takes no new sessions"));
         }
@@ -62,16 +62,16 @@ impl Leaving {
 
     /// Returns when a session is to go; the last node of its model keeps it to its end, or until the node stops. A
     /// session that needs an `expert` of some fingerprint goes only where it finds one.
-    pub async fn wait(&self, expert: Option<&str>) {
+    pub async fn until_due(&self, expert: Option<&str>) {
         self.shutdown.draining().await;
-        while !self.shutdown.is_stopped() && !self.is_time(expert) {
+        while !self.shutdown.is_stopped() && !self.is_due(expert) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Whether a session is to go now.
     #[must_use]
-    pub fn is_time(&self, expert: Option<&str>) -> bool {
+    pub fn is_due(&self, expert: Option<&str>) -> bool {
         if !self.shutdown.is_draining() {
             return false;
         }
@@ -127,21 +127,21 @@ mod tests {
     }
 
     /// Waits until a session goes.
-    async fn goes(leaving: &Leaving, expert: Option<&str>) {
-        let gone = tokio::time::timeout(Duration::from_secs(60), leaving.wait(expert)).await;
+    async fn goes(evacuation: &Evacuation, expert: Option<&str>) {
+        let gone = tokio::time::timeout(Duration::from_secs(60), evacuation.until_due(expert)).await;
         gone.expect("there is somebody who takes it");
     }
 
     /// Whether a session is still there after a while in which it could have gone.
-    async fn stays(leaving: &Leaving, expert: Option<&str>) -> bool {
-        tokio::time::timeout(Duration::from_millis(800), leaving.wait(expert)).await.is_err()
+    async fn stays(evacuation: &Evacuation, expert: Option<&str>) -> bool {
+        tokio::time::timeout(Duration::from_millis(800), evacuation.until_due(expert)).await.is_err()
     }
 
     #[tokio::test]
     async fn sessions_go_only_where_they_are_taken() {
         let membership = Membership::embedded();
         let shutdown = Shutdown::new();
-        let leaving = Leaving {
+        let evacuation = Evacuation {
             id: NodeId("drafter-1".into()),
             role: Role::Drafter,
             fingerprint: "Drafter-f".into(),
@@ -152,21 +152,21 @@ mod tests {
         };
         let _own = membership.register(record("drafter-1", Role::Drafter)).await.unwrap();
         let (other, _other) = another("drafter-2", Role::Drafter, &membership).await;
-        assert!(stays(&leaving, None).await && leaving.admits("").is_ok(), "it does not drain");
+        assert!(stays(&evacuation, None).await && evacuation.accepts("").is_ok(), "it does not drain");
         shutdown.drain();
-        goes(&leaving, None).await;
-        assert!(leaving.admits("").is_err() && leaving.admits("Drafter-f").is_ok());
-        assert!(stays(&leaving, Some("Expert-f")).await, "no expert would serve it there");
+        goes(&evacuation, None).await;
+        assert!(evacuation.accepts("").is_err() && evacuation.accepts("Drafter-f").is_ok());
+        assert!(stays(&evacuation, Some("Expert-f")).await, "no expert would serve it there");
         let (_, _expert) = another("expert-1", Role::Expert, &membership).await;
-        goes(&leaving, Some("Expert-f")).await;
-        goes(&leaving, Some("")).await;
-        assert!(stays(&leaving, Some("another model")).await);
+        goes(&evacuation, Some("Expert-f")).await;
+        goes(&evacuation, Some("")).await;
+        assert!(stays(&evacuation, Some("another model")).await);
         other.set_state(NodeState::Draining);
         // The last of a model keeps its sessions, once it knows that it is.
-        let heard = async { while !stays(&leaving, None).await {} };
+        let heard = async { while !stays(&evacuation, None).await {} };
         tokio::time::timeout(Duration::from_secs(60), heard).await.expect("the other says that it drains");
         shutdown.stop();
-        goes(&leaving, None).await;
+        goes(&evacuation, None).await;
     }
 
     #[tokio::test]
@@ -176,7 +176,7 @@ mod tests {
         let dead = NodeRecord { address: "127.0.0.1:1".to_owned(), ..record("expert-2", Role::Expert) };
         let _dead = membership.register(dead).await.unwrap();
         let shutdown = Shutdown::new();
-        let leaving = Leaving {
+        let evacuation = Evacuation {
             id: NodeId("expert-1".into()),
             role: Role::Expert,
             fingerprint: "Expert-f".into(),
@@ -186,6 +186,6 @@ mod tests {
             others: Arc::default(),
         };
         shutdown.drain();
-        assert!(stays(&leaving, None).await);
+        assert!(stays(&evacuation, None).await);
     }
 }
