@@ -20,7 +20,7 @@ pub struct DrafterConfig {
 impl Default for DrafterConfig {
     /// All defaults, and no model.
     fn default() -> Self {
-        Self { engine: EngineConfig::default(), ..cascadia_node::config::of_flags(&["--model=none"]) }
+        Self { engine: EngineConfig::default(), ..cascadia_node::config::defaults_of(&["--model=none"]) }
     }
 }
 

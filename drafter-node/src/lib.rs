@@ -22,7 +22,7 @@ use std::sync::Arc;
 use cascadia_core::placement::Role;
 use cascadia_core::stepper::Stepper;
 use cascadia_node::NodeEnv;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
 use cascadia_node::evacuation::Evacuation;
@@ -45,7 +45,7 @@ const COMMANDS_PER_SESSION: usize = 4;
 /// # Errors
 /// When the model fails its first pass, the node cannot register, its listener fails, or its engine is lost.
 pub async fn run(
-    config: impl Into<Live<DrafterConfig>>,
+    config: impl Into<Reloadable<DrafterConfig>>,
     env: NodeEnv,
     mut parts: Parts,
     drive: Drive,

@@ -7,7 +7,7 @@ use cascadia_core::commit::Text;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::ids::{NodeId, SessionId};
 use cascadia_core::placement::{self, Role, ServedModel, Wish};
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::evacuation::Evacuation;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::net::Connector;
@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 /// One drafter node, as its sessions see it.
 pub struct DrafterNode {
     /// What the operator set; each session keeps what was in force when it came.
-    pub config: Live<DrafterConfig>,
+    pub config: Reloadable<DrafterConfig>,
     /// The model.
     pub facts: ModelFacts,
     /// Its tokenizer and chat template.

@@ -20,7 +20,7 @@ pub struct ExpertConfig {
 impl Default for ExpertConfig {
     /// All defaults, and no model.
     fn default() -> Self {
-        Self { engine: EngineConfig::default(), ..cascadia_node::config::of_flags(&["--model=none"]) }
+        Self { engine: EngineConfig::default(), ..cascadia_node::config::defaults_of(&["--model=none"]) }
     }
 }
 

@@ -20,7 +20,7 @@ impl ArgExt for Reloads {}
 /// # Panics
 /// When `given` and the defaults are not a whole configuration; which they are is a property of the type.
 #[must_use]
-pub fn of_flags<T: clap::Args>(given: &[&str]) -> T {
+pub fn defaults_of<T: clap::Args>(given: &[&str]) -> T {
     let command = T::augment_args(clap::Command::new("defaults").no_binary_name(true));
     let matches = command.mut_args(|arg| arg.env(Resettable::Reset)).get_matches_from(given);
     T::from_arg_matches(&matches).expect("what was parsed is of its type")
@@ -28,14 +28,14 @@ pub fn of_flags<T: clap::Args>(given: &[&str]) -> T {
 
 /// The configuration in force. What is admitted takes it once and keeps it; what comes later may find another.
 #[derive(Clone, Debug)]
-pub struct Live<T>(watch::Receiver<Arc<T>>);
+pub struct Reloadable<T>(watch::Receiver<Arc<T>>);
 
-impl<T> Live<T> {
+impl<T> Reloadable<T> {
     /// A configuration, and the one place from which it can be replaced.
     #[must_use]
-    pub fn new(config: T) -> (Self, Replace<T>) {
+    pub fn new(config: T) -> (Self, ReloadHandle<T>) {
         let (sender, receiver) = watch::channel(Arc::new(config));
-        (Self(receiver), Replace(sender))
+        (Self(receiver), ReloadHandle(sender))
     }
 
     /// The configuration now.
@@ -46,7 +46,7 @@ impl<T> Live<T> {
 }
 
 /// One that never changes.
-impl<T> From<T> for Live<T> {
+impl<T> From<T> for Reloadable<T> {
     fn from(config: T) -> Self {
         Self::new(config).0
     }
@@ -54,9 +54,9 @@ impl<T> From<T> for Live<T> {
 
 /// Replaces a configuration in force.
 #[derive(Debug)]
-pub struct Replace<T>(watch::Sender<Arc<T>>);
+pub struct ReloadHandle<T>(watch::Sender<Arc<T>>);
 
-impl<T> Replace<T> {
+impl<T> ReloadHandle<T> {
     /// What is asked from now on gets this one.
     pub fn with(&self, config: T) {
         self.0.send_replace(Arc::new(config));
@@ -79,17 +79,17 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_the_flags_and_of_no_variable() {
-        assert_eq!(of_flags::<Config>(&["--text=x"]), Config { number: 3, text: "x".into() });
+        assert_eq!(defaults_of::<Config>(&["--text=x"]), Config { number: 3, text: "x".into() });
     }
 
     #[test]
     fn what_was_taken_stays_what_comes_later_changes() {
-        let (live, replace) = Live::new(1);
+        let (live, replace) = Reloadable::new(1);
         let (taken, other) = (live.now(), live.clone());
         replace.with(2);
         assert_eq!((*taken, *live.now(), *other.now()), (1, 2, 2));
         drop(replace);
         assert_eq!(*live.now(), 2);
-        assert_eq!(*Live::from(5).now(), 5);
+        assert_eq!(*Reloadable::from(5).now(), 5);
     }
 }

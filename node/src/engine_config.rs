@@ -7,7 +7,7 @@ use cascadia_core::kv_memory::{DEFAULT_SHARE, KvMemory};
 use cascadia_core::limits;
 use cascadia_core::stepper::StepperConfig;
 
-use crate::config::{Reloads, of_flags};
+use crate::config::{Reloads, defaults_of};
 
 /// Beyond what any machine serves, and within what queues can count.
 const MOST_SESSIONS: usize = 1 << 20;
@@ -61,7 +61,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     /// All defaults, and no model.
     fn default() -> Self {
-        Self { model: PathBuf::new(), ..of_flags(&["--model=none"]) }
+        Self { model: PathBuf::new(), ..defaults_of(&["--model=none"]) }
     }
 }
 

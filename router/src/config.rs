@@ -93,7 +93,7 @@ pub struct RouterConfig {
 
 impl Default for RouterConfig {
     fn default() -> Self {
-        cascadia_node::config::of_flags(&[])
+        cascadia_node::config::defaults_of(&[])
     }
 }
 

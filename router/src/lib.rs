@@ -45,7 +45,7 @@ use cascadia_core::limits;
 use cascadia_core::placement::Role;
 use cascadia_node::NodeEnv;
 use cascadia_node::admin::Admin;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::metrics::Registry;
 use cascadia_node::process::{Process, Services};
 use cascadia_node::status::StatusBoard;
@@ -67,7 +67,7 @@ pub use router::Router;
 /// # Errors
 /// When the configuration means nothing or the listener fails.
 pub async fn run(
-    config: impl Into<Live<RouterConfig>>,
+    config: impl Into<Reloadable<RouterConfig>>,
     env: NodeEnv,
     fronts: impl IntoIterator<Item = Front>,
 ) -> Result<(), RouterError> {

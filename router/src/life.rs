@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cascadia_core::placement::NodeState;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::net::{self, STOP_GRACE};
 use cascadia_node::process::{Life, Stage};
@@ -29,7 +29,7 @@ pub type Front = Box<dyn FnOnce(Arc<Router>, Drain) -> BoxFuture<'static, ()> + 
 #[derive(Clone, Debug)]
 pub struct Drain {
     shutdown: Shutdown,
-    config: Live<RouterConfig>,
+    config: Reloadable<RouterConfig>,
 }
 
 impl Drain {

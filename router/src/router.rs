@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Role, served_models};
 use cascadia_node::NodeEnv;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::keep::Keeper;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::loads::LoadWatch;
@@ -26,7 +26,7 @@ pub struct Router {
     /// Its name.
     pub id: NodeId,
     /// What the operator set; each request is admitted under what is in force when it comes.
-    pub config: Live<RouterConfig>,
+    pub config: Reloadable<RouterConfig>,
     /// Admission.
     pub admission: Arc<Admission>,
     /// Who is there and how busy.
@@ -50,7 +50,7 @@ pub struct Router {
 impl Router {
     /// A router at its edge, under this configuration; `registry` takes what it counts.
     #[must_use]
-    pub fn new(config: Live<RouterConfig>, process: &Process, registry: &mut Registry) -> Self {
+    pub fn new(config: Reloadable<RouterConfig>, process: &Process, registry: &mut Registry) -> Self {
         let NodeEnv { id, connector, membership, shutdown, telemetry, .. } = process.env();
         let watcher = format!("router:{id}");
         let metrics = Metrics::register(registry, config.now().metrics_tenants);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use cascadia_core::placement::Role;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_proto::refusal;
 use cascadia_proto::v1::inference_client::InferenceClient;
 use cascadia_proto::v1::{ListModelsRequest, Parameters, Speculation};
@@ -398,7 +398,7 @@ async fn a_draining_router_finishes_what_is_open() {
 
 #[tokio::test]
 async fn a_drain_goes_by_the_lame_duck_that_is_in_force_when_it_begins() {
-    let (live, replace) = Live::new(RouterConfig { lame_duck_ms: 600_000, ..config() });
+    let (live, replace) = Reloadable::new(RouterConfig { lame_duck_ms: 600_000, ..config() });
     let http = HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() };
     let cluster = Cluster::start_with(live, http).await;
     let mut idle = TcpStream::connect(&cluster.http).await.unwrap();

@@ -10,7 +10,7 @@ use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
 use cascadia_node::admin::AdminPort;
 use cascadia_node::cluster::ClusterName;
-use cascadia_node::config::{Live, Replace};
+use cascadia_node::config::{ReloadHandle, Reloadable};
 use cascadia_node::drive::Drive;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
@@ -82,17 +82,17 @@ impl Default for ClusterConfig {
 /// What the nodes of a running cluster were told, and how they are told otherwise.
 #[derive(Clone, Debug)]
 struct InForce {
-    router: Live<RouterConfig>,
-    drafter: Live<DrafterConfig>,
-    expert: Live<ExpertConfig>,
+    router: Reloadable<RouterConfig>,
+    drafter: Reloadable<DrafterConfig>,
+    expert: Reloadable<ExpertConfig>,
 }
 
 /// Replaces the configuration of a running cluster's nodes.
 #[derive(Debug)]
 pub struct Reconfigure {
-    router: Replace<RouterConfig>,
-    drafter: Replace<DrafterConfig>,
-    expert: Replace<ExpertConfig>,
+    router: ReloadHandle<RouterConfig>,
+    drafter: ReloadHandle<DrafterConfig>,
+    expert: ReloadHandle<ExpertConfig>,
 }
 
 impl Reconfigure {
@@ -185,9 +185,9 @@ impl LocalCluster {
     pub async fn start(config: ClusterConfig, models: Models) -> Result<Self, ClusterError> {
         let listener = Listener::bind(&config.listen).await?;
         let door = config.http.open().await?;
-        let (router, replace_router) = Live::new(config.router.clone());
-        let (drafter, replace_drafter) = Live::new(config.drafter.clone());
-        let (expert, replace_expert) = Live::new(config.expert.clone());
+        let (router, replace_router) = Reloadable::new(config.router.clone());
+        let (drafter, replace_drafter) = Reloadable::new(config.drafter.clone());
+        let (expert, replace_expert) = Reloadable::new(config.expert.clone());
         let reconfigure = Reconfigure { router: replace_router, drafter: replace_drafter, expert: replace_expert };
         // Its own: whoever lists one of its nodes by mistake is of another.
         let name: ClusterName = format!("up-{}", listener.address()).parse().unwrap_or_default();

@@ -8,7 +8,7 @@ use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
 use cascadia_node::admin::Loading;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::drive::Drive;
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::lifecycle::Shutdown;
@@ -111,7 +111,7 @@ pub trait EngineNode: Args + Clone + Send + Sync + 'static {
     fn served_model(&self) -> &[String];
 
     /// Runs the node until it is told to stop.
-    fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> impl Future<Output = Outcome> + Send;
+    fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> impl Future<Output = Outcome> + Send;
 }
 
 impl EngineNode for DrafterConfig {
@@ -136,7 +136,7 @@ impl EngineNode for DrafterConfig {
         &self.served_model
     }
 
-    async fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
         Ok(cascadia_drafter_node::run(config, env, parts, Drive::Thread).await?)
     }
 }
@@ -168,7 +168,7 @@ impl EngineNode for ExpertConfig {
         &self.served_model
     }
 
-    async fn run(config: Live<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
         Ok(cascadia_expert_node::run(config, env, parts, Drive::Thread).await?)
     }
 }
@@ -230,9 +230,9 @@ pub async fn engine<C: EngineNode>(args: EngineArgs<C>, followed: Followed) -> O
 /// Runs a node that has started; the file that is followed may change its configuration.
 async fn serve<A: NodeCommand, R>(config: A::Config, env: NodeEnv, following: Following, run: R) -> Outcome
 where
-    R: AsyncFnOnce(Live<A::Config>, NodeEnv) -> Outcome,
+    R: AsyncFnOnce(Reloadable<A::Config>, NodeEnv) -> Outcome,
 {
-    let (config, replace) = Live::new(config);
+    let (config, replace) = Reloadable::new(config);
     following.spawn(&env.shutdown, move |args: A, _| args.checked().map(|config| replace.with(config)));
     let telemetry = env.telemetry.clone();
     let ended = run(config, env).await;

@@ -12,7 +12,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{NodeRecord, NodeState, Role, ServedModel};
 use cascadia_node::NodeEnv;
 use cascadia_node::admin::AdminPort;
-use cascadia_node::config::Live;
+use cascadia_node::config::Reloadable;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::{Membership, Registration};
 use cascadia_node::net::{self, Connector, Listener};
@@ -92,12 +92,12 @@ impl Cluster {
         Self::start_with(config, HttpConfig { http: "127.0.0.1:0".into(), ..HttpConfig::default() }).await
     }
 
-    pub async fn start_with(config: impl Into<Live<RouterConfig>>, http: HttpConfig) -> Self {
+    pub async fn start_with(config: impl Into<Reloadable<RouterConfig>>, http: HttpConfig) -> Self {
         Self::start_over(config, http, Connector::tcp(), Telemetry::default()).await
     }
 
     pub async fn start_over(
-        config: impl Into<Live<RouterConfig>>,
+        config: impl Into<Reloadable<RouterConfig>>,
         http: HttpConfig,
         connector: Connector,
         telemetry: Telemetry,

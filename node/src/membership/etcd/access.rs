@@ -31,7 +31,7 @@ pub struct EtcdAccess {
 
 impl Default for EtcdAccess {
     fn default() -> Self {
-        crate::config::of_flags(&[])
+        crate::config::defaults_of(&[])
     }
 }
 
