@@ -5,7 +5,7 @@ use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::drafting::Decoded;
 use cascadia_core::session::Emitted;
 use cascadia_node::owner::{Begun, Output, Scorer};
-use cascadia_node::sessions::{Heard, OpenSession};
+use cascadia_node::sessions::{EngineEvent, OpenSession};
 use cascadia_proto::v1;
 use tonic::Status;
 
@@ -49,7 +49,7 @@ pub(crate) fn length() -> Finish {
 /// The next decoded tokens, and whether the text is over.
 pub(crate) async fn next(session: &mut OpenSession<DrafterWork>) -> Result<(Vec<Decoded>, bool), Status> {
     loop {
-        if let Heard::Reply(DrafterReply::Decoded(decoded, over)) = session.next().await? {
+        if let EngineEvent::Reply(DrafterReply::Decoded(decoded, over)) = session.next().await? {
             return Ok((decoded, over));
         }
     }

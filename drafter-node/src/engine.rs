@@ -7,7 +7,7 @@ use cascadia_core::ids::TokenId;
 use cascadia_core::session::DraftOrder;
 use cascadia_core::stepper::{NotFinite, Task};
 use cascadia_core::tasks::{DecodeTask, DraftTask};
-use cascadia_node::sessions::{Hint, Work};
+use cascadia_node::sessions::{BatchInfo, Work};
 
 /// One session's work.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Work for DrafterWork {
         }
     }
 
-    fn drain(&mut self, _hint: Hint) -> Vec<DrafterReply> {
+    fn drain(&mut self, _hint: BatchInfo) -> Vec<DrafterReply> {
         match self {
             Self::Draft(task) => {
                 task.drain().map(|(ticket, drafts)| DrafterReply::Drafted(ticket, drafts)).into_iter().collect()

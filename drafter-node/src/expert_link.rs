@@ -40,7 +40,7 @@ impl Expert {
 
 /// What the expert says.
 #[derive(Debug)]
-pub enum Said {
+pub enum ExpertEvent {
     /// The answer to the oldest block, and how long it took.
     Answer(Answer, Duration),
     /// Leave: the expert drains.
@@ -136,11 +136,11 @@ impl ExpertLink {
     }
 
     /// The answer to the oldest block, if it can be one.
-    fn answer(&mut self, answer: Result<Answer, ConvertError>) -> Said {
+    fn answer(&mut self, answer: Result<Answer, ConvertError>) -> ExpertEvent {
         let took = self.sent.pop_front().map(|sent| sent.elapsed()).unwrap_or_default();
         match answer {
-            Ok(answer) => Said::Answer(answer, took),
-            Err(wrong) => Said::Wrong(wrong.to_string()),
+            Ok(answer) => ExpertEvent::Answer(answer, took),
+            Err(wrong) => ExpertEvent::Wrong(wrong.to_string()),
         }
     }
 
@@ -148,13 +148,13 @@ impl ExpertLink {
     ///
     /// # Errors
     /// When the stream has ended, or with the expert's error; `INTERNAL` and `UNAVAILABLE` are its own words.
-    pub async fn next(&mut self) -> Result<Said, Status> {
+    pub async fn next(&mut self) -> Result<ExpertEvent, Status> {
         let message = self.inbound.message().await?.and_then(|response| response.message);
         match message {
             Some(Response::Verdict(verdict)) => Ok(self.answer(convert::verdict_of(verdict).map(Answer::Verdict))),
             Some(Response::Stale(stale)) => Ok(self.answer(convert::stale_of(stale).map(Answer::Stale))),
-            Some(Response::Move(_)) => Ok(Said::Move),
-            Some(Response::Held(_)) => Ok(Said::Held),
+            Some(Response::Move(_)) => Ok(ExpertEvent::Move),
+            Some(Response::Held(_)) => Ok(ExpertEvent::Held),
             None => Err(Status::unknown("the expert ended the stream")),
         }
     }

@@ -6,7 +6,7 @@ use cascadia_core::engine::Rows;
 use cascadia_core::ids::TokenId;
 use cascadia_core::stepper::{NotFinite, Task};
 use cascadia_core::tasks::{DecodeTask, VerifyTask};
-use cascadia_node::sessions::{Hint, Work};
+use cascadia_node::sessions::{BatchInfo, Work};
 
 /// One session's work.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub enum ExpertWork {
 #[derive(Debug)]
 pub enum ExpertReply {
     /// The answer to the oldest block.
-    Answer(Answer, Hint),
+    Answer(Answer, BatchInfo),
     /// Tokens decoded alone, and whether the text is over.
     Decoded(Vec<Decoded>, bool),
 }
@@ -59,7 +59,7 @@ impl Work for ExpertWork {
         }
     }
 
-    fn drain(&mut self, hint: Hint) -> Vec<ExpertReply> {
+    fn drain(&mut self, hint: BatchInfo) -> Vec<ExpertReply> {
         match self {
             Self::Verify(task) => task.drain().into_iter().map(|answer| ExpertReply::Answer(answer, hint)).collect(),
             Self::Decode(task) => {

@@ -7,7 +7,7 @@ use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Begun, Opening, Scorer};
 use cascadia_node::session_service::Owner;
-use cascadia_node::sessions::Heard;
+use cascadia_node::sessions::EngineEvent;
 use cascadia_node::status::StatusBoard;
 use cascadia_node::telemetry::Tracer;
 use cascadia_proto::fault;
@@ -79,7 +79,7 @@ async fn decode(
         tokio::select! {
             biased;
             heard = session.next() => {
-                let Heard::Reply(ExpertReply::Decoded(decoded, over)) = heard? else { continue };
+                let EngineEvent::Reply(ExpertReply::Decoded(decoded, over)) = heard? else { continue };
                 counters.deferred += decoded.len() as u64;
                 counters.expert_passes += decoded.len() as u64;
                 let emitted: Vec<Emitted> = decoded

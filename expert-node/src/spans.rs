@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use cascadia_core::block::{Answer, DraftBlock, StaleReason};
-use cascadia_node::sessions::Hint;
+use cascadia_node::sessions::BatchInfo;
 use cascadia_node::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 use tokio::time::Instant;
 use tonic::Status;
@@ -69,7 +69,7 @@ impl Spans {
     }
 
     /// The oldest block, which came at `came`, was answered.
-    pub fn answered(&mut self, answer: &Answer, came: Instant, hint: Hint) {
+    pub fn answered(&mut self, answer: &Answer, came: Instant, hint: BatchInfo) {
         let Some(mut span) = self.blocks.pop_front() else { return };
         match answer {
             Answer::Verdict(verdict) => {

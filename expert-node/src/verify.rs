@@ -13,7 +13,7 @@ use cascadia_core::verify;
 use cascadia_core::waiting_queue;
 use cascadia_node::evacuation;
 use cascadia_node::owner::known_ids;
-use cascadia_node::sessions::{Heard, Hint, Open};
+use cascadia_node::sessions::{BatchInfo, EngineEvent, Open};
 use cascadia_node::telemetry::TraceContext;
 use cascadia_proto::v1::verify_request::Message as Request;
 use cascadia_proto::v1::verify_response::Message as Response;
@@ -112,7 +112,7 @@ async fn converse(
         tokio::select! {
             biased;
             heard = session.next() => match heard {
-                Ok(Heard::Reply(ExpertReply::Answer(answer, hint))) => {
+                Ok(EngineEvent::Reply(ExpertReply::Answer(answer, hint))) => {
                     let came =
                         unanswered.pop_front().ok_or_else(|| Status::internal("an answer came to no block"))?;
                     waiting.answered();
@@ -122,11 +122,11 @@ async fn converse(
                     }
                     say(outbound, message_of(answer, hint)).await?;
                 }
-                Ok(Heard::Evicted(held)) => {
+                Ok(EngineEvent::Evicted(held)) => {
                     spans.evicted(held);
                     say(outbound, Response::Held(node.held(opening.protocol, held))).await?;
                 }
-                Ok(Heard::Reply(ExpertReply::Decoded(..)) | Heard::Opened(_)) => {}
+                Ok(EngineEvent::Reply(ExpertReply::Decoded(..)) | EngineEvent::Opened(_)) => {}
                 // It has done nothing wrong: its drafter opens it again where there is room, and it goes on.
                 Err(status) if status.code() == Code::Unavailable => {
                     return say(outbound, Response::Move(v1::Move { reason: v1::MoveReason::Loss.into() })).await;
@@ -171,7 +171,7 @@ async fn stayed(told: Option<tokio::time::Instant>) {
     }
 }
 
-fn message_of(answer: Answer, hint: Hint) -> Response {
+fn message_of(answer: Answer, hint: BatchInfo) -> Response {
     match answer {
         Answer::Verdict(verdict) => {
             let load = v1::LoadHint {

@@ -34,12 +34,12 @@ pub trait Work: Task + 'static {
     fn order(&mut self, order: Self::Order);
 
     /// What it has to say since the last call, oldest first.
-    fn drain(&mut self, hint: Hint) -> Vec<Self::Reply>;
+    fn drain(&mut self, hint: BatchInfo) -> Vec<Self::Reply>;
 }
 
 /// How busy the engine was when the reply was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hint {
+pub struct BatchInfo {
     /// Tokens that wait.
     pub queued_tokens: usize,
     /// Sessions in the batch; 0 where no batch was needed.
@@ -54,7 +54,7 @@ pub struct Hint {
 
 /// What a session hears.
 #[derive(Debug)]
-pub enum Heard<R> {
+pub enum EngineEvent<R> {
     /// The engine holds the session, and so many of its tokens from others of the same beginning; always the first word.
     Opened(usize),
     /// The work's own reply.
@@ -135,7 +135,7 @@ pub struct Open<W> {
     pub mark: Mark,
 }
 
-type Replies<W> = mpsc::UnboundedSender<Result<Heard<<W as Work>::Reply>, Refusal>>;
+type Replies<W> = mpsc::UnboundedSender<Result<EngineEvent<<W as Work>::Reply>, Refusal>>;
 
 /// Which of several openings of one session: an epoch comes with the wire and may come twice.
 type Opening = u64;
@@ -189,7 +189,7 @@ impl<W: Work> EngineHandle<W> {
         self.mailbox.send(Command::Open(Box::new(open), opening, sender))?;
         let mut session = OpenSession { engine: self.clone(), key, opening, heard, cached: 0 };
         match session.next().await? {
-            Heard::Opened(cached) => {
+            EngineEvent::Opened(cached) => {
                 session.cached = cached;
                 Ok(session)
             }
@@ -204,7 +204,7 @@ pub struct OpenSession<W: Work> {
     engine: EngineHandle<W>,
     key: SessionId,
     opening: Opening,
-    heard: mpsc::UnboundedReceiver<Result<Heard<W::Reply>, Refusal>>,
+    heard: mpsc::UnboundedReceiver<Result<EngineEvent<W::Reply>, Refusal>>,
     /// Tokens that were in the cache when it was opened.
     pub cached: usize,
 }
@@ -222,7 +222,7 @@ impl<W: Work> OpenSession<W> {
     ///
     /// # Errors
     /// When the session cannot go on here.
-    pub async fn next(&mut self) -> Result<Heard<W::Reply>, Status> {
+    pub async fn next(&mut self) -> Result<EngineEvent<W::Reply>, Status> {
         match self.heard.recv().await {
             Some(heard) => Ok(heard?),
             None => Err(Undelivered::Closed.into()),
@@ -331,9 +331,9 @@ impl<W: Work> SessionLoop<W> {
     fn entered(&mut self, key: SessionId) {
         let cached = self.stepper.held(key).unwrap_or(0);
         if let Some(listener) = self.listeners.get(&key) {
-            let _ = listener.replies.send(Ok(Heard::Opened(cached)));
+            let _ = listener.replies.send(Ok(EngineEvent::Opened(cached)));
         }
-        self.deliver(key, Hint::default());
+        self.deliver(key, BatchInfo::default());
     }
 
     /// Admits those in the waiting queue that find room.
@@ -360,7 +360,7 @@ impl<W: Work> SessionLoop<W> {
     fn tell_evicted(&self, evicted: Vec<Evicted>) {
         for eviction in evicted {
             if let Some(listener) = self.listeners.get(&eviction.key) {
-                let _ = listener.replies.send(Ok(Heard::Evicted(eviction.held)));
+                let _ = listener.replies.send(Ok(EngineEvent::Evicted(eviction.held)));
             }
         }
     }
@@ -375,12 +375,12 @@ impl<W: Work> SessionLoop<W> {
     }
 
     /// Sends what the session has to say; forgets the session if nobody listens.
-    fn deliver(&mut self, key: SessionId, hint: Hint) {
+    fn deliver(&mut self, key: SessionId, hint: BatchInfo) {
         let (Some(listener), Some(work)) = (self.listeners.get(&key), self.stepper.get_mut(key)) else { return };
         let mut heard = true;
         for reply in work.drain(hint) {
             self.observer.replied(&reply);
-            heard = listener.replies.send(Ok(Heard::Reply(reply))).is_ok();
+            heard = listener.replies.send(Ok(EngineEvent::Reply(reply))).is_ok();
         }
         if !heard {
             self.forget(key);
@@ -426,7 +426,7 @@ impl<W: Work> SessionLoop<W> {
     }
 
     fn settle(&mut self, report: StepReport, began: Instant, span: Option<BatchSpan>) {
-        let hint = Hint {
+        let hint = BatchInfo {
             queued_tokens: self.stepper.load().queued_tokens,
             batch_sessions: report.sessions,
             batch_tokens: report.tokens,
@@ -464,7 +464,7 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
                     && let Some(work) = self.stepper.get_mut(key)
                 {
                     work.order(order);
-                    self.deliver(key, Hint::default());
+                    self.deliver(key, BatchInfo::default());
                 }
             }
             Command::Close(key, opening) => {

@@ -16,7 +16,7 @@ use cascadia_core::pipeline::Pipeline;
 use cascadia_core::session::{Answered, Counters, Emitted, Session};
 use cascadia_core::tasks::DecodeTask;
 use cascadia_node::owner::{self, Opening, Output, Scorer};
-use cascadia_node::sessions::{Heard, OpenSession};
+use cascadia_node::sessions::{EngineEvent, OpenSession};
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::{fault, v1};
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ use tonic::Status;
 
 use crate::alone;
 use crate::engine::{DrafterOrder, DrafterReply, DrafterWork};
-use crate::expert_link::{ExpertLink, Said};
+use crate::expert_link::{ExpertEvent, ExpertLink};
 use crate::metrics::Speculation;
 use crate::node::DrafterNode;
 use crate::spans::Spans;
@@ -165,7 +165,7 @@ impl<'n> Generation<'n> {
             let emitted = tokio::select! {
                 biased;
                 heard = engine.next() => match heard? {
-                    Heard::Reply(DrafterReply::Drafted(ticket, drafts)) => {
+                    EngineEvent::Reply(DrafterReply::Drafted(ticket, drafts)) => {
                         self.spans.drafted(ticket, drafts.len());
                         let (kept, block) = self.session.drafted(ticket, drafts);
                         if let Some(block) = block && self.send(link, &block).is_err() {
@@ -176,13 +176,13 @@ impl<'n> Generation<'n> {
                     _ => Vec::new(),
                 },
                 said = link.next() => match said {
-                    Ok(Said::Answer(answer, took)) => match self.take_answer(answer, took) {
+                    Ok(ExpertEvent::Answer(answer, took)) => match self.take_answer(answer, took) {
                         Ok(answered) => self.score_held(answered),
                         Err(wrong) => return Ok(Conversation::refused(self.distrust(&expert, &wrong))),
                     },
-                    Ok(Said::Wrong(wrong)) => return Ok(Conversation::refused(self.distrust(&expert, &wrong))),
-                    Ok(Said::Held) => Vec::new(),
-                    Ok(Said::Move) => {
+                    Ok(ExpertEvent::Wrong(wrong)) => return Ok(Conversation::refused(self.distrust(&expert, &wrong))),
+                    Ok(ExpertEvent::Held) => Vec::new(),
+                    Ok(ExpertEvent::Move) => {
                         self.spans.told_to_move();
                         return Ok(Conversation::Over(ExpertLoss::Leaving));
                     }

@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::search::{ExpertLoss, is_final};
 use super::{Generation, MAX_FRUITLESS};
-use crate::expert_link::{ExpertLink, Said};
+use crate::expert_link::{ExpertEvent, ExpertLink};
 
 /// Tokens that are scored at once where the drafter answered whole; bounds the rows of one chunk.
 const SCORE_TOKENS: usize = 64;
@@ -79,13 +79,13 @@ impl Generation<'_> {
                 () = self.node.experts.gone(&expert) => return Err(Status::unknown("the expert is hung")),
             };
             match said {
-                Said::Answer(answer, took) => match self.take_answer(answer, took) {
+                ExpertEvent::Answer(answer, took) => match self.take_answer(answer, took) {
                     Ok(answered) => return Ok(answered.given_scores),
                     Err(wrong) => return Err(self.distrust(&expert, &wrong)),
                 },
-                Said::Wrong(wrong) => return Err(self.distrust(&expert, &wrong)),
-                Said::Move => return Err(fault::leaving("the expert drains")),
-                Said::Held => {}
+                ExpertEvent::Wrong(wrong) => return Err(self.distrust(&expert, &wrong)),
+                ExpertEvent::Move => return Err(fault::leaving("the expert drains")),
+                ExpertEvent::Held => {}
             }
         }
     }
