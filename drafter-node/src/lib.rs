@@ -23,8 +23,8 @@ use cascadia_core::placement::Role;
 use cascadia_core::stepper::Stepper;
 use cascadia_node::NodeEnv;
 use cascadia_node::config::Reloadable;
-use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
+use cascadia_node::engine_thread::{self, Executor};
 use cascadia_node::evacuation::Evacuation;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
@@ -48,7 +48,7 @@ pub async fn run(
     config: impl Into<Reloadable<DrafterConfig>>,
     env: NodeEnv,
     mut parts: Parts,
-    drive: Drive,
+    drive: Executor,
 ) -> Result<(), EngineNodeError> {
     let live = config.into();
     let config = live.now();
@@ -63,7 +63,7 @@ pub async fn run(
     let drafter =
         SessionLoop::new(parts.engine, stepper, process.board().clone(), observer, config.engine.batch_tokens);
     let capacity = config.engine.max_sessions * COMMANDS_PER_SESSION;
-    let engine = EngineHandle::new(drive::spawn(drafter, "drafter-engine", drive, capacity));
+    let engine = EngineHandle::new(engine_thread::spawn(drafter, "drafter-engine", drive, capacity));
 
     config.served_model.iter().filter(|name| !name.is_empty()).for_each(|name| metrics.serves(name));
     let identity = Identity {

@@ -19,8 +19,8 @@ use cascadia_core::placement::Role;
 use cascadia_core::stepper::Stepper;
 use cascadia_node::NodeEnv;
 use cascadia_node::config::Reloadable;
-use cascadia_node::drive::{self, Drive};
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
+use cascadia_node::engine_thread::{self, Executor};
 use cascadia_node::evacuation::Evacuation;
 use cascadia_node::metrics::Registry;
 use cascadia_node::parts::Parts;
@@ -40,7 +40,7 @@ pub async fn run(
     config: impl Into<Reloadable<ExpertConfig>>,
     env: NodeEnv,
     mut parts: Parts,
-    drive: Drive,
+    drive: Executor,
 ) -> Result<(), EngineNodeError> {
     let live = config.into();
     let config = live.now();
@@ -57,7 +57,7 @@ pub async fn run(
         .with_tracer(process.tracer().clone());
     // A session has its opening, its close and its granted blocks in the mailbox at most.
     let capacity = config.engine.max_sessions * (config.slots as usize + 2);
-    let engine = EngineHandle::new(drive::spawn(expert, "expert-engine", drive, capacity));
+    let engine = EngineHandle::new(engine_thread::spawn(expert, "expert-engine", drive, capacity));
 
     let identity = Identity {
         models: served,

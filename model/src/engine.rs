@@ -11,7 +11,7 @@ use crate::kernels::{Isa, SimdPath};
 use crate::kv::{Kv, KvDtype, PAGE};
 use crate::plan::Plan;
 use crate::scratch::Scratch;
-use crate::threads::{Barrier, Team};
+use crate::threads::{Barrier, ThreadPool};
 use crate::weights::Weights;
 
 /// Multiplications in a pass below which one thread is faster than a team that has to meet.
@@ -41,7 +41,7 @@ pub struct CpuEngine {
     weights: Arc<Weights>,
     kv: Kv,
     isa: Isa,
-    team: Option<Team>,
+    team: Option<ThreadPool>,
     alone: Barrier,
     always_team: bool,
     plan: Plan,
@@ -73,7 +73,7 @@ impl CpuEngine {
         let scratch = Scratch::new(config, options.threads, 8, 256.min(config.context.next_multiple_of(PAGE)))
             .map_err(|e| room("a pass", e))?;
         let team = if options.threads > 1 {
-            Some(Team::new(options.threads).map_err(|e| room(&format!("{} threads", options.threads), e))?)
+            Some(ThreadPool::new(options.threads).map_err(|e| room(&format!("{} threads", options.threads), e))?)
         } else {
             None
         };

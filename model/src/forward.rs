@@ -78,7 +78,7 @@ impl Rank<'_> {
         let last = w.layers.len() - 1;
         let rows = p.plan.rows.len();
         self.embed();
-        self.barrier.meet();
+        self.barrier.wait();
         for (index, layer) in w.layers.iter().enumerate() {
             self.keys_and_queries(index, layer, Source { plane: &s.x, rows });
             if index < last {
@@ -134,7 +134,7 @@ impl Rank<'_> {
             let to = unsafe { qkv.row(0).add(*at) };
             self.product(matrix, normed, x.rows, (to, qkv.stride), Then::Store);
         }
-        self.barrier.meet();
+        self.barrier.wait();
         let (group, dim) = (c.heads / c.kv_heads, c.head_dim);
         let rope = c.blocks[index].rope;
         let (width, angles) = (p.weights.ropes[rope].width(), &p.angles[rope]);
@@ -161,7 +161,7 @@ impl Rank<'_> {
                 p.kv.write((index, head), (page, row.position % PAGE), key, value);
             }
         }
-        self.barrier.meet();
+        self.barrier.wait();
     }
 
     /// Norms a head in place.
@@ -223,7 +223,7 @@ impl Rank<'_> {
                 }
             }
         }
-        self.barrier.meet();
+        self.barrier.wait();
     }
 
     /// Attention of `queries` over a chunk's pages in `pool`.
@@ -284,7 +284,7 @@ impl Rank<'_> {
             // Each thread quantises the blocks that it has just written.
             gated = self.quantise(&s.gated, inner, 0..x.rows, blocks);
         }
-        self.barrier.meet();
+        self.barrier.wait();
         self.add_to(x, &layer.down, gated, layer.post_norms.as_ref().map(|n| &n.mlp));
     }
 
@@ -293,18 +293,18 @@ impl Rank<'_> {
         let p = self.pass;
         let Some(weight) = norm else {
             self.product(matrix, from, x.rows, (x.plane.row(0), x.plane.stride), Then::Add);
-            return self.barrier.meet();
+            return self.barrier.wait();
         };
         let branch = &p.scratch.branch;
         self.product(matrix, from, x.rows, (branch.row(0), branch.stride), Then::Store);
-        self.barrier.meet();
+        self.barrier.wait();
         let (width, eps) = (p.weights.config.hidden, p.weights.config.norm_eps as f32);
         for row in self.part(x.rows, 1) {
             let (x, weight, out) = (branch.row(row), weight.as_ptr(), x.plane.row(row));
             // SAFETY: rows of two planes of one width; this thread alone has row `row` until the next meeting.
             unsafe { p.isa.rms_norm(&Norm { x, weight, out, width, eps, add: true }) };
         }
-        self.barrier.meet();
+        self.barrier.wait();
     }
 
     /// Rows after the norm, as the matrices want them. Few rows: each thread for itself. Many: shared out, and met.
@@ -330,7 +330,7 @@ impl Rank<'_> {
             activations = self.quantise(&to.quantised, &to.normed, rows, 0..to.normed.stride / BLOCK);
         }
         if !few {
-            self.barrier.meet();
+            self.barrier.wait();
         }
         activations
     }
@@ -345,7 +345,7 @@ impl Rank<'_> {
         let rows = if few { 0..x.rows } else { self.part(x.rows, 1) };
         let activations = self.quantise(&to.quantised, x.plane, rows, 0..x.plane.stride / BLOCK);
         if !few {
-            self.barrier.meet();
+            self.barrier.wait();
         }
         activations
     }

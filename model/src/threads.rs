@@ -18,7 +18,7 @@ const SPINS: u32 = 4000;
 type Job<'a> = dyn Fn(usize, &Barrier) + Sync + 'a;
 
 /// Threads of one engine; the caller is rank 0.
-pub(crate) struct Team {
+pub(crate) struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -30,7 +30,7 @@ struct Shared {
     /// Workers still in the job.
     busy: AtomicUsize,
     /// Where workers wait for a job, and the caller for the workers.
-    bed: Bed,
+    park: Bed,
     stop: AtomicBool,
     barrier: Barrier,
 }
@@ -44,7 +44,7 @@ unsafe impl Send for Shared {}
 #[derive(Debug)]
 pub(crate) struct Broken;
 
-impl Team {
+impl ThreadPool {
     /// A team of `ranks` threads, the caller among them.
     pub(crate) fn new(ranks: usize) -> std::io::Result<Self> {
         let workers = ranks.saturating_sub(1);
@@ -52,7 +52,7 @@ impl Team {
             call: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
             busy: AtomicUsize::new(0),
-            bed: Bed::default(),
+            park: Bed::default(),
             stop: AtomicBool::new(false),
             barrier: Barrier::new(workers + 1),
         });
@@ -77,18 +77,18 @@ impl Team {
         unsafe { *shared.job.get() = Some(std::mem::transmute::<*const Job<'_>, *const Job<'static>>(job)) };
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         shared.call.fetch_add(1, Ordering::SeqCst);
-        shared.bed.wake();
+        shared.park.wake();
         shared.guarded(|| job(0, &shared.barrier));
-        shared.bed.wait(|| shared.busy.load(Ordering::SeqCst) == 0);
+        shared.park.wait(|| shared.busy.load(Ordering::SeqCst) == 0);
         if shared.barrier.broken() { Err(Broken) } else { Ok(()) }
     }
 }
 
-impl Drop for Team {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.call.fetch_add(1, Ordering::SeqCst);
-        self.shared.bed.wake();
+        self.shared.park.wake();
         for handle in self.workers.drain(..) {
             let _ = handle.join();
         }
@@ -99,7 +99,7 @@ impl Shared {
     fn work(&self, worker: usize) {
         let mut seen = 0;
         loop {
-            self.bed.wait(|| self.call.load(Ordering::SeqCst) != seen);
+            self.park.wait(|| self.call.load(Ordering::SeqCst) != seen);
             seen = seen.wrapping_add(1);
             if self.stop.load(Ordering::SeqCst) {
                 return;
@@ -110,7 +110,7 @@ impl Shared {
                 self.guarded(|| job(worker + 1, &self.barrier));
             }
             if self.busy.fetch_sub(1, Ordering::SeqCst) == 1 {
-                self.bed.wake();
+                self.park.wake();
             }
         }
     }
@@ -119,7 +119,7 @@ impl Shared {
     fn guarded(&self, job: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             self.barrier.broken.store(true, Ordering::SeqCst);
-            self.barrier.bed.wake();
+            self.barrier.park.wake();
         }
     }
 }
@@ -130,14 +130,14 @@ pub(crate) struct Barrier {
     arrived: AtomicUsize,
     round: AtomicUsize,
     broken: AtomicBool,
-    bed: Bed,
+    park: Bed,
 }
 
 impl Barrier {
     /// A barrier of one thread never waits.
     pub(crate) fn new(ranks: usize) -> Self {
         let (arrived, round) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { ranks, arrived, round, broken: AtomicBool::new(false), bed: Bed::default() }
+        Self { ranks, arrived, round, broken: AtomicBool::new(false), park: Bed::default() }
     }
 
     pub(crate) fn ranks(&self) -> usize {
@@ -149,7 +149,7 @@ impl Barrier {
     }
 
     /// Waits for the other threads.
-    pub(crate) fn meet(&self) {
+    pub(crate) fn wait(&self) {
         if self.ranks == 1 {
             return;
         }
@@ -157,11 +157,11 @@ impl Barrier {
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.ranks {
             self.arrived.store(0, Ordering::Relaxed);
             self.round.store(round.wrapping_add(1), Ordering::SeqCst);
-            self.bed.wake();
+            self.park.wake();
             return;
         }
         let over = || self.round.load(Ordering::SeqCst) != round;
-        self.bed.wait(|| over() || self.broken());
+        self.park.wait(|| over() || self.broken());
         assert!(over(), "another thread of the pass failed");
     }
 }
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn all_ranks_run_every_job_and_see_each_others_writes() {
-        let mut team = Team::new(3).unwrap();
+        let mut team = ThreadPool::new(3).unwrap();
         for round in 0..300 {
             let cells: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
             team.run(&|rank, barrier| {
@@ -217,11 +217,11 @@ mod tests {
                     std::thread::sleep(std::time::Duration::from_millis(5)); // The others fall asleep at the barrier.
                 }
                 cells[rank].store(round + rank + 1, Ordering::Relaxed);
-                barrier.meet();
+                barrier.wait();
                 for (other, cell) in cells.iter().enumerate() {
                     assert_eq!(cell.load(Ordering::Relaxed), round + other + 1);
                 }
-                barrier.meet();
+                barrier.wait();
             })
             .unwrap();
             if round % 100 == 0 {
@@ -232,10 +232,10 @@ mod tests {
 
     #[test]
     fn a_panic_breaks_the_team_and_hangs_no_one() {
-        let mut team = Team::new(3).unwrap();
+        let mut team = ThreadPool::new(3).unwrap();
         let failed = team.run(&|rank, barrier| {
             assert!(rank != 1, "a panic on purpose");
-            barrier.meet();
+            barrier.wait();
         });
         assert!(failed.is_err());
         assert!(team.run(&|_, _| {}).is_err());

@@ -7,7 +7,7 @@
 //! proven · [`telemetry`] logs and traces, [`keep`] whose are wanted · [`metrics`] what all nodes' metrics share ·
 //! [`config`] the configuration in force.
 //!
-//! With an engine: [`engine_config`] what an operator sets of it · [`parts`] a loaded model · [`drive`], [`sessions`],
+//! With an engine: [`engine_config`] what an operator sets of it · [`parts`] a loaded model · [`engine_thread`], [`sessions`],
 //! [`owner`], [`session_service`] what drafters and experts do alike · [`evacuation`] when sessions go elsewhere ·
 //! [`engine_metrics`], [`engine_life`] what they count, and how they live.
 //!
@@ -23,10 +23,10 @@ pub mod cluster;
 pub mod config;
 mod connections;
 pub mod descriptors;
-pub mod drive;
 pub mod engine_config;
 pub mod engine_life;
 pub mod engine_metrics;
+pub mod engine_thread;
 pub mod evacuation;
 mod jitter;
 pub mod keep;

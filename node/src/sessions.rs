@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::drive::{EngineLoop, Mailbox, Undelivered};
+use crate::engine_thread::{EngineLoop, Mailbox, Undelivered};
 use crate::status::{EngineLoad, StatusBoard};
 use crate::telemetry::{Batch, BatchSpan, Mark, Tracer};
 use crate::token::is_secret;
@@ -511,7 +511,7 @@ impl<W: Work> EngineLoop for SessionLoop<W> {
     }
 
     /// Whoever has been idle for long enough leaves its pages to the door.
-    fn waits_for_time(&self) -> bool {
+    fn needs_tick(&self) -> bool {
         self.stepper.has_waiting()
     }
 }

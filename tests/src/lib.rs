@@ -13,8 +13,8 @@ use cascadia_core::toy::{ToyEngine, ToyModel};
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
-use cascadia_node::drive::Drive;
 use cascadia_node::engine_config::EngineConfig;
+use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener};
@@ -363,7 +363,7 @@ impl ToyCluster {
             .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_expert_node::run(plan.expert, env, parts, Drive::Thread).await
+            cascadia_expert_node::run(plan.expert, env, parts, Executor::Thread).await
         });
         self.experts.push(node);
     }
@@ -379,7 +379,7 @@ impl ToyCluster {
                     .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
             let parts = Parts { engine: Box::new(engine), text };
-            cascadia_drafter_node::run(plan.drafter, env, parts, Drive::Thread).await
+            cascadia_drafter_node::run(plan.drafter, env, parts, Executor::Thread).await
         });
         self.drafters.push(node);
     }

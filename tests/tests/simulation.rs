@@ -10,7 +10,7 @@ use cascadia_core::waiting_queue::LEAVES_AFTER;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
-use cascadia_node::drive::Drive;
+use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{BoxIo, Connector, Listener};
@@ -86,7 +86,7 @@ fn run(seed: u64, lost: bool) -> Seen {
                 let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
                 let config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
                 let parts = Parts { engine, text: toy_text() };
-                Ok(cascadia_expert_node::run(config, env(name, membership).await, parts, Drive::Task).await?)
+                Ok(cascadia_expert_node::run(config, env(name, membership).await, parts, Executor::Task).await?)
             }
         });
     }
@@ -98,7 +98,7 @@ fn run(seed: u64, lost: bool) -> Seen {
                 let engine = Box::new(ToyEngine::new(drafter_model(), 2_048, 512));
                 let parts = Parts { engine, text: toy_text() };
                 let env = env(name, membership).await;
-                Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Drive::Task).await?)
+                Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Executor::Task).await?)
             }
         });
     }
@@ -186,7 +186,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
             let mut config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
             config.engine.max_sessions = 2;
             let parts = Parts { engine, text: toy_text() };
-            Ok(cascadia_expert_node::run(config, env("expert-1", membership).await, parts, Drive::Task).await?)
+            Ok(cascadia_expert_node::run(config, env("expert-1", membership).await, parts, Executor::Task).await?)
         }
     });
     let shared = membership.clone();
@@ -195,7 +195,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
         async move {
             let parts = Parts { engine: Box::new(ToyEngine::new(drafter_model(), 2_048, 512)), text: toy_text() };
             let env = env("drafter-1", membership).await;
-            Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Drive::Task).await?)
+            Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Executor::Task).await?)
         }
     });
     sim.host("router", move || {

@@ -11,7 +11,7 @@ use cascadia_node::NodeEnv;
 use cascadia_node::admin::AdminPort;
 use cascadia_node::cluster::ClusterName;
 use cascadia_node::config::{ReloadHandle, Reloadable};
-use cascadia_node::drive::Drive;
+use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener, NetError};
@@ -52,7 +52,7 @@ pub struct ClusterConfig {
     /// Every expert's.
     pub expert: ExpertConfig,
     /// Where the engine loops run.
-    pub drive: Drive,
+    pub drive: Executor,
     /// Gives every node a runtime of its own, as a process has, so that it can be killed.
     pub isolated: bool,
     /// Where every node's traces go.
@@ -72,7 +72,7 @@ impl Default for ClusterConfig {
             router: RouterConfig::default(),
             drafter: DrafterConfig { served_model: served.clone(), ..DrafterConfig::default() },
             expert: ExpertConfig { served_model: served, ..ExpertConfig::default() },
-            drive: Drive::Thread,
+            drive: Executor::Thread,
             isolated: false,
             telemetry: Telemetry::default(),
         }

@@ -9,8 +9,8 @@ use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
 use cascadia_node::admin::Loading;
 use cascadia_node::config::Reloadable;
-use cascadia_node::drive::Drive;
 use cascadia_node::engine_config::EngineConfig;
+use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::parts::Parts;
 use cascadia_router::RouterConfig;
@@ -137,7 +137,7 @@ impl EngineNode for DrafterConfig {
     }
 
     async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
-        Ok(cascadia_drafter_node::run(config, env, parts, Drive::Thread).await?)
+        Ok(cascadia_drafter_node::run(config, env, parts, Executor::Thread).await?)
     }
 }
 
@@ -169,7 +169,7 @@ impl EngineNode for ExpertConfig {
     }
 
     async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
-        Ok(cascadia_expert_node::run(config, env, parts, Drive::Thread).await?)
+        Ok(cascadia_expert_node::run(config, env, parts, Executor::Thread).await?)
     }
 }
 

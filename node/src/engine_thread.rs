@@ -24,14 +24,14 @@ pub trait EngineLoop: Send + 'static {
     fn has_work(&self) -> bool;
 
     /// Whether a step may do something by the passing of time alone.
-    fn waits_for_time(&self) -> bool {
+    fn needs_tick(&self) -> bool {
         false
     }
 }
 
 /// Where the loop runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Drive {
+pub enum Executor {
     /// An OS thread of its own.
     #[default]
     Thread,
@@ -78,17 +78,17 @@ impl<C> Mailbox<C> {
 
 /// Starts `engine` and returns its mailbox, which holds `capacity` commands. The loop ends when every mailbox is gone, or
 /// by itself.
-pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: usize) -> Mailbox<L::Command> {
+pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Executor, capacity: usize) -> Mailbox<L::Command> {
     let (sender, mut receiver) = mpsc::channel::<L::Command>(capacity.max(1));
     let born = Instant::now();
     match drive {
-        Drive::Thread => {
+        Executor::Thread => {
             let body = move || {
                 let _abort = AbortOnPanic;
                 loop {
                     let mut is_time = false;
                     if !engine.has_work() {
-                        match next(&mut receiver, engine.waits_for_time()) {
+                        match next(&mut receiver, engine.needs_tick()) {
                             Next::Command(command) => engine.handle(command, born.elapsed()),
                             Next::Time => is_time = true,
                             Next::Closed => return,
@@ -107,12 +107,12 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
             };
             std::thread::Builder::new().name(name.to_owned()).spawn(body).expect("the system gives a thread");
         }
-        Drive::Task => {
+        Executor::Task => {
             tokio::spawn(async move {
                 loop {
                     let mut is_time = false;
                     if !engine.has_work() {
-                        let patience = if engine.waits_for_time() { PATIENCE } else { Duration::MAX };
+                        let patience = if engine.needs_tick() { PATIENCE } else { Duration::MAX };
                         match tokio::time::timeout(patience, receiver.recv()).await {
                             Ok(Some(command)) => engine.handle(command, born.elapsed()),
                             Ok(None) => return,
@@ -142,7 +142,7 @@ pub fn spawn<L: EngineLoop>(mut engine: L, name: &str, drive: Drive, capacity: u
 /// A session's next block comes within a round trip. A sleeping thread takes tens of microseconds to wake (more where a
 /// virtual core has halted), several times a round, which is as long as a small model's whole pass. It yields while it
 /// watches, so whoever has work goes first.
-const WATCHFUL: Duration = Duration::from_micros(200);
+const SPIN: Duration = Duration::from_micros(200);
 
 /// How long an idle engine waits for a command where time alone may bring work.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -159,7 +159,7 @@ enum Next<C> {
     Closed,
 }
 
-fn next<C>(receiver: &mut mpsc::Receiver<C>, waits_for_time: bool) -> Next<C> {
+fn next<C>(receiver: &mut mpsc::Receiver<C>, needs_tick: bool) -> Next<C> {
     let since = Instant::now();
     loop {
         match receiver.try_recv() {
@@ -168,9 +168,9 @@ fn next<C>(receiver: &mut mpsc::Receiver<C>, waits_for_time: bool) -> Next<C> {
             Err(mpsc::error::TryRecvError::Empty) => {}
         }
         let waited = since.elapsed();
-        if waited < WATCHFUL {
+        if waited < SPIN {
             std::thread::yield_now();
-        } else if !waits_for_time {
+        } else if !needs_tick {
             return receiver.blocking_recv().map_or(Next::Closed, Next::Command);
         } else if waited < PATIENCE {
             std::thread::sleep(LOOK);
