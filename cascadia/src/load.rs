@@ -9,7 +9,7 @@ use cascadia_core::kv_memory::Need;
 use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_model::Config as ModelConfig;
 use cascadia_node::engine_config::EngineConfig;
-use cascadia_node::parts::Parts;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_text::Tokenizer;
 
 use crate::device::{self, Loaded};
@@ -128,8 +128,8 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::engine`].
-    pub fn parts(&self, config: &EngineConfig, engines: usize) -> Result<Parts, Failure> {
-        Ok(Parts { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
+    pub fn parts(&self, config: &EngineConfig, engines: usize) -> Result<LoadedModel, Failure> {
+        Ok(LoadedModel { engine: self.engine(config, engines)?, text: self.tokenizer.clone() })
     }
 }
 

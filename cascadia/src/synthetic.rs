@@ -15,7 +15,7 @@ use cascadia_core::limits::PAGE_TOKENS;
 use cascadia_core::placement::Role;
 use cascadia_core::synthetic::{MOST_PAGES, Pace, SyntheticEngine, SyntheticModel};
 use cascadia_node::engine_config::EngineConfig;
-use cascadia_node::parts::Parts;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_text::Tokenizer;
 
 use crate::durations;
@@ -181,13 +181,13 @@ impl Synthetic {
     /// The engine and text of one node. What the text is called keeps pairs together: a synthetic drafter drafts for the
     /// experts of its own parameters and for no real model.
     #[must_use]
-    pub fn parts(&self, role: Role, pages: usize) -> Parts {
+    pub fn parts(&self, role: Role, pages: usize) -> LoadedModel {
         let tokenizer = Arc::new(cascadia_text::toy::byte_level());
         let model = self.model(&tokenizer);
         let fingerprint = model.fingerprint();
         let side = self.side(role);
         let engine = SyntheticEngine::new(model, role, side.context, pages);
-        Parts {
+        LoadedModel {
             engine: Box::new(PacedEngine::new(engine, side.pace)),
             text: Arc::new(SyntheticText { tokenizer, fingerprint }),
         }

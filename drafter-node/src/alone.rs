@@ -4,7 +4,7 @@ use cascadia_core::block::{Provenance, Score};
 use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::drafting::Decoded;
 use cascadia_core::session::Emitted;
-use cascadia_node::owner::{Begun, Output, Scorer};
+use cascadia_node::owner::{Output, ResolvedSession, Scorer};
 use cascadia_node::sessions::{EngineEvent, OpenSession};
 use cascadia_proto::v1;
 use tonic::Status;
@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::engine::{DrafterReply, DrafterWork};
 
 /// Strategy `drafter`: every token as it comes.
-pub async fn drafter(session: OpenSession<DrafterWork>, begun: Begun) -> Result<(), Status> {
+pub async fn drafter(session: OpenSession<DrafterWork>, begun: ResolvedSession) -> Result<(), Status> {
     let mut output = begun.output;
     output.cached_tokens = session.cached.min(begun.prompt_tokens) as u32;
     stream(session, output, v1::Speculation::default()).await

@@ -26,9 +26,9 @@ use cascadia_node::config::Reloadable;
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
 use cascadia_node::engine_thread::{self, Executor};
 use cascadia_node::evacuation::Evacuation;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
-use cascadia_node::parts::Parts;
 use cascadia_node::process::Process;
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
@@ -47,7 +47,7 @@ const COMMANDS_PER_SESSION: usize = 4;
 pub async fn run(
     config: impl Into<Reloadable<DrafterConfig>>,
     env: NodeEnv,
-    mut parts: Parts,
+    mut parts: LoadedModel,
     drive: Executor,
 ) -> Result<(), EngineNodeError> {
     let live = config.into();

@@ -3,7 +3,7 @@
 use cascadia_core::block::Score;
 use cascadia_core::drafting::Decoded;
 use cascadia_core::session::{Counters, Emitted};
-use cascadia_node::owner::{self, Begun, Opening, Scorer};
+use cascadia_node::owner::{self, OpenedRun, ResolvedSession, Scorer};
 use cascadia_node::sessions::OpenSession;
 use cascadia_proto::v1;
 use cascadia_proto::v1::run_response::Message as Response;
@@ -16,9 +16,9 @@ use crate::node::DrafterNode;
 
 /// Strategy `cascade_query`: the whole answer first; its score decides whether it is the answer.
 pub async fn cascade_query(
-    (node, opening): (&DrafterNode, &Opening),
+    (node, opening): (&DrafterNode, &OpenedRun),
     mut session: OpenSession<DrafterWork>,
-    begun: Begun,
+    begun: ResolvedSession,
     alpha: f64,
 ) -> Result<(), Status> {
     let mut answer: Vec<Decoded> = Vec::new();
@@ -56,7 +56,7 @@ pub async fn cascade_query(
         let speculation = Some(v1::Speculation { score: Some(score), ..owner::speculation(counters) });
         return begun.output.send(Response::Handover(v1::Handover { score, speculation })).await;
     }
-    let Begun { decoding, ids, prompt_tokens, mut output } = begun;
+    let ResolvedSession { decoding, ids, prompt_tokens, mut output } = begun;
     let mut emitted: Vec<Emitted> = answer.into_iter().map(|d| kept(d.token, Score::default())).collect();
     let mut counters = Counters { accepted: count, ..counters };
     if decoding.logprobs.is_some() {

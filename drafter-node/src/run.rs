@@ -4,7 +4,7 @@ use cascadia_core::decoding::Strategy;
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::session::Counters;
 use cascadia_core::tasks::{DecodeTask, DraftTask};
-use cascadia_node::owner::{self, Begun, Opening};
+use cascadia_node::owner::{self, OpenedRun, ResolvedSession};
 use cascadia_node::session_service::Owner;
 use cascadia_node::sessions::OpenSession;
 use cascadia_node::status::StatusBoard;
@@ -32,7 +32,7 @@ impl Owner for DrafterNode {
 
     async fn serve(
         &self,
-        opening: &Opening,
+        opening: &OpenedRun,
         inbound: Streaming<RunRequest>,
         sender: &owner::Sender,
     ) -> Result<(), Status> {
@@ -42,7 +42,7 @@ impl Owner for DrafterNode {
 
 async fn serve(
     node: &DrafterNode,
-    opening: &Opening,
+    opening: &OpenedRun,
     mut inbound: Streaming<RunRequest>,
     sender: &owner::Sender,
 ) -> Result<(), Status> {
@@ -76,7 +76,7 @@ async fn serve(
             Strategy::Drafter => alone::drafter(session, begun).await,
             Strategy::CascadeQuery { alpha } => query::cascade_query((node, opening), session, begun, alpha).await,
             _ => {
-                let Begun { decoding, ids, prompt_tokens, output } = begun;
+                let ResolvedSession { decoding, ids, prompt_tokens, output } = begun;
                 generate::Generation::new(node, opening, decoding, ids, prompt_tokens).run(session, output).await
             }
         }
@@ -93,7 +93,11 @@ async fn serve(
 }
 
 /// Opens the session at the engine, as what its strategy asks of a drafter.
-async fn open(node: &DrafterNode, opening: &Opening, begun: &Begun) -> Result<OpenSession<DrafterWork>, Status> {
+async fn open(
+    node: &DrafterNode,
+    opening: &OpenedRun,
+    begun: &ResolvedSession,
+) -> Result<OpenSession<DrafterWork>, Status> {
     let (decoding, ids) = (begun.decoding.clone(), begun.ids.clone());
     let work = match decoding.strategy {
         Strategy::Expert => {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use cascadia_core::block::{Answer, DraftBlock};
 use cascadia_core::session::DraftOrder;
-use cascadia_node::owner::Opening;
+use cascadia_node::owner::OpenedRun;
 use cascadia_node::telemetry::{Span, TraceContext};
 use tonic::Status;
 
@@ -37,7 +37,7 @@ struct Sum {
 
 impl<'o> Spans<'o> {
     /// Of a session that was opened.
-    pub fn new(opening: &'o Opening) -> Self {
+    pub fn new(opening: &'o OpenedRun) -> Self {
         let parameters = opening.resolved.parameters.as_ref().filter(|_| opening.span.is_recording());
         let rule = parameters.map(|p| if p.rule.is_empty() { p.strategy.clone() } else { p.rule.clone() });
         Self {

@@ -22,8 +22,8 @@ use cascadia_node::config::Reloadable;
 use cascadia_node::engine_life::{self, EngineNodeError, Identity};
 use cascadia_node::engine_thread::{self, Executor};
 use cascadia_node::evacuation::Evacuation;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_node::metrics::Registry;
-use cascadia_node::parts::Parts;
 use cascadia_node::process::Process;
 use cascadia_node::session_service::SessionService;
 use cascadia_node::sessions::{EngineHandle, SessionLoop};
@@ -39,7 +39,7 @@ use node::ExpertNode;
 pub async fn run(
     config: impl Into<Reloadable<ExpertConfig>>,
     env: NodeEnv,
-    mut parts: Parts,
+    mut parts: LoadedModel,
     drive: Executor,
 ) -> Result<(), EngineNodeError> {
     let live = config.into();

@@ -5,7 +5,7 @@ use cascadia_core::commit::{Finish, FinishReason};
 use cascadia_core::engine::ModelFacts;
 use cascadia_core::session::{Counters, Emitted};
 use cascadia_core::tasks::DecodeTask;
-use cascadia_node::owner::{self, Begun, Opening, Scorer};
+use cascadia_node::owner::{self, OpenedRun, ResolvedSession, Scorer};
 use cascadia_node::session_service::Owner;
 use cascadia_node::sessions::EngineEvent;
 use cascadia_node::status::StatusBoard;
@@ -32,7 +32,7 @@ impl Owner for ExpertNode {
 
     async fn serve(
         &self,
-        opening: &Opening,
+        opening: &OpenedRun,
         inbound: Streaming<RunRequest>,
         sender: &owner::Sender,
     ) -> Result<(), Status> {
@@ -42,7 +42,7 @@ impl Owner for ExpertNode {
 
 async fn decode(
     node: &ExpertNode,
-    opening: &Opening,
+    opening: &OpenedRun,
     mut inbound: Streaming<RunRequest>,
     sender: &owner::Sender,
 ) -> Result<(), Status> {
@@ -51,7 +51,7 @@ async fn decode(
     node.matches(pinned)?;
     node.evacuation.accepts(pinned)?;
     let begun = opening.begin(&node.text, &node.facts, sender.clone()).await?;
-    let Begun { decoding, ids, prompt_tokens, mut output } = begun;
+    let ResolvedSession { decoding, ids, prompt_tokens, mut output } = begun;
     let work = ExpertWork::Decode(DecodeTask::new(decoding, ids.clone()));
     let open = opening.at_engine(work, ids.len() > prompt_tokens);
     let deadline = tokio::time::sleep(opening.remaining());

@@ -8,7 +8,7 @@ use cascadia_node::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::verify::Opening;
+use crate::verify::OpenedVerify;
 
 /// A session's spans.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Spans {
 
 impl Spans {
     /// A drafter opened the session.
-    pub fn opened(tracer: &Tracer, caller: &TraceContext, opening: &Opening) -> Self {
+    pub fn opened(tracer: &Tracer, caller: &TraceContext, opening: &OpenedVerify) -> Self {
         let mut stream = tracer.session(opening.key, caller, "Verify/Stream");
         if stream.is_recording() {
             stream.set("cascadia.session", opening.key.to_string());
@@ -33,7 +33,7 @@ impl Spans {
     }
 
     /// What its log lines have in common.
-    pub fn log_span(&self, opening: &Opening) -> tracing::Span {
+    pub fn log_span(&self, opening: &OpenedVerify) -> tracing::Span {
         log_span(opening.key, &self.stream.context())
     }
 

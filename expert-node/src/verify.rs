@@ -65,7 +65,7 @@ async fn serve(
     caller: &TraceContext,
 ) -> Result<(), Status> {
     let _serving = node.board.serving();
-    let reading = tokio::time::timeout(OPENING_TIMEOUT, Opening::read(node, &mut inbound));
+    let reading = tokio::time::timeout(OPENING_TIMEOUT, OpenedVerify::read(node, &mut inbound));
     let opening =
         reading.await.unwrap_or_else(|_| Err(Status::deadline_exceeded("the session was not opened within 10 s")))?;
     let mut spans = Spans::opened(&node.tracer, caller, &opening);
@@ -77,7 +77,7 @@ async fn serve(
 
 async fn converse(
     node: &ExpertNode,
-    opening: &Opening,
+    opening: &OpenedVerify,
     mut inbound: Streaming<VerifyRequest>,
     outbound: &Outbound,
     spans: &mut Spans,
@@ -228,7 +228,7 @@ async fn say(outbound: &Outbound, message: Response) -> Result<(), Status> {
 }
 
 /// What a drafter opened, whole.
-pub struct Opening {
+pub struct OpenedVerify {
     pub key: SessionId,
     pub epoch: Epoch,
     secret: Option<SessionSecret>,
@@ -250,7 +250,7 @@ pub struct Opening {
 /// How long a drafter may take to say what it opens.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Opening {
+impl OpenedVerify {
     async fn read(node: &ExpertNode, inbound: &mut Streaming<VerifyRequest>) -> Result<Self, Status> {
         let Some(VerifyRequest { message: Some(Request::Open(open)) }) = inbound.message().await? else {
             return Err(Status::invalid_argument("the first message of a session must be `open`"));

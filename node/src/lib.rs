@@ -7,7 +7,7 @@
 //! proven · [`telemetry`] logs and traces, [`keep`] whose are wanted · [`metrics`] what all nodes' metrics share ·
 //! [`config`] the configuration in force.
 //!
-//! With an engine: [`engine_config`] what an operator sets of it · [`parts`] a loaded model · [`engine_thread`], [`sessions`],
+//! With an engine: [`engine_config`] what an operator sets of it · [`loaded_model`] a loaded model · [`engine_thread`], [`sessions`],
 //! [`owner`], [`session_service`] what drafters and experts do alike · [`evacuation`] when sessions go elsewhere ·
 //! [`engine_metrics`], [`engine_life`] what they count, and how they live.
 //!
@@ -31,12 +31,12 @@ pub mod evacuation;
 mod jitter;
 pub mod keep;
 pub mod lifecycle;
+pub mod loaded_model;
 pub mod loads;
 pub mod membership;
 pub mod metrics;
 pub mod net;
 pub mod owner;
-pub mod parts;
 pub mod process;
 mod prompts;
 pub mod proving;

@@ -27,7 +27,7 @@ use crate::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
 
 /// What the router opened, whole.
 #[derive(Debug)]
-pub struct Opening {
+pub struct OpenedRun {
     /// The session.
     pub session: SessionId,
     /// The placement.
@@ -51,7 +51,7 @@ pub struct Opening {
 /// How long a router may take to say what it opens.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl Opening {
+impl OpenedRun {
     /// Reads `RunOpen` and, for a continued session, its history.
     ///
     /// # Errors
@@ -143,7 +143,12 @@ impl Opening {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` naming what is wrong with the prompt or a parameter.
-    pub async fn begin(&self, text: &Arc<dyn Text>, facts: &ModelFacts, sender: Sender) -> Result<Begun, Status> {
+    pub async fn begin(
+        &self,
+        text: &Arc<dyn Text>,
+        facts: &ModelFacts,
+        sender: Sender,
+    ) -> Result<ResolvedSession, Status> {
         let parameters = self.resolved.parameters.clone().unwrap_or_default();
         let (prompt_tokens, ids) = match &self.continued {
             Some((prompt_tokens, ids)) => (*prompt_tokens, ids.clone()),
@@ -193,7 +198,7 @@ impl Opening {
             Start { ids: &ids, prompt_tokens, decoding: &decoding },
         );
         output.reproducible = facts.row_exact;
-        Ok(Begun { decoding: Arc::new(decoding), ids, prompt_tokens, output })
+        Ok(ResolvedSession { decoding: Arc::new(decoding), ids, prompt_tokens, output })
     }
 
     /// What the router hears when the session is open here.
@@ -282,7 +287,7 @@ pub type Sender = mpsc::Sender<Result<RunResponse, Status>>;
 
 /// A session resolved against a model.
 #[derive(Debug)]
-pub struct Begun {
+pub struct ResolvedSession {
     /// What fixes the text.
     pub decoding: Arc<Decoding>,
     /// All committed ids, prompt first.

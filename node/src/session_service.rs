@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 use tracing::Instrument;
 
-use crate::owner::{Opening, Sender};
+use crate::owner::{OpenedRun, Sender};
 use crate::status::StatusBoard;
 use crate::telemetry::{TraceContext, Tracer};
 
@@ -32,7 +32,7 @@ pub trait Owner: Send + Sync + 'static {
     /// Runs an opened session to its end, or until the router goes.
     fn serve<'a>(
         &'a self,
-        opening: &'a Opening,
+        opening: &'a OpenedRun,
         inbound: Streaming<RunRequest>,
         sender: &'a Sender,
     ) -> impl Future<Output = Result<(), Status>> + Send + 'a;
@@ -68,7 +68,7 @@ async fn own(
     caller: &TraceContext,
 ) -> Result<(), Status> {
     let _serving = owner.board().serving();
-    let mut opening = Opening::read(&mut inbound, owner.facts(), caller, owner.tracer()).await?;
+    let mut opening = OpenedRun::read(&mut inbound, owner.facts(), caller, owner.tracer()).await?;
     owner.board().cluster().admits_session("the router", &opening.open.cluster)?;
     let ended = owner.serve(&opening, inbound, sender).instrument(opening.log_span()).await;
     opening.ended(&ended);

@@ -138,16 +138,16 @@ pub struct Open<W> {
 type Replies<W> = mpsc::UnboundedSender<Result<EngineEvent<<W as Work>::Reply>, Refusal>>;
 
 /// Which of several openings of one session: an epoch comes with the wire and may come twice.
-type Opening = u64;
+type OpeningId = u64;
 
 /// What arrives in the engine's mailbox.
 pub enum Command<W: Work> {
     /// Opens a session, or takes it over with a higher epoch.
-    Open(Box<Open<W>>, Opening, Replies<W>),
+    Open(Box<Open<W>>, OpeningId, Replies<W>),
     /// An order for an open session.
-    Order(SessionId, Opening, W::Order),
+    Order(SessionId, OpeningId, W::Order),
     /// The opening is over.
-    Close(SessionId, Opening),
+    Close(SessionId, OpeningId),
 }
 
 /// The way to an engine.
@@ -203,7 +203,7 @@ impl<W: Work> EngineHandle<W> {
 pub struct OpenSession<W: Work> {
     engine: EngineHandle<W>,
     key: SessionId,
-    opening: Opening,
+    opening: OpeningId,
     heard: mpsc::UnboundedReceiver<Result<EngineEvent<W::Reply>, Refusal>>,
     /// Tokens that were in the cache when it was opened.
     pub cached: usize,
@@ -248,7 +248,7 @@ pub trait Observer<R>: Send + 'static {
 struct Listener<W: Work> {
     epoch: Epoch,
     secret: Option<SessionSecret>,
-    opening: Opening,
+    opening: OpeningId,
     replies: Replies<W>,
     mark: Mark,
 }
@@ -297,7 +297,7 @@ impl<W: Work> SessionLoop<W> {
         Self { tracer, ..self }
     }
 
-    fn open(&mut self, open: Open<W>, opening: Opening, replies: Replies<W>, now: Duration) {
+    fn open(&mut self, open: Open<W>, opening: OpeningId, replies: Replies<W>, now: Duration) {
         if let Some(current) = self.listeners.get(&open.key) {
             if !current.admits(open.secret.as_ref()) {
                 let _ = replies.send(Err(Refusal::Secret));
@@ -365,7 +365,7 @@ impl<W: Work> SessionLoop<W> {
         }
     }
 
-    fn is_current(&self, key: SessionId, opening: Opening) -> bool {
+    fn is_current(&self, key: SessionId, opening: OpeningId) -> bool {
         self.listeners.get(&key).is_some_and(|listener| listener.opening == opening)
     }
 

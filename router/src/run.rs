@@ -80,7 +80,7 @@ pub struct Messages {
 
 /// What a session is opened with.
 #[derive(Debug)]
-pub struct Opening<'a> {
+pub struct RunOpenRequest<'a> {
     /// What was admitted.
     pub admitted: &'a AdmittedRequest,
     /// The router's cluster.
@@ -99,7 +99,7 @@ pub struct Opening<'a> {
     pub handed_over: bool,
 }
 
-impl Opening<'_> {
+impl RunOpenRequest<'_> {
     /// The messages that open it at a seat: a prompt as it came, or the ids that are known.
     #[must_use]
     pub fn messages(&self, placed: &Placement, now: Instant) -> Messages {

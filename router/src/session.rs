@@ -24,7 +24,7 @@ use crate::failover::{Action, Attempts, OwnerExit, OwnerLoss, decide, read_statu
 use crate::metrics::{Missing, SessionMetrics};
 use crate::placement::{self, Constraints, NoPlacement, Placement};
 use crate::router::Router;
-use crate::run::{Opening, Run};
+use crate::run::{Run, RunOpenRequest};
 use crate::spans::Spans;
 use crate::speculation_totals::{self, SpeculationTotals};
 use crate::transcript::{Breach, Transcript};
@@ -202,7 +202,7 @@ impl<'a> Session<'a> {
     async fn relay(&mut self, placed: &Placement) -> OwnerExit {
         let router = self.router;
         let owner = &placed.owner;
-        let opening = Opening {
+        let opening = RunOpenRequest {
             admitted: self.admitted,
             cluster: router.loads.cluster(),
             parameters: &self.parameters,

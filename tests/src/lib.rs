@@ -16,9 +16,9 @@ use cascadia_node::NodeEnv;
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{Connector, Listener};
-use cascadia_node::parts::Parts;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
@@ -362,7 +362,7 @@ impl ToyCluster {
             .losing(lose)
             .overflowing(plan.expert_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
-            let parts = Parts { engine: Box::new(engine), text };
+            let parts = LoadedModel { engine: Box::new(engine), text };
             cascadia_expert_node::run(plan.expert, env, parts, Executor::Thread).await
         });
         self.experts.push(node);
@@ -378,7 +378,7 @@ impl ToyCluster {
                     .losing(lose)
                     .overflowing(plan.drafter_overflows);
             let text: Arc<dyn Text> = Arc::new(text());
-            let parts = Parts { engine: Box::new(engine), text };
+            let parts = LoadedModel { engine: Box::new(engine), text };
             cascadia_drafter_node::run(plan.drafter, env, parts, Executor::Thread).await
         });
         self.drafters.push(node);

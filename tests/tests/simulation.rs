@@ -12,9 +12,9 @@ use cascadia_expert_node::ExpertConfig;
 use cascadia_node::NodeEnv;
 use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_node::membership::Membership;
 use cascadia_node::net::{BoxIo, Connector, Listener};
-use cascadia_node::parts::Parts;
 use cascadia_proto::v1;
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::inference_client::InferenceClient;
@@ -85,7 +85,7 @@ fn run(seed: u64, lost: bool) -> Seen {
             async move {
                 let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
                 let config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
-                let parts = Parts { engine, text: toy_text() };
+                let parts = LoadedModel { engine, text: toy_text() };
                 Ok(cascadia_expert_node::run(config, env(name, membership).await, parts, Executor::Task).await?)
             }
         });
@@ -96,7 +96,7 @@ fn run(seed: u64, lost: bool) -> Seen {
             let membership = membership.clone();
             async move {
                 let engine = Box::new(ToyEngine::new(drafter_model(), 2_048, 512));
-                let parts = Parts { engine, text: toy_text() };
+                let parts = LoadedModel { engine, text: toy_text() };
                 let env = env(name, membership).await;
                 Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Executor::Task).await?)
             }
@@ -185,7 +185,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
             let engine = Box::new(ToyEngine::new(expert_model(), 2_048, 512));
             let mut config = ExpertConfig { served_model: vec![MODEL.into()], ..ExpertConfig::default() };
             config.engine.max_sessions = 2;
-            let parts = Parts { engine, text: toy_text() };
+            let parts = LoadedModel { engine, text: toy_text() };
             Ok(cascadia_expert_node::run(config, env("expert-1", membership).await, parts, Executor::Task).await?)
         }
     });
@@ -193,7 +193,7 @@ fn who_holds_slots_and_does_nothing_keeps_no_request_out() {
     sim.host("drafter-1", move || {
         let membership = shared.clone();
         async move {
-            let parts = Parts { engine: Box::new(ToyEngine::new(drafter_model(), 2_048, 512)), text: toy_text() };
+            let parts = LoadedModel { engine: Box::new(ToyEngine::new(drafter_model(), 2_048, 512)), text: toy_text() };
             let env = env("drafter-1", membership).await;
             Ok(cascadia_drafter_node::run(DrafterConfig::default(), env, parts, Executor::Task).await?)
         }

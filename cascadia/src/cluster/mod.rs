@@ -118,7 +118,7 @@ pub enum ClusterError {
     Runtime(std::io::Error),
     /// A node's engine cannot be made.
     #[error("{0}")]
-    Parts(Failure),
+    LoadedModel(Failure),
     /// A node ended.
     #[error("{node} ended: {reason}")]
     Node {
@@ -258,7 +258,7 @@ impl LocalCluster {
         let env = self.env(format!("drafter-{}", self.started[0]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.drafter.clone(),
-            (self.models.drafter)().map_err(ClusterError::Parts)?,
+            (self.models.drafter)().map_err(ClusterError::LoadedModel)?,
             self.config.drive,
             env.id.clone(),
         );
@@ -278,7 +278,7 @@ impl LocalCluster {
         let env = self.env(format!("expert-{}", self.started[1]), listener, "127.0.0.1:0").await?;
         let (config, parts, drive, id) = (
             self.in_force.expert.clone(),
-            (self.models.expert)().map_err(ClusterError::Parts)?,
+            (self.models.expert)().map_err(ClusterError::LoadedModel)?,
             self.config.drive,
             env.id.clone(),
         );

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use cascadia_core::placement::Role;
 use cascadia_drafter_node::DrafterConfig;
 use cascadia_expert_node::ExpertConfig;
-use cascadia_node::parts::Parts;
+use cascadia_node::loaded_model::LoadedModel;
 
 use crate::load::Pair;
 use crate::synthetic::Synthetic;
 use crate::terminal::Failure;
 
 /// Makes the parts of one node.
-pub type Make = Arc<dyn Fn() -> Result<Parts, Failure> + Send + Sync>;
+pub type Make = Arc<dyn Fn() -> Result<LoadedModel, Failure> + Send + Sync>;
 
 /// Makes the parts of one more node of either kind. Engines share weights, not KV pages.
 #[derive(Clone)]

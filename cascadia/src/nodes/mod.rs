@@ -12,7 +12,7 @@ use cascadia_node::config::Reloadable;
 use cascadia_node::engine_config::EngineConfig;
 use cascadia_node::engine_thread::Executor;
 use cascadia_node::lifecycle::Shutdown;
-use cascadia_node::parts::Parts;
+use cascadia_node::loaded_model::LoadedModel;
 use cascadia_router::RouterConfig;
 use cascadia_router::http::{self, HttpConfig};
 use clap::builder::ArgPredicate;
@@ -111,7 +111,7 @@ pub trait EngineNode: Args + Clone + Send + Sync + 'static {
     fn served_model(&self) -> &[String];
 
     /// Runs the node until it is told to stop.
-    fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> impl Future<Output = Outcome> + Send;
+    fn run(config: Reloadable<Self>, env: NodeEnv, parts: LoadedModel) -> impl Future<Output = Outcome> + Send;
 }
 
 impl EngineNode for DrafterConfig {
@@ -136,7 +136,7 @@ impl EngineNode for DrafterConfig {
         &self.served_model
     }
 
-    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: LoadedModel) -> Outcome {
         Ok(cascadia_drafter_node::run(config, env, parts, Executor::Thread).await?)
     }
 }
@@ -168,7 +168,7 @@ impl EngineNode for ExpertConfig {
         &self.served_model
     }
 
-    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: Parts) -> Outcome {
+    async fn run(config: Reloadable<Self>, env: NodeEnv, parts: LoadedModel) -> Outcome {
         Ok(cascadia_expert_node::run(config, env, parts, Executor::Thread).await?)
     }
 }
@@ -245,7 +245,7 @@ fn loader(
     role: Role,
     config: EngineConfig,
     synthetic: Option<Synthetic>,
-) -> impl FnOnce(&Loading) -> Result<Parts, Failure> + Send + 'static {
+) -> impl FnOnce(&Loading) -> Result<LoadedModel, Failure> + Send + 'static {
     move |loading| match synthetic {
         Some(synthetic) => Ok(synthetic.parts(role, config.kv_pages)),
         None => {

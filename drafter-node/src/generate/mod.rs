@@ -15,7 +15,7 @@ use cascadia_core::limits;
 use cascadia_core::pipeline::Pipeline;
 use cascadia_core::session::{Answered, Counters, Emitted, Session};
 use cascadia_core::tasks::DecodeTask;
-use cascadia_node::owner::{self, Opening, Output, Scorer};
+use cascadia_node::owner::{self, OpenedRun, Output, Scorer};
 use cascadia_node::sessions::{EngineEvent, OpenSession};
 use cascadia_proto::v1::run_response::Message as Response;
 use cascadia_proto::{fault, v1};
@@ -36,7 +36,7 @@ const MAX_FRUITLESS: u32 = 8;
 /// One session that asks an expert.
 pub struct Generation<'n> {
     node: &'n DrafterNode,
-    opening: &'n Opening,
+    opening: &'n OpenedRun,
     decoding: Arc<Decoding>,
     prompt_tokens: usize,
     session: Session,
@@ -75,7 +75,7 @@ impl<'n> Generation<'n> {
     /// A session with `ids` committed.
     pub fn new(
         node: &'n DrafterNode,
-        opening: &'n Opening,
+        opening: &'n OpenedRun,
         decoding: Arc<Decoding>,
         ids: Vec<TokenId>,
         prompt_tokens: usize,

@@ -9,20 +9,20 @@ use cascadia_core::limits;
 use cascadia_core::placement::ServedModel;
 
 /// A loaded model.
-pub struct Parts {
+pub struct LoadedModel {
     /// Answers forward passes.
     pub engine: Box<dyn Engine>,
     /// Its tokenizer and chat template.
     pub text: Arc<dyn Text>,
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Parts of the model {}", self.engine.facts().fingerprint)
     }
 }
 
-impl Parts {
+impl LoadedModel {
     /// One pass over one token: the first pass of a process touches memory that later ones find warm.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use cascadia_core::engine::{Chunk, Engine, EngineError, ModelFacts, Rows};
 use cascadia_core::toy::{ToyEngine, ToyModel};
-use cascadia_node::parts::Parts;
+use cascadia_node::loaded_model::LoadedModel;
 
 /// Has logits that are no numbers.
 struct Overflown(ToyEngine);
@@ -26,8 +26,8 @@ impl Engine for Overflown {
     }
 }
 
-fn parts(engine: impl Engine + 'static) -> Parts {
-    Parts { engine: Box::new(engine), text: Arc::new(cascadia_text::toy::byte_level()) }
+fn parts(engine: impl Engine + 'static) -> LoadedModel {
+    LoadedModel { engine: Box::new(engine), text: Arc::new(cascadia_text::toy::byte_level()) }
 }
 
 fn engine() -> ToyEngine {
