@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use cascadia_core::block::{Answer, DraftBlock, StaleReason};
 use cascadia_node::sessions::BatchInfo;
-use cascadia_node::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
+use cascadia_node::telemetry::{Span, SpanRef, TraceContext, Tracer, log_span};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -38,7 +38,7 @@ impl Spans {
     }
 
     /// What batches link to.
-    pub fn mark(&self) -> Mark {
+    pub fn mark(&self) -> SpanRef {
         self.stream.mark()
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cascadia_core::ids::SessionId;
-use cascadia_node::telemetry::sampling::Sampling;
-use cascadia_node::telemetry::{Batch, Mark, Span, TraceContext, Tracer};
+use cascadia_node::telemetry::tail_sampling::Sampling;
+use cascadia_node::telemetry::{Batch, Span, SpanRef, TraceContext, Tracer};
 use opentelemetry::Context;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SpanData, SpanProcessor};
@@ -32,7 +32,7 @@ impl SpanProcessor for Nowhere {
 }
 
 /// What a drafter and an expert record of one round: a draft, a round trip, a block, a batch of eight sessions.
-fn round(tracer: &Tracer, session: &Span, marks: &[Mark]) {
+fn round(tracer: &Tracer, session: &Span, marks: &[SpanRef]) {
     for name in ["draft", "round", "verify"] {
         let mut span = session.child(name);
         span.set("spec.round", 1);
@@ -54,7 +54,7 @@ fn main() {
                 // A session of a hundred rounds.
                 let sessions: Vec<Span> =
                     (0..8).map(|id| tracer.session(SessionId(id), &TraceContext::default(), "Session/Run")).collect();
-                let marks: Vec<Mark> = sessions.iter().map(Span::mark).collect();
+                let marks: Vec<SpanRef> = sessions.iter().map(Span::mark).collect();
                 for _ in 0..100 {
                     round(black_box(&tracer), black_box(&sessions[0]), &marks);
                 }

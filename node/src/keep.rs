@@ -28,12 +28,12 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A router's way to tell.
 #[derive(Clone, Debug, Default)]
-pub struct Keeper(Option<mpsc::Sender<Word>>);
+pub struct KeepNotifier(Option<mpsc::Sender<Keep>>);
 
 /// A session, and where it was worked on.
-type Word = (SessionId, BTreeSet<String>);
+type Keep = (SessionId, BTreeSet<String>);
 
-impl Keeper {
+impl KeepNotifier {
     /// Tells over `connector`; where nothing is traced there is nothing to tell.
     #[must_use]
     pub fn spawn(tracer: &Tracer, connector: Connector) -> Self {
@@ -56,7 +56,7 @@ impl Keeper {
     }
 }
 
-async fn tell(mut words: mpsc::Receiver<Word>, connector: Connector) {
+async fn tell(mut words: mpsc::Receiver<Keep>, connector: Connector) {
     let mut waiting = Vec::new();
     while words.recv_many(&mut waiting, MOST_SESSIONS).await > 0 {
         let mut calls: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
@@ -82,13 +82,13 @@ async fn tell(mut words: mpsc::Receiver<Word>, connector: Connector) {
 /// The service that hears it.
 #[must_use]
 pub fn service(tracer: &Tracer) -> TracesServer<impl traces_server::Traces + use<>> {
-    TracesServer::new(Hears(tracer.clone())).max_decoding_message_size(limits::CONTROL_BYTES)
+    TracesServer::new(KeepService(tracer.clone())).max_decoding_message_size(limits::CONTROL_BYTES)
 }
 
-struct Hears(Tracer);
+struct KeepService(Tracer);
 
 #[tonic::async_trait]
-impl traces_server::Traces for Hears {
+impl traces_server::Traces for KeepService {
     async fn keep(&self, request: Request<KeepRequest>) -> Result<Response<KeepResponse>, Status> {
         let sessions = request.into_inner().sessions;
         if sessions.len() > MOST_SESSIONS {

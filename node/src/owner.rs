@@ -23,7 +23,7 @@ use tonic::{Status, Streaming};
 use crate::cluster::ClusterName;
 use crate::prompts;
 use crate::sessions::Open;
-use crate::telemetry::{Mark, Span, TraceContext, Tracer, log_span};
+use crate::telemetry::{Span, SpanRef, TraceContext, Tracer, log_span};
 
 /// What the router opened, whole.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ impl OpenedRun {
             age: self.age(),
             begun,
             // It verifies nothing: a batch for each of its tokens would say nothing more than its span.
-            mark: Mark::default(),
+            mark: SpanRef::default(),
         }
     }
 

@@ -20,7 +20,7 @@ use tonic::Status;
 
 use crate::engine_thread::{EngineLoop, Mailbox, Undelivered};
 use crate::status::{EngineLoad, StatusBoard};
-use crate::telemetry::{Batch, BatchSpan, Mark, Tracer};
+use crate::telemetry::{Batch, BatchSpan, SpanRef, Tracer};
 use crate::token::is_secret;
 
 /// A task that takes orders while it runs and has something to say after a step.
@@ -132,7 +132,7 @@ pub struct Open<W> {
     /// Tokens of it are committed: it waits for a slot as others do, and not for pages.
     pub begun: bool,
     /// What the spans of batches link to.
-    pub mark: Mark,
+    pub mark: SpanRef,
 }
 
 type Replies<W> = mpsc::UnboundedSender<Result<EngineEvent<<W as Work>::Reply>, Refusal>>;
@@ -250,7 +250,7 @@ struct Listener<W: Work> {
     secret: Option<SessionSecret>,
     opening: OpeningId,
     replies: Replies<W>,
-    mark: Mark,
+    mark: SpanRef,
 }
 
 impl<W: Work> Listener<W> {

@@ -6,7 +6,7 @@ use cascadia_core::ids::NodeId;
 use cascadia_core::placement::{Role, served_models};
 use cascadia_node::NodeEnv;
 use cascadia_node::config::Reloadable;
-use cascadia_node::keep::Keeper;
+use cascadia_node::keep::KeepNotifier;
 use cascadia_node::lifecycle::Shutdown;
 use cascadia_node::loads::LoadWatch;
 use cascadia_node::metrics::Registry;
@@ -60,7 +60,7 @@ impl Router {
             config,
             loads: LoadWatch::spawn(membership, connector, &watcher, &[Role::Drafter, Role::Expert], shutdown),
             cluster_health: ClusterHealth::new(membership.recovers_within()),
-            spans: Recorder::new(tracer.clone(), Keeper::spawn(tracer, connector.clone())),
+            spans: Recorder::new(tracer.clone(), KeepNotifier::spawn(tracer, connector.clone())),
             log_prompts: telemetry.log_prompts,
             connector: connector.clone(),
             metrics,

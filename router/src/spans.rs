@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cascadia_core::ids::SessionId;
 use cascadia_core::placement::{NodeRecord, PlacementError};
-use cascadia_node::keep::Keeper;
+use cascadia_node::keep::KeepNotifier;
 use cascadia_node::telemetry::{Outcome, Span, TraceContext, Tracer};
 use cascadia_proto::prompt::Shape;
 use cascadia_proto::v1::{self, FinishReason, MoveReason};
@@ -25,14 +25,14 @@ const REFUSALS_PER_SECOND: u32 = 10;
 #[derive(Debug, Default)]
 pub struct Recorder {
     tracer: Tracer,
-    keeper: Keeper,
+    keeper: KeepNotifier,
     refusals: Mutex<Option<(Instant, u32)>>,
 }
 
 impl Recorder {
     /// Over a tracer, and the way to tell the other nodes.
     #[must_use]
-    pub fn new(tracer: Tracer, keeper: Keeper) -> Self {
+    pub fn new(tracer: Tracer, keeper: KeepNotifier) -> Self {
         Self { tracer, keeper, refusals: Mutex::default() }
     }
 

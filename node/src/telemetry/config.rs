@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::TelemetryError;
-use super::sampling::Sampling;
+use super::tail_sampling::Sampling;
 
 /// The ratio that exports every request.
 const ALL: f64 = 1.0;

@@ -9,17 +9,17 @@ mod config;
 mod context;
 mod logs;
 mod otlp;
-mod part;
-pub mod sampling;
 mod span;
+mod span_buffer;
 mod status;
+pub mod tail_sampling;
 mod tracer;
 
 pub use config::TelemetryConfig;
 pub use context::TraceContext;
 pub use logs::{Logs, check_filter, init, log_span};
 pub use otlp::Telemetry;
-pub use span::{BatchSpan, Mark, Outcome, Span};
+pub use span::{BatchSpan, Outcome, Span, SpanRef};
 pub use tracer::{Batch, Tracer};
 
 use tracing_subscriber::filter::ParseError;

@@ -17,7 +17,7 @@ use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanExporter, SpanP
 
 use super::TelemetryError;
 use super::config::TelemetryConfig;
-use super::sampling::Sampling;
+use super::tail_sampling::Sampling;
 use super::tracer::Tracer;
 
 /// A process's way to its collector; off by default. Clones share it.

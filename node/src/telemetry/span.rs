@@ -9,7 +9,7 @@ use opentelemetry::{Key, KeyValue, Value};
 use opentelemetry_sdk::trace::{IdGenerator, SpanData, SpanEvents, SpanLinks};
 
 use super::TraceContext;
-use super::part::{Finished, Part, Recorder};
+use super::span_buffer::{Finished, Recorder, SpanBuffer};
 
 /// A span that is open until [`Span::end`], or until it is dropped.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub struct Span {
 #[derive(Debug)]
 pub(super) struct Live {
     pub(super) recorder: Arc<Recorder>,
-    pub(super) part: Arc<Part>,
+    pub(super) part: Arc<SpanBuffer>,
     pub(super) context: SpanContext,
     pub(super) parent: SpanContext,
     pub(super) kind: SpanKind,
@@ -44,7 +44,7 @@ pub(super) enum Root {
     /// Nothing.
     No,
     /// The part is over; the router may still want it.
-    Part,
+    SpanBuffer,
     /// The request is over.
     Request,
 }
@@ -62,11 +62,11 @@ pub enum Outcome {
 
 /// A span that others link to, from any thread.
 #[derive(Clone, Debug, Default)]
-pub struct Mark(pub(super) Option<Arc<Marked>>);
+pub struct SpanRef(pub(super) Option<Arc<SpanRefInner>>);
 
 #[derive(Debug)]
-pub(super) struct Marked {
-    pub(super) part: Arc<Part>,
+pub(super) struct SpanRefInner {
+    pub(super) part: Arc<SpanBuffer>,
     pub(super) context: SpanContext,
 }
 
@@ -172,15 +172,15 @@ impl Span {
     pub fn keep(&self) -> bool {
         let Some(live) = &self.live else { return false };
         let news = !live.part.is_kept();
-        live.part.ledger.keep(live.part.session);
+        live.part.store.keep(live.part.session);
         news
     }
 
     /// For links from other threads.
     #[must_use]
-    pub fn mark(&self) -> Mark {
-        let marked = |live: &Live| Arc::new(Marked { part: live.part.clone(), context: live.context.clone() });
-        Mark(self.live.as_deref().map(marked))
+    pub fn mark(&self) -> SpanRef {
+        let marked = |live: &Live| Arc::new(SpanRefInner { part: live.part.clone(), context: live.context.clone() });
+        SpanRef(self.live.as_deref().map(marked))
     }
 
     /// It ends now.
@@ -201,7 +201,7 @@ impl Recorder {
     /// A span that starts now.
     pub(super) fn start(
         self: &Arc<Self>,
-        part: &Arc<Part>,
+        part: &Arc<SpanBuffer>,
         parent: &SpanContext,
         name: Cow<'static, str>,
         kind: SpanKind,
@@ -243,14 +243,14 @@ impl Live {
             return Outcome::Sampled;
         }
         if sampling.tail(failed, part.began.elapsed()) {
-            part.ledger.keep(part.session);
+            part.store.keep(part.session);
             return Outcome::Kept;
         }
         if root == Root::Request {
-            part.ledger.forget(part.session);
+            part.store.forget(part.session);
             part.discard();
         } else {
-            part.ledger.clone().wait(part, Instant::now());
+            part.store.clone().wait(part, Instant::now());
         }
         Outcome::Unwanted
     }

@@ -10,9 +10,9 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData, SpanEvents, SpanLinks, SpanProcessor};
 
 use super::TraceContext;
-use super::part::{Finished, Ledger, Part, Recorder};
-use super::sampling::Sampling;
-use super::span::{BatchSpan, Live, Mark, Root, Span};
+use super::span::{BatchSpan, Live, Root, Span, SpanRef};
+use super::span_buffer::{Finished, Recorder, SpanBuffer, SpanStore};
+use super::tail_sampling::Sampling;
 
 /// Links of one batch's span at most.
 const MOST_LINKS: usize = 128;
@@ -39,8 +39,8 @@ impl Tracer {
     #[must_use]
     pub fn new(sampling: Sampling, exporter: Arc<dyn SpanProcessor>) -> Self {
         let scope = InstrumentationScope::builder("cascadia").with_version(env!("CARGO_PKG_VERSION")).build();
-        let (ids, ledger) = (RandomIdGenerator::default(), Ledger::new(exporter));
-        Self(Some(Arc::new(Recorder { sampling, scope, ids, ledger })))
+        let (ids, store) = (RandomIdGenerator::default(), SpanStore::new(exporter));
+        Self(Some(Arc::new(Recorder { sampling, scope, ids, store })))
     }
 
     /// Whether anything is recorded.
@@ -53,7 +53,7 @@ impl Tracer {
     /// are wanted, the router may still say.
     #[must_use]
     pub fn session(&self, session: SessionId, caller: &TraceContext, name: &'static str) -> Span {
-        self.first(session, caller, name.into(), Root::Part)
+        self.first(session, caller, name.into(), Root::SpanBuffer)
     }
 
     /// The span of a whole request, within its client's. Its end decides whether the request's spans are wanted.
@@ -76,13 +76,13 @@ impl Tracer {
                 TraceState::default(),
             );
         }
-        let part = Part::begin(&recorder.ledger, session, recorder.sampling.head(caller, parent.trace_id()));
+        let part = SpanBuffer::begin(&recorder.store, session, recorder.sampling.head(caller, parent.trace_id()));
         Span::live(Live { root, ..recorder.start(&part, &parent, name, SpanKind::Server) })
     }
 
     /// The span of a batch, after the fact: a trace of its own that links the sessions it served, exported if one of them
     /// is. `None` where none of them is recorded.
-    pub fn batch<'m>(&self, batch: Batch, served: impl Iterator<Item = &'m Mark>) -> Option<BatchSpan> {
+    pub fn batch<'m>(&self, batch: Batch, served: impl Iterator<Item = &'m SpanRef>) -> Option<BatchSpan> {
         let recorder = self.0.as_ref()?;
         let marked: Vec<_> = served.filter_map(|mark| mark.0.as_deref()).collect();
         if marked.is_empty() {
@@ -121,7 +121,7 @@ impl Tracer {
     /// The router wants what was recorded of a session here.
     pub fn keep(&self, session: SessionId) {
         if let Some(recorder) = &self.0 {
-            recorder.ledger.keep(session);
+            recorder.store.keep(session);
         }
     }
 }
@@ -131,8 +131,8 @@ mod tests {
     use opentelemetry::Context;
     use opentelemetry_sdk::error::OTelSdkResult;
 
-    use super::super::part::PART_SPANS;
     use super::super::span::Outcome;
+    use super::super::span_buffer::MAX_BUFFERED_SPANS;
     use super::*;
 
     #[derive(Clone, Debug, Default)]
@@ -269,8 +269,8 @@ mod tests {
         memory.names();
         tracer.keep(SessionId(3));
         assert!(memory.names().is_empty(), "once");
-        assert_eq!(tracer.batch(batch, std::iter::empty::<&Mark>()), None);
-        assert_eq!(tracer.batch(batch, [Mark::default()].iter()), None);
+        assert_eq!(tracer.batch(batch, std::iter::empty::<&SpanRef>()), None);
+        assert_eq!(tracer.batch(batch, [SpanRef::default()].iter()), None);
     }
 
     #[test]
@@ -278,7 +278,7 @@ mod tests {
         let (tracer, memory) = tracer(0.0, None);
         for id in 0..40 {
             let session = tracer.session(SessionId(id), &caller(), "session");
-            for _ in 0..PART_SPANS + 5 {
+            for _ in 0..MAX_BUFFERED_SPANS + 5 {
                 session.child("draft").end();
             }
             session.end();
@@ -287,6 +287,6 @@ mod tests {
         assert!(memory.names().is_empty(), "the oldest made room");
         tracer.keep(SessionId(39));
         let spans = memory.0.lock().unwrap().clone();
-        assert_eq!(spans.len(), PART_SPANS);
+        assert_eq!(spans.len(), MAX_BUFFERED_SPANS);
     }
 }

@@ -32,7 +32,7 @@ impl Lease {
         let (records, receiver) = watch::channel(record);
         let (registered, first) = oneshot::channel();
         let leave = CancellationToken::new();
-        let keeper = Keeper {
+        let keeper = KeepNotifier {
             pauses: Backoff::new(&id.0, FIRST_PAUSE, LONGEST_PAUSE),
             config,
             records: receiver,
@@ -61,7 +61,7 @@ impl Drop for Lease {
     }
 }
 
-struct Keeper {
+struct KeepNotifier {
     config: Arc<EtcdConfig>,
     records: watch::Receiver<NodeRecord>,
     registered: Option<oneshot::Sender<()>>,
@@ -69,7 +69,7 @@ struct Keeper {
     pauses: Backoff,
 }
 
-impl Keeper {
+impl KeepNotifier {
     async fn run(mut self) {
         while let Err(reason) = self.hold().await {
             let (id, endpoints) = (self.records.borrow().id.clone(), self.config.endpoints.join(", "));

@@ -14,10 +14,10 @@ use opentelemetry::InstrumentationScope;
 use opentelemetry::trace::{SpanContext, TraceFlags};
 use opentelemetry_sdk::trace::{RandomIdGenerator, SpanData, SpanProcessor};
 
-use super::sampling::Sampling;
+use super::tail_sampling::Sampling;
 
 /// Spans that one part holds while it waits; later ones are counted and dropped.
-pub(super) const PART_SPANS: usize = 1_024;
+pub(super) const MAX_BUFFERED_SPANS: usize = 1_024;
 
 /// Spans that all waiting parts of a node hold, about 16 MiB.
 const ALL_SPANS: usize = 16_384;
@@ -41,28 +41,28 @@ enum State {
 
 /// A session's spans at this node.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct SpanBuffer {
     pub(super) session: SessionId,
     pub(super) began: Instant,
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) store: Arc<SpanStore>,
     state: Mutex<State>,
     /// Spans that did not fit.
     lost: AtomicUsize,
 }
 
-impl Part {
+impl SpanBuffer {
     /// A part that is kept from the start, or waits.
-    pub(super) fn begin(ledger: &Arc<Ledger>, session: SessionId, kept: bool) -> Arc<Self> {
+    pub(super) fn begin(store: &Arc<SpanStore>, session: SessionId, kept: bool) -> Arc<Self> {
         let state = if kept { State::Kept } else { State::Waiting(Vec::new()) };
         let part = Arc::new(Self {
             session,
             began: Instant::now(),
-            ledger: ledger.clone(),
+            store: store.clone(),
             state: Mutex::new(state),
             lost: AtomicUsize::new(0),
         });
         if !kept {
-            ledger.open(&part);
+            store.open(&part);
         }
         part
     }
@@ -83,11 +83,11 @@ impl Part {
 
     /// Takes a finished span.
     pub(super) fn take(&self, span: Finished) {
-        self.ledger.make_room();
+        self.store.make_room();
         match &mut *self.state() {
-            State::Kept => self.ledger.export(span),
-            State::Waiting(spans) if spans.len() < PART_SPANS && self.ledger.has_room() => {
-                self.ledger.held.fetch_add(1, Relaxed);
+            State::Kept => self.store.export(span),
+            State::Waiting(spans) if spans.len() < MAX_BUFFERED_SPANS && self.store.has_room() => {
+                self.store.held.fetch_add(1, Relaxed);
                 spans.push(span);
             }
             State::Waiting(_) => {
@@ -99,7 +99,7 @@ impl Part {
 
     /// It is wanted: what waits is exported, what follows goes straight on.
     pub(super) fn keep(&self) {
-        self.settle(State::Kept).into_iter().for_each(|span| self.ledger.export(span));
+        self.settle(State::Kept).into_iter().for_each(|span| self.store.export(span));
     }
 
     /// Nobody will want it.
@@ -111,13 +111,13 @@ impl Part {
         let mut state = self.state();
         let State::Waiting(spans) = &mut *state else { return Vec::new() };
         let spans = std::mem::take(spans);
-        self.ledger.held.fetch_sub(spans.len(), Relaxed);
+        self.store.held.fetch_sub(spans.len(), Relaxed);
         *state = settled;
         spans
     }
 }
 
-impl Drop for Part {
+impl Drop for SpanBuffer {
     fn drop(&mut self) {
         self.discard();
     }
@@ -125,7 +125,7 @@ impl Drop for Part {
 
 /// All parts of one node that wait, and the exporter behind them.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct SpanStore {
     exporter: Arc<dyn SpanProcessor>,
     /// Spans that wait.
     held: AtomicUsize,
@@ -134,12 +134,12 @@ pub(super) struct Ledger {
 
 #[derive(Debug, Default)]
 struct Parts {
-    by_session: BTreeMap<SessionId, Vec<Weak<Part>>>,
+    by_session: BTreeMap<SessionId, Vec<Weak<SpanBuffer>>>,
     /// Parts that ended here, oldest first.
-    ended: VecDeque<(Instant, Arc<Part>)>,
+    ended: VecDeque<(Instant, Arc<SpanBuffer>)>,
 }
 
-impl Ledger {
+impl SpanStore {
     pub(super) fn new(exporter: Arc<dyn SpanProcessor>) -> Arc<Self> {
         Arc::new(Self { exporter, held: AtomicUsize::new(0), parts: Mutex::default() })
     }
@@ -148,12 +148,12 @@ impl Ledger {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, part: &Arc<Part>) {
+    fn open(&self, part: &Arc<SpanBuffer>) {
         self.parts().by_session.entry(part.session).or_default().push(Arc::downgrade(part));
     }
 
     /// The part has ended here and waits for the request's end.
-    pub(super) fn wait(&self, part: Arc<Part>, now: Instant) {
+    pub(super) fn wait(&self, part: Arc<SpanBuffer>, now: Instant) {
         let mut parts = self.parts();
         parts.ended.push_back((now, part));
         while parts.ended.front().is_some_and(|(since, _)| now.duration_since(*since) >= PATIENCE) {
@@ -226,5 +226,5 @@ pub(super) struct Recorder {
     pub(super) sampling: Sampling,
     pub(super) scope: InstrumentationScope,
     pub(super) ids: RandomIdGenerator,
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) store: Arc<SpanStore>,
 }
