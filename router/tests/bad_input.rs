@@ -1,14 +1,14 @@
 //! Whatever a body holds, it is read as a request or refused with a field and a sentence; nothing panics.
 
-use cascadia_router::http::asked::Asked;
+use cascadia_router::http::asked::CompletionRequest;
 use cascadia_router::http::error::ApiError;
 use cascadia_router::http::{chat, completions};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 /// The body as one of the endpoints reads it where `demo` is served.
-fn read(endpoint: usize, body: &[u8]) -> Result<Asked, ApiError> {
-    [chat::read, completions::read][endpoint](body)?.meant(&["demo".to_owned()])
+fn read(endpoint: usize, body: &[u8]) -> Result<CompletionRequest, ApiError> {
+    [chat::read, completions::read][endpoint](body)?.resolve(&["demo".to_owned()])
 }
 
 /// A request that asks for everything that can be asked for.
@@ -67,7 +67,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 /// A request, or the envelope.
-fn judged(outcome: Result<Asked, ApiError>) -> Result<(), TestCaseError> {
+fn judged(outcome: Result<CompletionRequest, ApiError>) -> Result<(), TestCaseError> {
     match outcome {
         Ok(asked) => {
             prop_assert!(!asked.prompts.is_empty());

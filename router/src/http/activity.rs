@@ -24,7 +24,7 @@ use crate::http::stream::KEEP_ALIVE;
 
 /// How patient a server is.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct ConnTimeouts {
     /// From the first byte of a request to the end of its headers.
     pub headers: Duration,
     /// Between requests. Longer than any load balancer's, so that it is never the server that closes first.
@@ -33,7 +33,7 @@ pub struct Patience {
     pub write: Duration,
 }
 
-impl Default for Patience {
+impl Default for ConnTimeouts {
     fn default() -> Self {
         const { assert!(limits::CLIENT_WRITE_TIMEOUT.as_secs() > KEEP_ALIVE.as_secs()) };
         Self { headers: Duration::from_secs(10), idle: Duration::from_secs(600), write: limits::CLIENT_WRITE_TIMEOUT }
@@ -42,12 +42,12 @@ impl Default for Patience {
 
 /// What a connection is doing.
 #[derive(Clone, Debug)]
-pub struct Activity(Arc<Mutex<Doing>>);
+pub struct Activity(Arc<Mutex<ConnState>>);
 
 /// The same, under its lock.
 #[derive(Debug)]
-pub struct Doing {
-    patience: Patience,
+pub struct ConnState {
+    patience: ConnTimeouts,
     connection: Option<Arc<Connection>>,
     /// Requests whose responses have not gone yet.
     pub busy: usize,
@@ -68,9 +68,9 @@ pub struct Doing {
 impl Activity {
     /// Of a connection that was just accepted, and its place among the listener's.
     #[must_use]
-    pub fn new(patience: Patience, connection: Option<Arc<Connection>>) -> Self {
+    pub fn new(patience: ConnTimeouts, connection: Option<Arc<Connection>>) -> Self {
         let now = Instant::now();
-        Self(Arc::new(Mutex::new(Doing {
+        Self(Arc::new(Mutex::new(ConnState {
             patience,
             connection,
             busy: 0,
@@ -84,27 +84,27 @@ impl Activity {
     }
 
     /// Changes what is known.
-    pub fn update<T>(&self, change: impl FnOnce(&mut Doing) -> T) -> T {
+    pub fn update<T>(&self, change: impl FnOnce(&mut ConnState) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A request is there, headers and all.
     #[must_use]
-    pub fn begin(&self) -> Busy {
+    pub fn begin(&self) -> InFlight {
         self.update(|doing| {
             doing.busy += 1;
             doing.heard = None;
             doing.say_whether_idle();
         });
-        Busy { activity: self.clone(), sends: false }
+        InFlight { activity: self.clone(), sends: false }
     }
 
     /// Returns when the client can be told by a GOAWAY, or has been idle for so long that it will not send another
     /// request.
-    pub async fn forgotten(&self, linger: Duration) {
+    pub async fn drained(&self, linger: Duration) {
         loop {
             let now = Instant::now();
-            let look_again = self.update(|doing| doing.forgotten(linger, now));
+            let look_again = self.update(|doing| doing.drained(linger, now));
             if look_again <= now {
                 return;
             }
@@ -127,7 +127,7 @@ impl Activity {
 /// How often a draining router looks whether a response has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-impl Doing {
+impl ConnState {
     /// At the first request that begins, and when the last has its answer.
     fn say_whether_idle(&self) {
         if let Some(connection) = self.connection.as_ref().filter(|_| self.busy <= 1) {
@@ -136,7 +136,7 @@ impl Doing {
     }
 
     /// When the client will have forgotten the connection, or when to look again.
-    fn forgotten(&self, linger: Duration, now: Instant) -> Instant {
+    fn drained(&self, linger: Duration, now: Instant) -> Instant {
         match (self.http2, self.busy, self.heard) {
             (Some(true), ..) => now,
             (_, 0, None) => self.idle_since + linger,
@@ -146,7 +146,7 @@ impl Doing {
 
     fn next(&self, now: Instant) -> (Instant, Option<&'static str>) {
         const DEAF: Option<&str> = Some("it does not read");
-        let Patience { headers, idle, write } = self.patience;
+        let ConnTimeouts { headers, idle, write } = self.patience;
         let mut bounds = vec![(now + headers.min(idle).min(write), None)];
         bounds.extend(self.blocked.map(|since| (since + write, DEAF)));
         if self.busy == 0 {
@@ -163,12 +163,12 @@ impl Doing {
 
 /// A request that is being answered, until the last byte of its response has gone.
 #[derive(Debug)]
-pub struct Busy {
+pub struct InFlight {
     activity: Activity,
     sends: bool,
 }
 
-impl Busy {
+impl InFlight {
     /// There is a response.
     #[must_use]
     pub fn sends(mut self, mut response: Response) -> hyper::Response<Sending> {
@@ -183,7 +183,7 @@ impl Busy {
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.activity.update(|doing| {
             doing.busy -= 1;
@@ -209,7 +209,7 @@ impl UntilSent {
 /// What a body and all bytes that came out of it hold together.
 #[derive(Debug)]
 struct Held {
-    busy: Busy,
+    busy: InFlight,
     _until_sent: Option<UntilSent>,
 }
 

@@ -21,10 +21,10 @@ pub const MOST_SESSIONS: usize = 256;
 
 /// A request that means something.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub struct CompletionRequest {
     /// Where it came.
     pub endpoint: Endpoint,
-    /// The model by the name it was given, until [`Self::meant`]; empty for the only one.
+    /// The model by the name it was given, until [`Self::resolve`]; empty for the only one.
     pub model: String,
     /// At least one.
     pub prompts: Vec<EncodedPrompt>,
@@ -67,7 +67,7 @@ const IGNORED: [&str; 11] = [
     "prompt_cache_options",
 ];
 
-impl Asked {
+impl CompletionRequest {
     /// Reads what both endpoints share; prompts, log-probabilities and what else differs is the caller's.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl Asked {
     ///
     /// # Errors
     /// When the suffix is none, or the parameters say otherwise.
-    pub fn meant(mut self, served: &[String]) -> Result<Self, ApiError> {
+    pub fn resolve(mut self, served: &[String]) -> Result<Self, ApiError> {
         let (model, suffix) = model_name::split(&self.model, served)?;
         extension::apply(suffix, &mut self.parameters)?;
         Ok(Self { model, ..self })
@@ -162,10 +162,10 @@ impl Asked {
             return Err(ApiError::field("invalid_value", "prompt", message));
         }
         let prompts: usize = self.prompts.iter().map(|prompt| prompt.encoded().len()).sum();
-        let (echoed, most) = (prompts * self.answers as usize, limits::REQUEST_BYTES);
-        if self.echo && echoed > most {
+        let (echo_text, most) = (prompts * self.answers as usize, limits::REQUEST_BYTES);
+        if self.echo && echo_text > most {
             let message = format!(
-                "echo would repeat {echoed} bytes of prompts, at most {most} are: ask for fewer answers, or leave echo out"
+                "echo would repeat {echo_text} bytes of prompts, at most {most} are: ask for fewer answers, or leave echo out"
             );
             return Err(ApiError::field("invalid_value", "echo", message));
         }
@@ -193,7 +193,7 @@ impl Asked {
 
     /// What stands in front of a choice's text.
     #[must_use]
-    pub fn echoed(&self, choice: usize) -> &str {
+    pub fn echo_text(&self, choice: usize) -> &str {
         let prompt = self.prompts.get(choice / self.answers as usize).filter(|_| self.echo);
         prompt.and_then(EncodedPrompt::text).unwrap_or_default()
     }

@@ -3,7 +3,7 @@
 use cascadia_core::limits;
 use cascadia_proto::prompt::{EncodedPrompt, MessagesWriter};
 
-use crate::http::asked::Asked;
+use crate::http::asked::CompletionRequest;
 use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
@@ -13,10 +13,10 @@ use crate::http::json::{Json, wrong};
 ///
 /// # Errors
 /// The field that cannot be meant, is not known or not supported.
-pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
+pub fn read(body: &[u8]) -> Result<CompletionRequest, ApiError> {
     let mut body = Fields::of_body(body)?;
     let messages = messages(body.required("messages")?)?;
-    let mut asked = Asked::read(&mut body, Endpoint::Chat)?;
+    let mut asked = CompletionRequest::read(&mut body, Endpoint::Chat)?;
     asked.prompts = vec![messages];
     asked.parameters.logprobs = logprobs(&mut body)?;
     refuse(&mut body)?;
@@ -157,8 +157,8 @@ mod tests {
 
     use super::*;
 
-    fn parsed(body: &Value) -> Result<Asked, ApiError> {
-        read(body.to_string().as_bytes())?.meant(&["demo".to_owned()])
+    fn parsed(body: &Value) -> Result<CompletionRequest, ApiError> {
+        read(body.to_string().as_bytes())?.resolve(&["demo".to_owned()])
     }
 
     fn with(more: &Value) -> Value {

@@ -3,7 +3,7 @@
 use cascadia_core::limits;
 use cascadia_proto::prompt::{EncodedPrompt, IdsWriter, Shape};
 
-use crate::http::asked::{Asked, MOST_SESSIONS};
+use crate::http::asked::{CompletionRequest, MOST_SESSIONS};
 use crate::http::endpoint::Endpoint;
 use crate::http::error::ApiError;
 use crate::http::fields::Fields;
@@ -13,10 +13,10 @@ use crate::http::json::{Json, Read, wrong};
 ///
 /// # Errors
 /// The field that cannot be meant, is not known or not supported.
-pub fn read(body: &[u8]) -> Result<Asked, ApiError> {
+pub fn read(body: &[u8]) -> Result<CompletionRequest, ApiError> {
     let mut body = Fields::of_body(body)?;
     let prompts = prompts(body.required("prompt")?)?;
-    let mut asked = Asked::read(&mut body, Endpoint::Text)?;
+    let mut asked = CompletionRequest::read(&mut body, Endpoint::Text)?;
     asked.prompts = prompts;
     asked.parameters.logprobs = logprobs(&mut body)?;
     asked.echo = body.get("echo")?.unwrap_or(false);
@@ -41,7 +41,7 @@ fn logprobs(body: &mut Fields<'_>) -> Result<Option<u32>, ApiError> {
 }
 
 /// An echo repeats text; what it would have to compute for ids or for the prompt's log-probabilities is refused.
-fn check_echo(asked: &Asked) -> Result<(), ApiError> {
+fn check_echo(asked: &CompletionRequest) -> Result<(), ApiError> {
     let ids = asked.prompts.iter().any(|prompt| prompt.shape() == Shape::Ids);
     let message = match (asked.echo, ids, asked.parameters.logprobs.is_some()) {
         (true, true, _) => "echo repeats prompts of text only: send the prompt as text, or leave echo out",
@@ -98,8 +98,8 @@ mod tests {
 
     use super::*;
 
-    fn parsed(body: &Value) -> Result<Asked, ApiError> {
-        read(body.to_string().as_bytes())?.meant(&["demo".to_owned()])
+    fn parsed(body: &Value) -> Result<CompletionRequest, ApiError> {
+        read(body.to_string().as_bytes())?.resolve(&["demo".to_owned()])
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
     fn choices_of_several_prompts_begin_anew_with_each() {
         let asked = parsed(&json!({"prompt": ["a", "b"], "n": 2, "best_of": 2, "echo": true})).unwrap();
         assert_eq!((asked.request("r", "").answers, asked.sessions()), (2, 4));
-        assert_eq!((asked.echoed(1), asked.echoed(2)), ("a", "b"));
+        assert_eq!((asked.echo_text(1), asked.echo_text(2)), ("a", "b"));
     }
 
     #[test]

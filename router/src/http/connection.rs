@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
-use crate::http::activity::{Activity, Patience};
+use crate::http::activity::{Activity, ConnTimeouts};
 use crate::http::socket::Watched;
 
 /// Headers of a request, bytes with its path, and how many.
@@ -40,7 +40,7 @@ const MOST_STREAMS: u32 = 256;
 /// and returns when the last has ended. Dropping the future cuts them.
 ///
 /// `leave` says for how long after its last response a client may still use an idle connection.
-pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave: impl Future<Output = Duration>) {
+pub async fn serve(listener: Listener, routes: Routes, patience: ConnTimeouts, leave: impl Future<Output = Duration>) {
     let address = listener.address().to_owned();
     let mut incoming = listener.into_incoming();
     let (leaving, told) = watch::channel(None);
@@ -66,7 +66,12 @@ pub async fn serve(listener: Listener, routes: Routes, patience: Patience, leave
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(mut io: BoxIo, routes: Routes, patience: Patience, mut leaving: watch::Receiver<Option<Duration>>) {
+async fn connection(
+    mut io: BoxIo,
+    routes: Routes,
+    patience: ConnTimeouts,
+    mut leaving: watch::Receiver<Option<Duration>>,
+) {
     let activity = Activity::new(patience, io.connection());
     let seen = activity.clone();
     let service = tower::service_fn(move |request: Request<Incoming>| {
@@ -90,7 +95,7 @@ async fn connection(mut io: BoxIo, routes: Routes, patience: Patience, mut leavi
         let told = leaving.wait_for(Option::is_some).await;
         // Whoever would tell is gone only where this connection is cut as well.
         let linger = told.ok().and_then(|linger| *linger).unwrap_or_default();
-        activity.forgotten(linger).await;
+        activity.drained(linger).await;
     };
     tokio::pin!(end);
     let mut told = false;
@@ -135,7 +140,7 @@ mod tests {
     /// Longer than anything here takes; a test that waits so long has failed.
     const LIMIT: Duration = Duration::from_secs(20);
 
-    async fn server(patience: Patience) -> (String, JoinSet<()>) {
+    async fn server(patience: ConnTimeouts) -> (String, JoinSet<()>) {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().to_owned();
         let endless = || async {
@@ -157,7 +162,7 @@ mod tests {
 
     #[tokio::test]
     async fn slow_headers_cost_the_connection_and_idle_ones_do_not() {
-        let (address, _serving) = server(Patience { headers: SHORT, idle: LONG, write: LONG }).await;
+        let (address, _serving) = server(ConnTimeouts { headers: SHORT, idle: LONG, write: LONG }).await;
         let mut silent = TcpStream::connect(&address).await.unwrap();
         let mut slow = TcpStream::connect(&address).await.unwrap();
         assert!(ask(&mut silent, "/").await.is_some() && ask(&mut slow, "/").await.is_some());
@@ -192,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_end_in_time() {
-        let (address, _serving) = server(Patience { headers: LONG, idle: SHORT, write: LONG }).await;
+        let (address, _serving) = server(ConnTimeouts { headers: LONG, idle: SHORT, write: LONG }).await;
         let mut idle = TcpStream::connect(&address).await.unwrap();
         idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert!(closed(&mut idle).await.ends_with("here"));
@@ -200,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_does_not_read_is_cut_off() {
-        let (address, mut serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
+        let (address, mut serving) = server(ConnTimeouts { headers: LONG, idle: LONG, write: SHORT }).await;
         let mut deaf = TcpStream::connect(&address).await.unwrap();
         deaf.write_all(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         tokio::time::sleep(4 * SHORT).await;
@@ -211,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn http2_without_tls_is_served_on_the_same_port() {
-        let (address, _serving) = server(Patience::default()).await;
+        let (address, _serving) = server(ConnTimeouts::default()).await;
         let mut socket = TcpStream::connect(&address).await.unwrap();
         socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
         let mut frame = [0u8; 9];
@@ -222,7 +227,7 @@ mod tests {
     /// Asks over HTTP/2 without granting more room for a response than this, answers every ping, and returns once the
     /// server has closed the connection.
     async fn cut_for_not_reading(path: &str, room: u32) {
-        let (address, _serving) = server(Patience { headers: LONG, idle: LONG, write: SHORT }).await;
+        let (address, _serving) = server(ConnTimeouts { headers: LONG, idle: LONG, write: SHORT }).await;
         let io = TokioIo::new(TcpStream::connect(&address).await.unwrap());
         let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
         let (mut sender, connection) = client.initial_stream_window_size(room).handshake::<_, Body>(io).await.unwrap();
@@ -262,7 +267,7 @@ mod tests {
                 "late"
             }),
         );
-        let serving = serve(listener, routes, Patience::default(), async move {
+        let serving = serve(listener, routes, ConnTimeouts::default(), async move {
             let _ = told.await;
             linger
         });

@@ -13,9 +13,9 @@ use tonic::Status;
 use crate::client::ClientStream;
 use crate::generate::{Arrival, Opened};
 use crate::http::answer::Answer;
-use crate::http::asked::Asked;
+use crate::http::asked::CompletionRequest;
 use crate::http::error::ApiError;
-use crate::http::shapes::{Collected, Writer};
+use crate::http::shapes::{Collected, ResponseWriter};
 use crate::http::state::AppState;
 use crate::http::stream;
 use crate::reading::Reading;
@@ -38,12 +38,22 @@ pub struct Caller {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn answer(front: &AppState, asked: Asked, received: Reading, caller: &Caller) -> Result<Response, ApiError> {
+pub async fn answer(
+    front: &AppState,
+    asked: CompletionRequest,
+    received: Reading,
+    caller: &Caller,
+) -> Result<Response, ApiError> {
     let endpoint = asked.endpoint;
     open(front, asked, received, caller).await.map_err(|error| error.told_at(endpoint))
 }
 
-async fn open(front: &AppState, asked: Asked, received: Reading, caller: &Caller) -> Result<Response, ApiError> {
+async fn open(
+    front: &AppState,
+    asked: CompletionRequest,
+    received: Reading,
+    caller: &Caller,
+) -> Result<Response, ApiError> {
     let (router, is_served) = (&front.router, |served: &[String]| asked.is_served(served));
     let arrival = Arrival {
         asked: &asked.model,
@@ -53,18 +63,18 @@ async fn open(front: &AppState, asked: Asked, received: Reading, caller: &Caller
         trace: &caller.trace,
     };
     let arrived = router.arrive(arrival, received, is_served).await?;
-    let asked = asked.meant(&router.served())?;
+    let asked = asked.resolve(&router.served())?;
     let opened = router.open(asked.request(&caller.request_id, &caller.tenant), arrived, &caller.trace)?;
     let answer = Answer::new(opened.iter().map(|opened| opened.session), arrived);
     let first = answer.choices.first().map(|choice| choice.session.to_string()).unwrap_or_default();
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let streams: Vec<ClientStream> = opened.into_iter().map(|Opened { stream, .. }| stream).collect();
     let streaming = asked.stream;
-    let writer = Writer::new(asked, &first, created);
+    let writer = ResponseWriter::new(asked, &first, created);
     if streaming { begin(writer, answer, streams).await } else { collect(writer, answer, streams).await }
 }
 
-async fn begin(writer: Writer, answer: Answer, mut streams: Vec<ClientStream>) -> Result<Response, ApiError> {
+async fn begin(writer: ResponseWriter, answer: Answer, mut streams: Vec<ClientStream>) -> Result<Response, ApiError> {
     let begun = future::try_join_all(streams.iter_mut().map(ClientStream::begin));
     // Whoever waits longer for a place hears that it waits.
     if let Ok(begun) = tokio::time::timeout(BEGIN_WITHIN, begun).await {
@@ -73,7 +83,11 @@ async fn begin(writer: Writer, answer: Answer, mut streams: Vec<ClientStream>) -
     Ok(stream::response(writer, answer, tagged(streams).boxed()))
 }
 
-async fn collect(mut writer: Writer, mut answer: Answer, streams: Vec<ClientStream>) -> Result<Response, ApiError> {
+async fn collect(
+    mut writer: ResponseWriter,
+    mut answer: Answer,
+    streams: Vec<ClientStream>,
+) -> Result<Response, ApiError> {
     let mut collected = vec![Collected::default(); streams.len()];
     let mut events = tagged(streams);
     while let Some((index, response)) = events.next().await {

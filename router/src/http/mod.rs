@@ -42,7 +42,7 @@ use futures::FutureExt;
 
 use crate::life::{Drain, Front};
 use crate::router::Router;
-use activity::Patience;
+use activity::ConnTimeouts;
 pub use config::{Door, HttpConfig, HttpError};
 use state::AppState;
 
@@ -58,5 +58,5 @@ async fn serve(door: Door, router: Arc<Router>, drain: Drain) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     tracing::info!(router = %router.id, address = %listener.address(), keys = ?keys, "serving HTTP");
     let routes = routes::routes(Arc::new(AppState { router, keys, since }));
-    connection::serve(listener, routes, Patience::default(), drain.leave()).await;
+    connection::serve(listener, routes, ConnTimeouts::default(), drain.leave()).await;
 }

@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::admission::is_among;
 use crate::error::GenerateError;
-use crate::http::asked::Asked;
+use crate::http::asked::CompletionRequest;
 use crate::http::connection::{HEADER_BYTES, MOST_HEADERS};
 use crate::http::counted::count;
 use crate::http::error::ApiError;
@@ -69,7 +69,7 @@ async fn text_completions(State(front): Shared, caller: Extension<Caller>, reque
     complete(&front, caller.0, request, completions::read).await
 }
 
-type ReadRequest = fn(&[u8]) -> Result<Asked, ApiError>;
+type ReadRequest = fn(&[u8]) -> Result<CompletionRequest, ApiError>;
 
 async fn complete(front: &AppState, mut caller: Caller, request: Request, read: ReadRequest) -> Response {
     let answered = async {
@@ -91,7 +91,7 @@ async fn parse(
     body: Vec<u8>,
     received: Reading,
     read: ReadRequest,
-) -> Result<(Asked, Reading), ApiError> {
+) -> Result<(CompletionRequest, Reading), ApiError> {
     let bodies = &front.router.admission.bodies;
     let parsed = bodies.decode(body.len(), move || read(&body).map(|asked| (asked, received))).await;
     parsed.unwrap_or_else(|error| {

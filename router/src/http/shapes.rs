@@ -6,7 +6,7 @@ use cascadia_proto::v1;
 use serde::Serialize;
 
 use crate::http::answer::{Answer, Delta, Token};
-use crate::http::asked::Asked;
+use crate::http::asked::CompletionRequest;
 use crate::http::endpoint::Endpoint;
 use crate::http::logprobs::{self, Logprobs, Offsets};
 use crate::http::statistics::{self, Cascadia, Metrics};
@@ -88,8 +88,8 @@ struct PromptDetails {
 
 /// Writes one answer.
 #[derive(Clone, Debug)]
-pub struct Writer {
-    asked: Asked,
+pub struct ResponseWriter {
+    asked: CompletionRequest,
     /// The answer's id: one for all chunks.
     id: String,
     /// Unix seconds.
@@ -97,15 +97,15 @@ pub struct Writer {
     offsets: Vec<Offsets>,
 }
 
-impl Writer {
+impl ResponseWriter {
     /// For an answer whose first session has this name.
     #[must_use]
-    pub fn new(mut asked: Asked, session: &str, created: u64) -> Self {
+    pub fn new(mut asked: CompletionRequest, session: &str, created: u64) -> Self {
         let prefix = match asked.endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Text => "cmpl-",
         };
-        let offsets = (0..asked.sessions()).map(|choice| Offsets::behind(asked.echoed(choice))).collect();
+        let offsets = (0..asked.sessions()).map(|choice| Offsets::behind(asked.echo_text(choice))).collect();
         if !asked.echo {
             // An answer may outlast its sessions, and what they were charged for.
             asked.prompts = Vec::new();
@@ -144,7 +144,7 @@ impl Writer {
     /// The chunk that a delta is, if a client has to be told of it.
     pub fn chunk(&mut self, answer: &Answer, delta: &Delta) -> Option<Completion> {
         let (wanted, ends) = (self.wanted(delta), delta.finish.is_some());
-        let echo = if delta.begins { self.asked.echoed(delta.index) } else { "" };
+        let echo = if delta.begins { self.asked.echo_text(delta.index) } else { "" };
         let role = delta.begins && self.asked.endpoint == Endpoint::Chat;
         if !(role || wanted || ends || !echo.is_empty()) {
             return None;
@@ -208,7 +208,7 @@ impl Writer {
         let cascadia = self.asked.provenance.then(|| written(&collected.tokens));
         let content = match self.asked.endpoint {
             Endpoint::Chat => Content::Message(Message { role: "assistant", content: collected.text, refusal: () }),
-            Endpoint::Text => Content::Text(format!("{}{}", self.asked.echoed(index), collected.text)),
+            Endpoint::Text => Content::Text(format!("{}{}", self.asked.echo_text(index), collected.text)),
         };
         Choice { index, content, logprobs, finish_reason: collected.finish, cascadia }
     }

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use crate::http::answer::Answer;
 use crate::http::error::ApiError;
-use crate::http::shapes::Writer;
+use crate::http::shapes::ResponseWriter;
 
 /// A stream that is silent for so long says that it lives: proxies close what is silent for a minute.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -26,7 +26,7 @@ pub type Events = BoxStream<'static, (usize, Result<GenerateResponse, Status>)>;
 
 /// A stream that is being written. Dropping it ends its sessions.
 struct Frames {
-    writer: Writer,
+    writer: ResponseWriter,
     answer: Answer,
     events: Events,
     ready: VecDeque<Bytes>,
@@ -35,7 +35,7 @@ struct Frames {
 
 /// The response that streams an answer.
 #[must_use]
-pub fn response(writer: Writer, answer: Answer, events: Events) -> Response {
+pub fn response(writer: ResponseWriter, answer: Answer, events: Events) -> Response {
     let frames = Frames { writer, answer, events, ready: VecDeque::new(), over: false };
     let body = futures::stream::unfold(frames, |mut frames| async move {
         let frame = frames.next().await?;
@@ -104,7 +104,7 @@ mod tests {
         let body = br#"{"messages": [{"role": "user", "content": "Hi"}], "stream": true}"#;
         let asked = chat::read(body).unwrap();
         let answer = Answer::new([SessionId(1)].into_iter(), Instant::now());
-        response(Writer::new(asked, "1", 0), answer, events).into_body()
+        response(ResponseWriter::new(asked, "1", 0), answer, events).into_body()
     }
 
     #[tokio::test(start_paused = true)]
