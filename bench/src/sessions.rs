@@ -7,9 +7,9 @@ use cascadia::Failure;
 use cascadia::bench::problem::Problem;
 use cascadia::client::Client;
 use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
-use cascadia::contender::Contender;
-use cascadia::demo::contest::{CASCADE, MAX_TOKENS, request};
+use cascadia::demo::compare::{CASCADE, MAX_TOKENS, request};
 use cascadia::load::Pair;
+use cascadia::strategy_spec::StrategySpec;
 use cascadia_core::commit::{Message, Prompt, Room};
 use cascadia_text::Tokenizer;
 
@@ -84,12 +84,12 @@ pub async fn alone(
 ) -> Result<Alone, Failure> {
     let mut all = Alone::default();
     for (number, problem) in problems.iter().enumerate() {
-        let contenders = [Contender::new("expert"), Contender::new("speculative"), CASCADE];
-        for (contender, sample) in contenders.iter().zip([&mut all.plain, &mut all.exact, &mut all.lossy]) {
+        let specs = [StrategySpec::new("expert"), StrategySpec::new("speculative"), CASCADE];
+        for (spec, sample) in specs.iter().zip([&mut all.plain, &mut all.exact, &mut all.lossy]) {
             let begun = Instant::now();
-            let mut request = request(contender, problem, format!("{contender}/{number}"));
+            let mut request = request(spec, problem, format!("{spec}/{number}"));
             if let Some(parameters) = &mut request.parameters {
-                parameters.draft_length = (contender.strategy != "expert").then_some(DRAFTS);
+                parameters.draft_length = (spec.strategy != "expert").then_some(DRAFTS);
             }
             let answer = client.answer(request).await?;
             sample.add(problem, u64::from(answer.usage().completion_tokens), begun, answer.text);
@@ -118,7 +118,7 @@ pub async fn at_once(
     let begun = Instant::now();
     let mut ours = tokio::task::JoinSet::new();
     for (number, problem) in problems.iter().enumerate() {
-        let request = request(&Contender::new("expert"), problem, format!("at once/{round}/{number}"));
+        let request = request(&StrategySpec::new("expert"), problem, format!("at once/{round}/{number}"));
         let client = client.clone();
         ours.spawn(async move { client.answer(request).await });
     }

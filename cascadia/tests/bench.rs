@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cascadia::bench::drive::{Arrivals, Load, Outcome};
 use cascadia::bench::measure::Figures;
-use cascadia::bench::request::Ask;
+use cascadia::bench::request::RunOptions;
 use cascadia::bench::target::Target;
 use cascadia::bench::workload::{self, Item};
 use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
@@ -38,7 +38,7 @@ fn items() -> Vec<Item> {
     (0..7).map(item).collect()
 }
 
-async fn load(cluster: &LocalCluster, ask: Ask, arrivals: Arrivals, requests: usize) -> Load {
+async fn load(cluster: &LocalCluster, ask: RunOptions, arrivals: Arrivals, requests: usize) -> Load {
     let target = Target::router(cluster.address()).await.expect("the router is there");
     Load {
         target: Arc::new(target),
@@ -67,8 +67,8 @@ async fn counts_add_up_in_both_loops_and_under_every_strategy() {
         ("drafter", Arrivals::Closed(4)),
         ("token_v3@0.3", open),
     ] {
-        let contender = strategy.parse().expect(strategy);
-        let ask = Ask { contender: Some(contender), temperature: Some(0.0), ..Ask::default() };
+        let spec = strategy.parse().expect(strategy);
+        let ask = RunOptions { spec: Some(spec), temperature: Some(0.0), ..RunOptions::default() };
         let outcome = run(load(&cluster, ask, arrivals.clone(), 25).await).await;
         let figures = Figures::of(&outcome.records, outcome.unfinished, Some(&"e2el=60s".parse().expect("a goal")));
         assert_eq!((figures.completed, figures.unfinished, figures.output), (25, 0, 500), "{:?}", outcome.sentences);
@@ -94,8 +94,8 @@ async fn equal_seeds_give_equal_runs_above_temperature_0() {
     let cluster = cluster("acceptance=0.8,step=0s,length=30", ClusterConfig::default()).await;
     let mut told = Vec::new();
     for (strategy, seed) in [("expert", 3), ("expert", 3), ("speculative", 3), ("expert", 1000)] {
-        let contender = strategy.parse().expect(strategy);
-        let ask = Ask { contender: Some(contender), temperature: Some(1.0), ..Ask::default() };
+        let spec = strategy.parse().expect(strategy);
+        let ask = RunOptions { spec: Some(spec), temperature: Some(1.0), ..RunOptions::default() };
         let mut load = load(&cluster, ask, Arrivals::Closed(4), 12).await;
         let item = |item: Item| Item { output: 200, exact: false, ..item };
         load.items = Arc::new(items().into_iter().map(item).collect());
@@ -150,14 +150,14 @@ async fn prompts_are_measured_where_the_model_has_little_room_and_nothing_answer
 async fn failures_are_counted_by_kind_and_a_cut_run_says_what_was_open() {
     let config = ClusterConfig::default();
     let cluster = cluster("step=20ms,length=none", config).await;
-    let ask = Ask { model: "another".into(), ..Ask::default() };
+    let ask = RunOptions { model: "another".into(), ..RunOptions::default() };
     let outcome = run(load(&cluster, ask, Arrivals::Closed(3), 9).await).await;
     let figures = Figures::of(&outcome.records, outcome.unfinished, None);
     assert_eq!((figures.completed, figures.errors.get("NOT_FOUND")), (0, Some(&9)), "{figures:?}");
     assert_eq!(outcome.sentences.len(), 1);
 
     let (cut, cut_short) = watch::channel(false);
-    let mut endless = load(&cluster, Ask::default(), Arrivals::Closed(5), usize::MAX).await;
+    let mut endless = load(&cluster, RunOptions::default(), Arrivals::Closed(5), usize::MAX).await;
     endless.duration = Some(Duration::from_secs(3600));
     let bar = ProgressBar::hidden();
     let running = tokio::spawn({

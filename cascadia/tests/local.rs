@@ -3,7 +3,7 @@
 use cascadia::bench::problem::Problem;
 use cascadia::client::Client;
 use cascadia::cluster::{ClusterConfig, ClusterError, LocalCluster, Models};
-use cascadia::demo::contest::{ALL, CASCADE, request};
+use cascadia::demo::compare::{ALL, CASCADE, request};
 use cascadia::demo::problems::held_out;
 use cascadia::load::{Model, Pair, shipped_pair};
 use cascadia_core::kv_memory::KvMemory;
@@ -53,18 +53,17 @@ async fn every_strategy_of_the_demo_answers() {
     let client = cluster.client().await.expect("the router is there");
     let problem = &held_out()[1];
     let mut texts = Vec::new();
-    for contender in ALL {
-        let answer =
-            client.answer(request(&contender, problem, contender.strategy.to_string())).await.expect("an answer");
+    for spec in ALL {
+        let answer = client.answer(request(&spec, problem, spec.strategy.to_string())).await.expect("an answer");
         assert_eq!(answer.token_ids.len(), answer.usage().completion_tokens as usize);
-        assert!(answer.finished.reproducible, "{contender:?}");
+        assert!(answer.finished.reproducible, "{spec:?}");
         let drafted = answer.from_drafter();
-        match &*contender.strategy {
+        match &*spec.strategy {
             "expert" => assert_eq!(drafted, 0),
             "drafter" => assert_eq!((drafted, answer.speculation().expert_passes), (answer.token_ids.len(), 0)),
             _ => {}
         }
-        texts.push((contender.strategy, answer.text));
+        texts.push((spec.strategy, answer.text));
     }
     let of = |strategy: &str| &texts.iter().find(|(name, _)| *name == strategy).expect("all were asked").1;
     assert_eq!(of("speculative"), of("expert"), "exact");

@@ -1,10 +1,10 @@
 //! A cluster whose expert computes as a card does, on the processor: the texts of one on the CPU, and what it may not promise.
 
 use cascadia::cluster::{ClusterConfig, LocalCluster, Models};
-use cascadia::contender::Contender;
-use cascadia::demo::contest::request;
+use cascadia::demo::compare::request;
 use cascadia::demo::problems::held_out;
 use cascadia::load::{Model, Pair, shipped_pair};
+use cascadia::strategy_spec::StrategySpec;
 
 /// The answers of two strategies to one problem, and whether they could be had again, with the expert on `device`.
 async fn answers(device: &str) -> Vec<(String, bool)> {
@@ -22,7 +22,7 @@ async fn answers(device: &str) -> Vec<(String, bool)> {
     let client = cluster.client().await.expect("the router is there");
     let mut all = Vec::new();
     for strategy in ["expert", "speculative"] {
-        let mut asked = request(&Contender::new(strategy), &held_out()[0], strategy.into());
+        let mut asked = request(&StrategySpec::new(strategy), &held_out()[0], strategy.into());
         asked.parameters.as_mut().expect("there are some").max_tokens = Some(12);
         let answer = client.answer(asked).await.expect("an answer");
         all.push((answer.text, answer.finished.reproducible));

@@ -9,8 +9,8 @@ use super::arrivals::factor;
 use super::measure::Goal;
 use super::router_cost::RouterCostArgs;
 use crate::client::DEFAULT_ADDRESS;
-use crate::contender::Contender;
 use crate::durations;
+use crate::strategy_spec::StrategySpec;
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
@@ -52,7 +52,7 @@ pub struct LoadArgs {
     /// Strategies to compare, one run each: a strategy or a rule, with its alpha behind @; for example
     /// expert,speculative,token_v3@0.3 [default: the server's own].
     #[arg(long, value_name = "LIST", value_delimiter = ',', allow_hyphen_values = true, help_heading = "Whom")]
-    pub strategy: Vec<Contender>,
+    pub strategy: Vec<StrategySpec>,
 
     /// Requests of each run [default: 100, or as many as --duration takes].
     #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Load")]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::measure::Record;
-use super::request::{Ask, Failed, Observed, Own};
+use super::request::{RequestError, RequestOptions, RunOptions, Sample};
 use super::target::Target;
 use super::workload::{self, Item};
 
@@ -29,7 +29,7 @@ pub struct Load {
     /// Who is asked.
     pub target: Arc<Target>,
     /// What is the same for all.
-    pub ask: Ask,
+    pub ask: RunOptions,
     /// The requests; asked in turn, and again from the beginning.
     pub items: Arc<Vec<Item>>,
     /// When they are sent.
@@ -148,7 +148,7 @@ async fn sender_of(load: Arc<Load>, clock: Clock) {
 async fn one(load: &Load, clock: &Clock, number: usize, due: Duration) {
     let item = &load.items[number % load.items.len()];
     let sent = clock.began.elapsed();
-    let own = Own {
+    let own = RequestOptions {
         salt: load.salt.as_ref().map(|salt| format!("{salt}/{number}")),
         seed: load.seed.map(|seed| seed.wrapping_add(number as u64)),
     };
@@ -156,13 +156,13 @@ async fn one(load: &Load, clock: &Clock, number: usize, due: Duration) {
     let base = Record { due, sent, end: clock.began.elapsed(), ..Record::default() };
     let told = match asked {
         Ok(observed) => (record(base, item, observed, clock.began), None),
-        Err(Failed { kind, sentence }) => (Record { error: Some(kind), ..base }, Some(sentence)),
+        Err(RequestError { kind, sentence }) => (Record { error: Some(kind), ..base }, Some(sentence)),
     };
     // Nobody listens to what was cut short.
     let _ = clock.ended.send(told);
 }
 
-fn record(base: Record, item: &Item, observed: Observed, began: Instant) -> Record {
+fn record(base: Record, item: &Item, observed: Sample, began: Instant) -> Record {
     let since = began.into_std();
     Record {
         end: observed.end.map_or(base.end, |end| end.saturating_duration_since(since)),

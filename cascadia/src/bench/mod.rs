@@ -26,15 +26,15 @@ use std::time::Duration;
 pub use args::{BenchArgs, BenchCommand, LoadArgs};
 use tokio::sync::watch;
 
-use crate::contender::Contender;
 use crate::signals::Signals;
+use crate::strategy_spec::StrategySpec;
 use crate::terminal::{self, Failure, Outcome};
 use arrivals::Arrival;
 use drive::{Arrivals, Load};
 use measure::{Figures, Record};
 use problem::Problem;
 use report::Run;
-use request::{Ask, Failed, Own, is_refusal};
+use request::{RequestError, RequestOptions, RunOptions, is_refusal};
 use target::Target;
 use workload::{Item, Ruler};
 
@@ -54,8 +54,8 @@ pub async fn run(args: &BenchArgs, problems: impl FnOnce() -> Vec<Problem>) -> O
     let plan = Plan::new(args, &target, problems).await?;
     let cut = interrupt()?;
     let mut runs = Vec::new();
-    for contender in contenders(args) {
-        match plan.measure(&target, contender, cut.clone()).await {
+    for spec in specs(args) {
+        match plan.measure(&target, spec, cut.clone()).await {
             Ok(run) => runs.push(run),
             Err(failure) => {
                 // What was measured before is worth its time.
@@ -92,7 +92,7 @@ fn show(args: &LoadArgs, runs: &[Run]) -> Outcome {
 }
 
 /// Nothing, which leaves the choice to the server, or each strategy in turn.
-fn contenders(args: &LoadArgs) -> Vec<Option<Contender>> {
+fn specs(args: &LoadArgs) -> Vec<Option<StrategySpec>> {
     if args.strategy.is_empty() { vec![None] } else { args.strategy.iter().cloned().map(Some).collect() }
 }
 
@@ -169,11 +169,11 @@ impl<'a> Plan<'a> {
     async fn measure(
         &self,
         target: &Arc<Target>,
-        contender: Option<Contender>,
+        spec: Option<StrategySpec>,
         cut: watch::Receiver<bool>,
     ) -> Result<Run, Failure> {
-        let name = contender.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
-        let ask = Ask { contender, ..ask(self.args) };
+        let name = spec.as_ref().map_or_else(|| "default".to_owned(), ToString::to_string);
+        let ask = RunOptions { spec, ..ask(self.args) };
         let load = |arrivals, requests, phase: &str| Load {
             target: target.clone(),
             ask: ask.clone(),
@@ -230,10 +230,10 @@ fn times(rate: f64, seed: u64, requests: usize, duration: Option<Duration>) -> V
     arrivals::poisson(rate, seed).take(requests).take_while(|at| duration.is_none_or(|end| *at < end)).collect()
 }
 
-fn ask(args: &LoadArgs) -> Ask {
-    Ask {
+fn ask(args: &LoadArgs) -> RunOptions {
+    RunOptions {
         model: args.model.clone().unwrap_or_default(),
-        contender: None,
+        spec: None,
         temperature: Some(args.temperature),
         raw: args.raw,
     }
@@ -246,9 +246,9 @@ fn read<T>(file: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result
 
 /// Synthetic prompts of these lengths: a short and a long request tell how many tokens the model makes of a word.
 async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) -> Result<Vec<Item>, Failure> {
-    let uncounted = |failed: Failed| format!("no prompt could be counted: {}", failed.sentence);
+    let uncounted = |failed: RequestError| format!("no prompt could be counted: {}", failed.sentence);
     let short = tokens(args, target, Ruler::SHORT).await.map_err(uncounted)?;
-    let mut long = Err(Failed::default());
+    let mut long = Err(RequestError::default());
     for words in Ruler::LONG {
         long = tokens(args, target, words).await.map(|tokens| (words, tokens));
         if !long.as_ref().is_err_and(|failed| is_refusal(&failed.kind)) {
@@ -266,7 +266,7 @@ async fn of_lengths(args: &LoadArgs, target: &Target, lengths: &[(u32, u32)]) ->
 }
 
 /// How many tokens a prompt of so many words has.
-async fn tokens(args: &LoadArgs, target: &Target, words: usize) -> Result<u64, Failed> {
+async fn tokens(args: &LoadArgs, target: &Target, words: usize) -> Result<u64, RequestError> {
     let item = Item { prompt: workload::words(words, args.seed), answer: None, output: 1, exact: false };
-    Ok(target.ask(&ask(args), &item, Own::default()).await?.input)
+    Ok(target.ask(&ask(args), &item, RequestOptions::default()).await?.input)
 }

@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use super::measure::Speculation;
-use super::request::{Ask, Failed, Observed, Own};
+use super::request::{RequestError, RequestOptions, RunOptions, Sample};
 use super::workload::Item;
 use crate::terminal::Failure;
 
@@ -82,7 +82,7 @@ impl OpenAi {
     ///
     /// # Errors
     /// Why it came to nothing.
-    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
+    pub async fn ask(&self, ask: &RunOptions, item: &Item, own: RequestOptions) -> Result<Sample, RequestError> {
         let endpoint = if ask.raw { "completions" } else { "chat/completions" };
         let request = http::Request::post(format!("{}/{endpoint}", self.base))
             .header(http::header::CONTENT_TYPE, "application/json")
@@ -96,9 +96,9 @@ impl OpenAi {
             let text = String::from_utf8_lossy(&whole);
             let said: Value = serde_json::from_str(&text).unwrap_or_default();
             let sentence = said["error"]["message"].as_str().map_or_else(|| shortened(&text), ToOwned::to_owned);
-            return Err(Failed { kind: status.as_u16().to_string(), sentence });
+            return Err(RequestError { kind: status.as_u16().to_string(), sentence });
         }
-        let (mut lines, mut observed) = (Lines::default(), Observed::default());
+        let (mut lines, mut observed) = (Lines::default(), Sample::default());
         while let Some(frame) = self.heard(body.frame()).await? {
             let frame = frame.map_err(|error| broken("BROKEN", &error))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -113,18 +113,18 @@ impl OpenAi {
                 take(&mut observed, &event, now, item.answer.is_some())?;
             }
         }
-        Err(Failed { kind: "BROKEN".into(), sentence: "the stream ended without data: [DONE]".into() })
+        Err(RequestError { kind: "BROKEN".into(), sentence: "the stream ended without data: [DONE]".into() })
     }
 
     /// What the server says next, unless it is silent for too long.
-    async fn heard<T>(&self, next: impl Future<Output = T>) -> Result<T, Failed> {
-        tokio::time::timeout(self.silence, next).await.map_err(|_| Failed {
+    async fn heard<T>(&self, next: impl Future<Output = T>) -> Result<T, RequestError> {
+        tokio::time::timeout(self.silence, next).await.map_err(|_| RequestError {
             kind: "SILENT".into(),
             sentence: format!("the server said nothing for {:?}", self.silence),
         })
     }
 
-    fn body(&self, ask: &Ask, item: &Item, own: Own) -> Value {
+    fn body(&self, ask: &RunOptions, item: &Item, own: RequestOptions) -> Value {
         let model = if ask.model.is_empty() { &self.model } else { &ask.model };
         let mut body = json!({
             "model": model,
@@ -149,8 +149,8 @@ impl OpenAi {
         if let Some(seed) = own.seed {
             body["seed"] = json!(seed);
         }
-        if let Some(contender) = &ask.contender {
-            let v1::Parameters { strategy, rule, alpha, .. } = contender.parameters();
+        if let Some(spec) = &ask.spec {
+            let v1::Parameters { strategy, rule, alpha, .. } = spec.parameters();
             let mut object = json!({"strategy": strategy});
             if !rule.is_empty() {
                 object["rule"] = json!(rule);
@@ -165,12 +165,12 @@ impl OpenAi {
 }
 
 /// Reads one event into what is observed. A chunk of text counts as one token until the usage says how many there were.
-fn take(observed: &mut Observed, event: &str, now: Instant, keep: bool) -> Result<(), Failed> {
+fn take(observed: &mut Sample, event: &str, now: Instant, keep: bool) -> Result<(), RequestError> {
     let chunk: Value = serde_json::from_str(event).map_err(|error| broken("PROTOCOL", &error))?;
     if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
         let word = |field: &str| error[field].as_str().map(ToOwned::to_owned);
         let kind = word("code").or_else(|| word("type")).unwrap_or_else(|| "ERROR".into());
-        return Err(Failed { kind, sentence: word("message").unwrap_or_else(|| shortened(event)) });
+        return Err(RequestError { kind, sentence: word("message").unwrap_or_else(|| shortened(event)) });
     }
     let choice = &chunk["choices"][0];
     let text = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str()).unwrap_or_default();
@@ -210,8 +210,8 @@ fn take(observed: &mut Observed, event: &str, now: Instant, keep: bool) -> Resul
     Ok(())
 }
 
-fn broken(kind: &str, error: &dyn std::error::Error) -> Failed {
-    Failed { kind: kind.to_owned(), sentence: innermost(error) }
+fn broken(kind: &str, error: &dyn std::error::Error) -> RequestError {
+    RequestError { kind: kind.to_owned(), sentence: innermost(error) }
 }
 
 /// What is at the bottom of a chain of wrappers.
@@ -284,16 +284,16 @@ mod tests {
         const WHOLE: &str = "data: {\"choices\": [{\"text\": \"a\"}]}\n\ndata: [DONE]\n\n";
         let item = Item { prompt: "p".into(), answer: None, output: 1, exact: false };
         let never_closed = server(WHOLE, Duration::from_secs(3600)).await;
-        let observed = never_closed.ask(&Ask::default(), &item, Own::default()).await.unwrap();
+        let observed = never_closed.ask(&RunOptions::default(), &item, RequestOptions::default()).await.unwrap();
         assert_eq!(observed.end, Some(observed.pieces[0].0));
         let silent = server(FIRST, Duration::from_millis(20)).await;
-        let failed = silent.ask(&Ask::default(), &item, Own::default()).await.unwrap_err();
+        let failed = silent.ask(&RunOptions::default(), &item, RequestOptions::default()).await.unwrap_err();
         assert_eq!((failed.kind.as_str(), failed.sentence.as_str()), ("SILENT", "the server said nothing for 20ms"));
     }
 
     #[test]
     fn chunks_usage_and_errors() {
-        let mut observed = Observed::default();
+        let mut observed = Sample::default();
         let now = Instant::now();
         for event in [
             r#"{"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}], "usage": null}"#,
@@ -316,6 +316,6 @@ mod tests {
         let told = observed.speculation.unwrap();
         assert_eq!((told.drafted, told.accepted, told.unverified, observed.synthetic), (0, 0, 3, true));
         let failed = take(&mut observed, r#"{"error": {"message": "gone", "code": "unavailable"}}"#, now, true);
-        assert_eq!(failed, Err(Failed { kind: "unavailable".into(), sentence: "gone".into() }));
+        assert_eq!(failed, Err(RequestError { kind: "unavailable".into(), sentence: "gone".into() }));
     }
 }

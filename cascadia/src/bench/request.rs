@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use super::measure::Speculation;
 use crate::client::ClientError;
-use crate::contender::Contender;
+use crate::strategy_spec::StrategySpec;
 
 /// What is the same for every request of a run.
 #[derive(Clone, Debug, Default)]
-pub struct Ask {
+pub struct RunOptions {
     /// The served model; empty where there is one.
     pub model: String,
     /// The strategy; nothing leaves it to the server.
-    pub contender: Option<Contender>,
+    pub spec: Option<StrategySpec>,
     /// The temperature; nothing leaves it to the server.
     pub temperature: Option<f64>,
     /// The prompt goes as plain text, without a chat template.
@@ -21,7 +21,7 @@ pub struct Ask {
 
 /// What is one request's own.
 #[derive(Clone, Debug, Default)]
-pub struct Own {
+pub struct RequestOptions {
     /// Keeps its prompt apart from others in prefix caches.
     pub salt: Option<String>,
     /// Fixes its text, as far as the server can; nothing leaves it to the server.
@@ -30,7 +30,7 @@ pub struct Own {
 
 /// What one request brought.
 #[derive(Clone, Debug, Default)]
-pub struct Observed {
+pub struct Sample {
     /// When tokens came, and how many.
     pub pieces: Vec<(Instant, u32)>,
     /// When its last message came, which is before the end of its stream.
@@ -49,7 +49,7 @@ pub struct Observed {
 
 /// Why a request failed: one word to count by, and the whole sentence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failed {
+pub struct RequestError {
     /// The status.
     pub kind: String,
     /// All of it.
@@ -63,7 +63,7 @@ pub fn is_refusal(kind: &str) -> bool {
     ["INVALID_ARGUMENT", "OUT_OF_RANGE", "400", "413", "422"].contains(&kind)
 }
 
-impl From<ClientError> for Failed {
+impl From<ClientError> for RequestError {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
             ClientError::Refused { code, .. } => (*code).to_owned(),

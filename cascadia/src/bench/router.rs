@@ -10,10 +10,10 @@ use cascadia_proto::v1::generate_response::Event;
 use cascadia_proto::v1::prompt::Kind;
 
 use super::measure::Speculation;
-use super::request::{Ask, Failed, Observed, Own};
+use super::request::{RequestError, RequestOptions, RunOptions, Sample};
 use super::workload::Item;
 use crate::client::{Client, ClientError};
-use crate::contender::Contender;
+use crate::strategy_spec::StrategySpec;
 
 /// A router, over as many connections as its streams need.
 #[derive(Debug)]
@@ -44,10 +44,10 @@ impl Router {
     ///
     /// # Errors
     /// Why it came to nothing.
-    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
+    pub async fn ask(&self, ask: &RunOptions, item: &Item, own: RequestOptions) -> Result<Sample, RequestError> {
         let (client, _lease) = self.client().await?;
         let mut events = client.generate(message(ask, item, own)).await?;
-        let mut observed = Observed::default();
+        let mut observed = Sample::default();
         while let Some(event) = events.next().await? {
             match event {
                 Event::Started(started) => {
@@ -75,14 +75,14 @@ impl Router {
     }
 }
 
-fn message(ask: &Ask, item: &Item, own: Own) -> v1::GenerateRequest {
+fn message(ask: &RunOptions, item: &Item, own: RequestOptions) -> v1::GenerateRequest {
     let kind = if ask.raw {
         Kind::Text(item.prompt.clone())
     } else {
         let message = v1::Message { role: "user".into(), content: item.prompt.clone() };
         Kind::Messages(v1::Messages { messages: vec![message] })
     };
-    let parameters = ask.contender.as_ref().map(Contender::parameters).unwrap_or_default();
+    let parameters = ask.spec.as_ref().map(StrategySpec::parameters).unwrap_or_default();
     v1::GenerateRequest {
         model: ask.model.clone(),
         prompt: Some(v1::Prompt { kind: Some(kind) }),

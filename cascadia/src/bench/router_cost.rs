@@ -13,13 +13,13 @@ use tokio::task::JoinSet;
 
 use super::arrivals::factor;
 use super::children::{Cluster, Plan};
-use super::request::{Ask, Failed, Own};
+use super::request::{RequestError, RequestOptions, RunOptions};
 use super::scrape::{Observations, Scrape};
 use super::target::Target;
 use super::workload::Item;
 use crate::columns::{Side, layout};
-use crate::contender::Contender;
 use crate::signals::Signals;
+use crate::strategy_spec::StrategySpec;
 use crate::terminal::{self, Failure, Outcome};
 use crate::{durations, machine};
 
@@ -44,7 +44,7 @@ pub struct RouterCostArgs {
 
     /// Strategy of every stream.
     #[arg(long, value_name = "NAME", default_value = "expert")]
-    pub strategy: Contender,
+    pub strategy: StrategySpec,
 
     /// Clients speak OpenAI's HTTP with server-sent events, a connection each, instead of gRPC.
     #[arg(long)]
@@ -158,17 +158,18 @@ fn plan(args: &RouterCostArgs) -> Result<Plan, Failure> {
     })
 }
 
-type Streams = JoinSet<Result<(), Failed>>;
+type Streams = JoinSet<Result<(), RequestError>>;
 
 async fn open(args: &RouterCostArgs, target: &Arc<Target>) -> Streams {
     let bar = terminal::bar(u64::from(args.streams), "opening streams {bar:30} {pos}/{len}");
     // Plain text of one token: it needs no prefill, which would have to wait where decoding fills every batch.
-    let ask = Ask { contender: Some(args.strategy.clone()), temperature: Some(0.0), raw: true, ..Ask::default() };
+    let ask =
+        RunOptions { spec: Some(args.strategy.clone()), temperature: Some(0.0), raw: true, ..RunOptions::default() };
     let mut streams = JoinSet::new();
     for _ in 0..args.streams {
         let item = Item { prompt: "a".to_owned(), answer: None, output: output(args), exact: true };
         let (target, ask) = (target.clone(), ask.clone());
-        streams.spawn(async move { target.ask(&ask, &item, Own::default()).await.map(|_| ()) });
+        streams.spawn(async move { target.ask(&ask, &item, RequestOptions::default()).await.map(|_| ()) });
         bar.inc(1);
         tokio::time::sleep(STAGGER).await;
     }

@@ -1,7 +1,7 @@
 //! Who is asked. What it says is noted with the time at which it came.
 
 use super::openai::OpenAi;
-use super::request::{Ask, Failed, Observed, Own};
+use super::request::{RequestError, RequestOptions, RunOptions, Sample};
 use super::router::Router;
 use super::workload::Item;
 use crate::terminal::Failure;
@@ -36,7 +36,7 @@ impl Target {
     ///
     /// # Errors
     /// Why it came to nothing.
-    pub async fn ask(&self, ask: &Ask, item: &Item, own: Own) -> Result<Observed, Failed> {
+    pub async fn ask(&self, ask: &RunOptions, item: &Item, own: RequestOptions) -> Result<Sample, RequestError> {
         match self {
             Self::Router(router) => router.ask(ask, item, own).await,
             Self::OpenAi(server) => server.ask(ask, item, own).await,

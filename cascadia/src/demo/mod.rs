@@ -1,6 +1,6 @@
 //! `cascadia demo`: a whole cluster on this machine solves held-out problems with the shipped pair.
 
-pub mod contest;
+pub mod compare;
 pub mod problems;
 mod stream;
 pub mod table;
@@ -11,11 +11,11 @@ use crate::bench::problem::Problem;
 use crate::cli::DemoArgs;
 use crate::cluster::{ClusterConfig, LocalCluster, Models};
 use crate::colours::Marks;
-use crate::contender::Contender;
 use crate::load::{self, Model, Pair};
 use crate::pad::{PadArgs, millions};
+use crate::strategy_spec::StrategySpec;
 use crate::{Failure, Outcome, pad, terminal};
-use contest::{ALL, SHORT};
+use compare::{ALL, SHORT};
 use table::Table;
 
 /// Problems a strategy solves with the bare pair: enough to tell accuracies apart, few enough for a minute in all.
@@ -93,7 +93,7 @@ async fn start(pair: &Pair) -> Result<LocalCluster, Failure> {
 async fn measure(
     cluster: &LocalCluster,
     pair: &Pair,
-    contenders: &[Contender],
+    specs: &[StrategySpec],
     count: usize,
     sessions: u32,
     padded: bool,
@@ -106,10 +106,10 @@ async fn measure(
     let hidden = indicatif::ProgressBar::hidden();
     // The last problem opens connections and touches memory; it counts only if all are asked for.
     let last: Vec<Problem> = problems.last().cloned().into_iter().collect();
-    contest::run(&client, contenders, &last, 1, &hidden).await?;
+    compare::run(&client, specs, &last, 1, &hidden).await?;
     problems.truncate(count);
-    let bar = terminal::bar((problems.len() * contenders.len()) as u64, "{bar:30} {pos}/{len} {msg}");
-    let scores = contest::run(&client, contenders, &problems, sessions as usize, &bar).await?;
+    let bar = terminal::bar((problems.len() * specs.len()) as u64, "{bar:30} {pos}/{len} {msg}");
+    let scores = compare::run(&client, specs, &problems, sessions as usize, &bar).await?;
     bar.finish_and_clear();
     Ok(Table {
         expert_parameters: pair.expert.parameters(),
@@ -117,7 +117,7 @@ async fn measure(
         problems: problems.len(),
         padded,
         sessions,
-        rows: table::rows(contenders, &scores),
+        rows: table::rows(specs, &scores),
     })
 }
 

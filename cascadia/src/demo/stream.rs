@@ -3,7 +3,7 @@
 use cascadia_proto::v1::generate_response::Event;
 use cascadia_text::{Detokenizer, Tokenizer};
 
-use super::contest::{CASCADE, request};
+use super::compare::{CASCADE, request};
 use crate::bench::problem::Problem;
 use crate::client::{Answer, Client};
 use crate::colours::Marks;

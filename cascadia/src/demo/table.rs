@@ -4,9 +4,9 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::contest::StrategyScore;
+use super::compare::StrategyScore;
 use crate::columns::{Side, layout};
-use crate::contender::Contender;
+use crate::strategy_spec::StrategySpec;
 
 /// One pair's table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -52,18 +52,18 @@ fn ratio(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)
 }
 
-/// The rows of `contenders`, the first of which is the yardstick.
+/// The rows of `specs`, the first of which is the yardstick.
 #[must_use]
-pub fn rows(contenders: &[Contender], scores: &[StrategyScore]) -> Vec<Row> {
+pub fn rows(specs: &[StrategySpec], scores: &[StrategyScore]) -> Vec<Row> {
     let speed = |score: &StrategyScore| ratio(score.tokens as f64, score.time.as_secs_f64());
-    let expert = contenders.iter().position(|contender| contender.strategy == "expert").and_then(|i| speed(&scores[i]));
-    contenders
+    let expert = specs.iter().position(|spec| spec.strategy == "expert").and_then(|i| speed(&scores[i]));
+    specs
         .iter()
         .zip(scores)
-        .map(|(contender, score)| Row {
-            strategy: contender.strategy.clone(),
-            rule: contender.rule.clone(),
-            alpha: contender.alpha,
+        .map(|(spec, score)| Row {
+            strategy: spec.strategy.clone(),
+            rule: spec.rule.clone(),
+            alpha: spec.alpha,
             accuracy: ratio(score.right as f64, score.problems as f64),
             tokens_per_second: speed(score),
             speedup_vs_expert: speed(score).zip(expert).and_then(|(own, expert)| ratio(own, expert)),
@@ -128,7 +128,7 @@ impl Row {
 mod tests {
     use std::time::Duration;
 
-    use super::super::contest::{ALL, SHORT};
+    use super::super::compare::{ALL, SHORT};
     use super::*;
 
     fn score(tokens: u64, from_drafter: u64, expert_passes: u64, seconds: f64) -> StrategyScore {

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use crate::Failure;
 use crate::bench::problem::Problem;
 use crate::client::{Answer, Client};
-use crate::contender::Contender;
+use crate::strategy_spec::StrategySpec;
 
 /// Tokens of an answer at most; the longest right ones have about 80.
 pub const MAX_TOKENS: u32 = 128;
@@ -21,9 +21,9 @@ const TURN: usize = 4;
 
 /// The request for one problem. Nothing of it is found in a prefix cache unless `salt` was used before.
 #[must_use]
-pub fn request(contender: &Contender, problem: &Problem, salt: String) -> v1::GenerateRequest {
+pub fn request(spec: &StrategySpec, problem: &Problem, salt: String) -> v1::GenerateRequest {
     let message = v1::Message { role: "user".into(), content: problem.question.clone() };
-    let parameters = v1::Parameters { temperature: Some(0.0), max_tokens: Some(MAX_TOKENS), ..contender.parameters() };
+    let parameters = v1::Parameters { temperature: Some(0.0), max_tokens: Some(MAX_TOKENS), ..spec.parameters() };
     v1::GenerateRequest {
         prompt: Some(v1::Prompt { kind: Some(Kind::Messages(v1::Messages { messages: vec![message] })) }),
         parameters: Some(parameters),
@@ -33,21 +33,21 @@ pub fn request(contender: &Contender, problem: &Problem, salt: String) -> v1::Ge
 }
 
 /// The recommended lossy strategy; the streamed answers use it too.
-pub const CASCADE: Contender = Contender::with("speculative_cascade", Some("token_v3"), 0.67);
+pub const CASCADE: StrategySpec = StrategySpec::with("speculative_cascade", Some("token_v3"), 0.67);
 
 /// All strategies, the yardstick first. Their thresholds were compared on these same held-out problems, so that a point of
 /// accuracy between them means nothing.
-pub const ALL: [Contender; 6] = [
-    Contender::new("expert"),
-    Contender::new("drafter"),
-    Contender::with("cascade_query", None, -0.05),
-    Contender::with("cascade_token", Some("chow"), 0.3),
-    Contender::new("speculative"),
+pub const ALL: [StrategySpec; 6] = [
+    StrategySpec::new("expert"),
+    StrategySpec::new("drafter"),
+    StrategySpec::with("cascade_query", None, -0.05),
+    StrategySpec::with("cascade_token", Some("chow"), 0.3),
+    StrategySpec::new("speculative"),
     CASCADE,
 ];
 
 /// Those of the padded pair's shorter table.
-pub const SHORT: [Contender; 3] = [Contender::new("expert"), Contender::new("speculative"), CASCADE];
+pub const SHORT: [StrategySpec; 3] = [StrategySpec::new("expert"), StrategySpec::new("speculative"), CASCADE];
 
 /// What one strategy did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,27 +77,27 @@ impl StrategyScore {
     }
 }
 
-/// Runs `contenders` over `problems`, `sessions` at a time; one tally each.
+/// Runs `specs` over `problems`, `sessions` at a time; one tally each.
 ///
 /// # Errors
 /// When any answer fails: a table with holes would be no measurement.
 pub async fn run(
     client: &Client,
-    contenders: &[Contender],
+    specs: &[StrategySpec],
     problems: &[Problem],
     sessions: usize,
     bar: &ProgressBar,
 ) -> Result<Vec<StrategyScore>, Failure> {
-    let mut scores = vec![StrategyScore::default(); contenders.len()];
+    let mut scores = vec![StrategyScore::default(); specs.len()];
     let turn = if sessions == 1 { 1 } else { TURN * sessions };
     for (number, turn) in problems.chunks(turn).enumerate() {
-        for place in 0..contenders.len() {
+        for place in 0..specs.len() {
             // Nobody always goes first.
-            let which = (place + number) % contenders.len();
-            let contender = &contenders[which];
-            bar.set_message(contender.strategy.clone());
+            let which = (place + number) % specs.len();
+            let spec = &specs[which];
+            bar.set_message(spec.strategy.clone());
             let began = Instant::now();
-            let answers = take_turn(client, contender, turn, (number, sessions)).await?;
+            let answers = take_turn(client, spec, turn, (number, sessions)).await?;
             scores[which].time += began.elapsed();
             for (problem, answer) in turn.iter().zip(&answers) {
                 scores[which].add(problem, answer);
@@ -110,17 +110,17 @@ pub async fn run(
 
 async fn take_turn(
     client: &Client,
-    contender: &Contender,
+    spec: &StrategySpec,
     problems: &[Problem],
     (number, sessions): (usize, usize),
 ) -> Result<Vec<Answer>, Failure> {
     stream::iter(problems.iter().enumerate())
         .map(|(i, problem)| {
-            let salt = format!("{}/{number}/{i}", contender.strategy);
-            let request = request(contender, problem, salt);
+            let salt = format!("{}/{number}/{i}", spec.strategy);
+            let request = request(spec, problem, salt);
             async move {
                 client.answer(request).await.map_err(|error| {
-                    Failure::from(format!("{} failed on {:?}: {error}", contender.strategy, problem.question))
+                    Failure::from(format!("{} failed on {:?}: {error}", spec.strategy, problem.question))
                 })
             }
         })
@@ -141,18 +141,18 @@ mod tests {
     #[test]
     fn the_yardstick_comes_first_and_names_are_unique() {
         assert_eq!((&*ALL[0].strategy, &*SHORT[0].strategy), ("expert", "expert"));
-        let names: std::collections::BTreeSet<_> = ALL.iter().map(|contender| contender.strategy.clone()).collect();
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(|spec| spec.strategy.clone()).collect();
         assert_eq!(names.len(), ALL.len());
-        assert!(SHORT.iter().all(|contender| ALL.contains(contender)));
+        assert!(SHORT.iter().all(|spec| ALL.contains(spec)));
     }
 
     #[test]
     fn a_request_is_greedy_and_names_a_rule_only_where_there_is_a_choice() {
-        for contender in ALL {
-            let request = request(&contender, &problem(), "salt".into());
+        for spec in ALL {
+            let request = request(&spec, &problem(), "salt".into());
             let parameters = request.parameters.expect("parameters");
             assert_eq!(parameters.temperature, Some(0.0));
-            assert_eq!(!parameters.rule.is_empty(), contender.strategy == "speculative_cascade");
+            assert_eq!(!parameters.rule.is_empty(), spec.strategy == "speculative_cascade");
             assert_eq!(request.cache_salt.as_deref(), Some("salt"));
         }
     }

@@ -9,7 +9,7 @@ use cascadia_proto::v1;
 
 /// One way to share the work between drafter and expert.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Contender {
+pub struct StrategySpec {
     /// The strategy.
     pub strategy: Cow<'static, str>,
     /// Its deferral rule.
@@ -18,7 +18,7 @@ pub struct Contender {
     pub alpha: Option<f64>,
 }
 
-impl Contender {
+impl StrategySpec {
     /// A strategy with what the router thinks best.
     #[must_use]
     pub const fn new(strategy: &'static str) -> Self {
@@ -49,7 +49,7 @@ impl Contender {
     }
 }
 
-impl FromStr for Contender {
+impl FromStr for StrategySpec {
     type Err = String;
 
     /// A word that is no strategy is taken for a rule: the router knows which there are, and says so.
@@ -75,7 +75,7 @@ impl FromStr for Contender {
     }
 }
 
-impl fmt::Display for Contender {
+impl fmt::Display for StrategySpec {
     /// As it can be typed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.rule.as_deref().unwrap_or(&self.strategy))?;
@@ -95,11 +95,11 @@ mod tests {
             ("token_v3@0.3", "speculative_cascade", "token_v3", Some(0.3)),
             ("speculative_cascade", "speculative_cascade", "", None),
         ] {
-            let contender: Contender = typed.parse().expect(typed);
-            assert_eq!(contender.to_string(), typed);
-            let asked = contender.parameters();
+            let spec: StrategySpec = typed.parse().expect(typed);
+            assert_eq!(spec.to_string(), typed);
+            let asked = spec.parameters();
             assert_eq!((asked.strategy.as_str(), asked.rule.as_str(), asked.alpha), (strategy, rule, alpha));
         }
-        assert!("token_v3@much".parse::<Contender>().is_err() && "@1".parse::<Contender>().is_err());
+        assert!("token_v3@much".parse::<StrategySpec>().is_err() && "@1".parse::<StrategySpec>().is_err());
     }
 }
