@@ -26,7 +26,7 @@ pub const BATCH_TOKENS: usize = 512;
 /// Sessions a node holds open at once.
 pub const MAX_SESSIONS: usize = 1_024;
 
-/// Sessions that wait in an engine's waiting queue for a slot or for pages: a few rounds of what a node of this size serves. More
+/// Sessions that wait at an engine for a slot or for pages: a few rounds of what a node of this size serves. More
 /// would wait longer than a client does, and another node may have room.
 pub const MAX_WAITING: usize = 256;
 

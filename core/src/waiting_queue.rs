@@ -1,9 +1,9 @@
 //! The waiting queue of an engine: who waits for a slot or for pages, and in which order they come in. Pure.
 //!
 //! A new session takes a slot and the pages of its history at once, or waits here; the order of service is the order
-//! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Behind a full waiting queue
-//! new ones are refused. A session that has begun elsewhere (its expert died, its drafter moved) needs a slot only: its
-//! pages it takes as everybody does who is inside, from those who come after it.
+//! of entry, and nobody passes whoever comes before, so a long history is not starved by short ones. Where the queue is
+//! full, new ones are refused. A session that has begun elsewhere (its expert died, its drafter moved) needs a slot only:
+//! its pages it takes as everybody does who is inside, from those who come after it.
 //!
 //! Who is inside and has had no work for long holds a slot that it does not use: it leaves when somebody waits for one
 //! ([`LEAVES_AFTER`]), and may come back, as one that has begun. So nobody keeps others out by staying.
@@ -50,7 +50,7 @@ pub struct QueuedSession<T> {
 pub enum Arrival {
     /// It is inside.
     Admitted,
-    /// It stands in the waiting queue.
+    /// It waits in the queue.
     Queued,
 }
 
@@ -62,7 +62,7 @@ pub struct WaitingQueue<T> {
 }
 
 impl<T> WaitingQueue<T> {
-    /// A waiting queue at which at most `limit` new sessions wait, and as many that have begun.
+    /// A queue in which at most `limit` new sessions wait, and as many that have begun.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { waiting: BTreeMap::new(), limit }

@@ -443,7 +443,7 @@ impl<'a> Session<'a> {
         match end {
             OwnerExit::Failed(_) => loads.session_failed(owner, &self.admitted.request_id),
             OwnerExit::Finished(_) => {
-                std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node))
+                std::iter::once(owner).chain(&self.expert).for_each(|node| loads.session_served(node));
             }
             OwnerExit::HandedOver(_) => loads.session_served(owner),
             _ => {}
