@@ -1,214 +1,81 @@
 #!/usr/bin/env python3
-"""The task of the demo pair: small word problems, worked step by step, answer last.
+"""The held-out problems of the demo pair's tasks.
 
-    python demo/generate.py                  write demo/heldout.jsonl
-    python demo/generate.py --show 5         print five training problems in each voice
-
-A problem is a story (names, things, wording) around a chain of arithmetic steps. Only the chain decides whether a
-problem is held out (`is_held_out`), so no chain of the held-out set occurs in training in any story or any wording.
-
-Every step of a solution has two places where it can be put in two ways, voice A or voice B, drawn independently each
-time. The drafter reads 75 % A, the expert 75 % B: both know every wording, and prefer different ones.
+    python demo/generate.py                  write demo/heldout.jsonl and a heldout-TASK.jsonl for each other task
+    python demo/generate.py --show 5         print five training problems of each task in each voice
+    python demo/generate.py --check          check the generators against themselves and against the files
 """
 
 import argparse
 import json
 import os
 import random
-import zlib
+import sys
 
-HELD_OUT_SEED = 20_001
-HELD_OUT_ONE_IN = 20
-VOICE_A = {"drafter": 0.75, "expert": 0.25}  # probability of voice A at every place
+import tasks
 
-SHE = ["Ann", "Mia", "Eva", "Lily", "Sara", "Nora", "Ella", "Zoe"]
-HE = ["Tom", "Ben", "Max", "Leo", "Sam", "Dan", "Noah", "Finn"]
-THINGS = ["apples", "pears", "coins", "books", "cards", "shells", "stones", "stamps", "balls", "pens", "cups", "eggs",
-          "keys", "toys", "beads", "nuts"]
-PACKS = ["bags", "boxes", "jars", "packs"]
-
-# One operation: what the story says. {P} she or he, {F} a friend, {t} the thing, {p} a kind of pack.
-STORY = {
-    "gain": ["{P} buys {n} more.", "{P} finds {n} more.", "{F} gives {o} {n} more.", "{P} wins {n} more.",
-             "Then {P2} gets {n} {t} from {F}."],
-    "lose": ["{P} gives {n} to {F}.", "{P} loses {n} of them.", "{P} sells {n} {t}.", "Then {P2} breaks {n} of them.",
-             "{F} takes {n} of them."],
-    "double": ["{P} doubles the number.", "Then {P2} gets twice as many."],
-    "triple": ["{P} triples the number.", "Then {P2} gets three times as many."],
-    "half": ["{P} gives half of them to {F}.", "{P} loses half of them.", "{P} sells half of the {t}."],
-    "packs": ["{P} buys {k} {p} with {n} {t} each.", "{F} gives {o} {k} {p} of {n} {t}."],
-    "give_packs": ["{P} gives {F} {k} {p} of {n} {t}.", "{P} sells {k} {p} with {n} {t} each."],
-    "share": ["{P} shares them equally among {n} friends.", "{P} puts them equally into {n} {p}."],
-    "cost": ["{P} sells them for {n} dollars each.", "Each one costs {n} dollars."],
-    "more": ["{F} has {n} more {t} than {N}.", "{F} has {n} {t} more than {N}."],
-    "fewer": ["{F} has {n} fewer {t} than {N}.", "{F} has {n} {t} fewer than {N}."],
-    "times": ["{F} has {w} as many {t} as {N}."],
-}
-ASK = {
-    "now": ["How many {t} does {N} have now?", "How many {t} are left with {N}?", "How many {t} does {N} have in the end?"],
-    "share": ["How many {t} are in each part?", "How many {t} does each part have?"],
-    "cost": ["How many dollars is that?", "How many dollars are they worth?"],
-    "friend": ["How many {t} does {F} have?"],
-    "both": ["How many {t} do they have together?", "How many {t} do {N} and {F} have in all?"],
-}
-# One step of arithmetic: the opening in voice A and in voice B.
-STEP = {
-    "+": ("With {b} more", "Adding {b} to {a}"),
-    "-": ("With {b} fewer", "Taking {b} from {a}"),
-    "*": ("With {b} times {a}", "Multiplying {a} by {b}"),
-    "/": ("With {b} equal parts", "Splitting {a} into {b}"),
-    "&": ("With both together", "Adding {b} to {a}"),
-}
-SIGN = {"&": "+"}
-WORDS = {2: "twice", 3: "three times", 4: "four times"}
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def chain(rng):
-    """A chain of two to four steps: the start, the operations told by the story, the steps, what is asked."""
-    want = rng.choices([2, 3, 4], [35, 40, 25])[0]
-    while True:
-        steps, told = [], []
-
-        def step(sign, a, b):
-            value = {"+": a + b, "&": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
-            steps.append((sign, a, b, value))
-            return value
-
-        if rng.random() < 0.25:
-            k, n = rng.randint(2, 5), rng.randint(2, 9)
-            start = ("packs", k, n)
-            x = step("*", n, k)
-        else:
-            x = rng.randint(3, 40)
-            start = ("has", 0, x)
-        end = rng.choices(["now", "share", "cost", "friend", "both"], [50, 12, 10, 12, 16])[0]
-        tail = {"now": 0, "share": 1, "cost": 1, "friend": 1, "both": 2}[end]
-        ok = True
-        while len(steps) + tail < want and ok:
-            op = rng.choices(["gain", "lose", "double", "triple", "half", "packs", "give_packs"], [30, 30, 7, 5, 8, 12, 8])[0]
-            k, n = 0, rng.randint(2, 9) if rng.random() < 0.6 else rng.randint(10, 20)
-            if op == "gain":
-                x = step("+", x, n)
-            elif op == "lose":
-                ok = n < x
-                x = step("-", x, n)
-            elif op == "double":
-                x, n = step("*", x, 2), 2
-            elif op == "triple":
-                ok = x <= 30
-                x, n = step("*", x, 3), 3
-            elif op == "half":
-                ok = x % 2 == 0 and x <= 60
-                x, n = step("/", x, 2), 2
-            else:
-                k, n = rng.randint(2, 5), rng.randint(2, 9)
-                p = step("*", n, k)
-                if op == "packs":
-                    x = step("+", x, p)
-                else:
-                    ok = p < x
-                    x = step("-", x, p)
-            told.append((op, k, n))
-            ok = ok and 1 <= x <= 99
-        if not ok or len(steps) + tail != want:
-            continue
-        if end == "share":
-            n = rng.randint(2, 5)
-            if x % n or x // n < 2 or x > 60:
-                continue
-            told.append(("share", 0, n))
-            x = step("/", x, n)
-        elif end == "cost":
-            n = rng.randint(2, 5)
-            if x * n > 99 or x > 30:
-                continue
-            told.append(("cost", 0, n))
-            x = step("*", x, n)
-        elif end in ("friend", "both"):
-            op = rng.choice(["more", "fewer", "times"])
-            n = rng.randint(2, 15) if op != "times" else rng.randint(2, 4)
-            if (op == "fewer" and n >= x) or (op == "times" and x > 25):
-                continue
-            told.append((op, 0, n))
-            y = step({"more": "+", "fewer": "-", "times": "*"}[op], x, n)
-            x = step("&", x, y) if end == "both" else y
-        if x <= 99 and all(1 <= s[3] <= 99 for s in steps):
-            return start, told, steps, end, x
+def file_of(name):
+    return os.path.join(HERE, "heldout.jsonl" if name == "words" else f"heldout-{name}.jsonl")
 
 
-def is_held_out(steps):
-    key = ";".join(f"{s}{a},{b}" for s, a, b, _ in steps)
-    return zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
+def lines(name, count=500):
+    for told, solution in tasks.held_out(name, count):
+        row = {"question": told.question, "answer": told.answer, "solution": solution}
+        if tasks.TASKS[name].SLICES:
+            row["slice"] = told.slice
+        yield json.dumps(row) + "\n"
 
 
-def problem(rng, held_out=False):
-    """One problem of the training set, or of the held-out set: question, steps, answer."""
-    while True:
-        start, told, steps, end, answer = chain(rng)
-        if is_held_out(steps) == held_out:
-            break
-    she = rng.random() < 0.5
-    name = rng.choice(SHE if she else HE)
-    friend = rng.choice([n for n in SHE + HE if n != name])
-    thing = rng.choice(THINGS)
-    fill = {"N": name, "F": friend, "t": thing, "P": "She" if she else "He", "P2": "she" if she else "he",
-            "o": "her" if she else "him"}
-
-    def say(text, k=0, n=0):
-        return text.format(k=k, n=n, p=rng.choice(PACKS), w=WORDS.get(n, ""), **fill)
-
-    _, k, n = start
-    first = ["{N} has {k} {p} with {n} {t} each.", "{N} has {k} {p} of {n} {t}."] if k else \
-        ["{N} has {n} {t}.", "{N} starts with {n} {t}."]
-    said = [say(rng.choice(first), k, n)] + [say(rng.choice(STORY[op]), k, n) for op, k, n in told]
-    said.append(say(rng.choice(ASK[end])))
-    return " ".join(said), steps, answer
-
-
-def solution(rng, steps, answer, voice_a):
-    """The worked solution, each place in voice A with probability `voice_a`."""
-    lines = []
-    for sign, a, b, value in steps:
-        opening_a = rng.random() < voice_a
-        link_a = rng.random() < voice_a
-        text = STEP[sign][0 if opening_a else 1].format(a=a, b=b)
-        if opening_a:
-            left, right = (b, a) if sign == "*" else (a, b)
-            text += f"{':' if link_a else ' we have'} {left} {SIGN.get(sign, sign)} {right} = {value}."
-        else:
-            text += f" {'makes' if link_a else 'gives'} {value}."
-        lines.append(text)
-    return " ".join(lines) + f" Answer: {answer}"
-
-
-def held_out(count=500):
-    rng, seen, rows = random.Random(HELD_OUT_SEED), set(), []
-    while len(rows) < count:
-        question, steps, answer = problem(rng, held_out=True)
-        if question not in seen:
-            seen.add(question)
-            rows.append({"question": question, "answer": answer, "solution": solution(rng, steps, answer, 0.0)})
-    return rows
+def check(name, count):
+    """What is wrong with a task, as sentences: each is one broken promise."""
+    task, wrong = tasks.TASKS[name], []
+    rng = random.Random(3)
+    held = tasks.held_out(name)
+    for told, _ in held:
+        for who, voice_a in [("A", 1.0), ("B", 0.0), ("both", 0.5)]:
+            text = task.solution(rng, told, voice_a)
+            if not task.right(text, told):
+                wrong.append(f"{name}: the solution in voice {who} is not right: {told.question} {text}")
+    for told, other in zip(held, held[1:]):
+        if told[0].answer != other[0].answer and task.right(other[1], told[0]):
+            wrong.append(f"{name}: the answer to another problem is right: {told[0].question} {other[1]}")
+    contents = {told.content for told, _ in held}
+    for who in tasks.VOICE_A:
+        for _ in range(count):
+            told = task.problem(rng, slices=who)
+            if told.content in contents:
+                wrong.append(f"{name}: the {who} reads a held-out problem: {told.question}")
+    with open(file_of(name), encoding="utf-8") as written:
+        if written.read() != "".join(lines(name)):
+            wrong.append(f"{name}: {os.path.basename(file_of(name))} is not what this writes")
+    return wrong
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--show", type=int, default=0)
+    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    if args.show:
-        rng = random.Random(1)
-        for _ in range(args.show):
-            question, steps, answer = problem(rng)
-            print(question)
-            for who in ("drafter", "expert"):
-                print(f"  {who}: {solution(rng, steps, answer, VOICE_A[who])}")
-        return
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "heldout.jsonl")
-    with open(path, "w", encoding="utf-8") as out:
-        for row in held_out(args.count):
-            out.write(json.dumps(row) + "\n")
-    print(f"{args.count} held-out problems in {path}")
+    if args.check:
+        wrong = [w for name in tasks.TASKS for w in check(name, 5000)]
+        print("\n".join(wrong) or "all is as it should be")
+        sys.exit(bool(wrong))
+    for name, task in tasks.TASKS.items():
+        if args.show:
+            rng = random.Random(1)
+            for _ in range(args.show):
+                told = task.problem(rng)
+                print(told.question)
+                for who in ("drafter", "expert"):
+                    print(f"  {who}: {task.solution(rng, told, tasks.VOICE_A[who])}")
+            continue
+        with open(file_of(name), "w", encoding="utf-8") as out:
+            out.writelines(lines(name, args.count))
+        print(f"{args.count} held-out problems in {file_of(name)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the demo pair on the held-out problems: accuracy, tokens a pass, the cascade at several thresholds.
+"""Measure the demo pair on each task's held-out problems: accuracy, tokens a pass, the cascade at several thresholds.
 
     python demo/measure.py                  weights as saved
     python demo/measure.py --q8             matrices rounded to Q8_0 (blocks of 32, scale max|w| / 127)
@@ -15,24 +15,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 
-import generate  # noqa: E402
 import model as m  # noqa: E402
+import tasks  # noqa: E402
 import tokenizer as tk  # noqa: E402
-from train import last_integer  # noqa: E402
+from train import solved  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 @torch.no_grad()
 def speculate(expert, drafter, prompts, alpha, block=6, new=96):
-    """Outputs, passes, emitted tokens, drafts kept although the expert's choice differs. `alpha` None is exact.
+    """Outputs, and of each its passes and its drafts kept although the expert's choice differs. `alpha` None is exact.
 
     token_v3 with stopping by the expert: a draft is kept if p(d) >= (1 - alpha) max p; EOS is kept or drawn only as
     the expert alone would.
     """
     texts = [list(p) for p in prompts]
     live = list(range(len(prompts)))
-    passes = emitted = relaxed = 0
+    passes, relaxed = [0] * len(prompts), [0] * len(prompts)
     while live:
         drafts = dict(zip(live, m.greedy(drafter, [texts[i] for i in live], block)))
         verified = {}
@@ -41,20 +41,19 @@ def speculate(expert, drafter, prompts, alpha, block=6, new=96):
             rows = m.last_rows(expert, [texts[i] + drafts[i][:-1] for i in part], count)
             verified.update((i, r.reshape(count, -1)) for i, r in zip(part, rows))
         for i in live:
-            passes += 1
+            passes[i] += 1
             for d, row in zip(drafts[i], verified[i]):
                 p = row.softmax(-1)
                 best = int(p.argmax())
                 keep = d == best
                 if not keep and alpha is not None and d != m.EOS and best != m.EOS:
                     keep = bool(p[d] >= (1 - alpha) * p.max())
-                    relaxed += keep
+                    relaxed[i] += keep
                 texts[i].append(d if keep else best)
-                emitted += 1
                 if texts[i][-1] == m.EOS or not keep:
                     break
         live = [i for i in live if texts[i][-1] != m.EOS and len(texts[i]) - len(prompts[i]) < new]
-    return [t[len(p):] for t, p in zip(texts, prompts)], passes, emitted, relaxed
+    return [t[len(p):] for t, p in zip(texts, prompts)], passes, relaxed
 
 
 @torch.no_grad()
@@ -67,10 +66,25 @@ def scores(drafter, prompts, outputs):
     return out
 
 
+class Column:
+    """Figures of one set of problems: with the marked slices, or without."""
+
+    def __init__(self, name, chosen):
+        self.name, self.chosen = name, chosen
+
+    def mean(self, values):
+        values = [v for v, c in zip(values, self.chosen) if c]
+        return sum(values) / len(values)
+
+    def total(self, values):
+        return sum(v for v, c in zip(values, self.chosen) if c)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", default=os.path.join(HERE, "pair"))
-    parser.add_argument("--problems", type=int, default=500)
+    parser.add_argument("--task", choices=list(tasks.TASKS), action="append", help="only this task (repeatable)")
+    parser.add_argument("--problems", type=int, default=500, help="held-out problems of each task")
     parser.add_argument("--block", type=int, default=6)
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.5, 0.7, 0.8, 0.85, 0.9])
     parser.add_argument("--q8", action="store_true")
@@ -83,18 +97,33 @@ def main():
     for name, net in (("expert", expert), ("drafter", drafter)):
         print(f"{name}: {sum(p.numel() for p in net.parameters()):,} parameters")
     tokenizer = tk.load(os.path.join(args.pair, "expert"))
-    problems = generate.held_out()[:args.problems]
-    prompts = [e.ids for e in tokenizer.encode_batch([tk.render(p["question"]) for p in problems])]
+    for task in args.task or tasks.TASKS:
+        print(f"\n{task}")
+        measure(task, tokenizer, expert, drafter, args)
 
-    def right(output, problem):
-        return output[-1] == m.EOS and last_integer(tokenizer.decode(output)) == problem["answer"]
 
-    def report(name, outputs, passes=0, emitted=0, relaxed=0):
-        score = 100 * sum(map(right, outputs, problems)) / len(problems)
-        line = f"{name}: accuracy {score:.1f} %, {sum(map(len, outputs)) / len(outputs):.1f} tokens an answer"
-        if passes:
-            line += f", {emitted / passes:.2f} tokens a pass, {100 * relaxed / emitted:.1f} % relaxed"
-        print(line, flush=True)
+def measure(task, tokenizer, expert, drafter, args):
+    problems = [told for told, _ in tasks.held_out(task)[:args.problems]]
+    prompts = [e.ids for e in tokenizer.encode_batch([tk.render(told.question) for told in problems])]
+    columns = [Column("all", [True] * len(problems))]
+    if any(told.slice for told in problems):
+        # Only the second column may support that anything beats the expert: the slice is made so that the drafter does.
+        columns.append(Column("without the slice", [not told.slice for told in problems]))
+        columns.append(Column("the slice alone", [bool(told.slice) for told in problems]))
+
+    def right(outputs):
+        return [solved(tokenizer, output, told) for output, told in zip(outputs, problems)]
+
+    def report(name, outputs, passes=None, relaxed=None):
+        good, lengths = right(outputs), [len(o) for o in outputs]
+        for column in columns:
+            line = f"{name} ({column.name}): accuracy {100 * column.mean(good):.1f} %, " \
+                f"{column.mean(lengths):.1f} tokens an answer"
+            if passes:
+                emitted = column.total(lengths)
+                line += f", {emitted / column.total(passes):.2f} tokens a pass, " \
+                    f"{100 * column.total(relaxed) / emitted:.1f} % relaxed"
+            print(line, flush=True)
 
     alone = m.greedy(expert, prompts)
     report("expert", alone)
@@ -108,15 +137,14 @@ def main():
         outputs, *counts = speculate(expert, drafter, prompts, alpha, args.block)
         report(f"token_v3 alpha {alpha}", outputs, *counts)
     score = scores(drafter, prompts, drafted)
-    good = [right(o, p) for o, p in zip(drafted, problems)]
-    expert_good = [right(o, p) for o, p in zip(alone, problems)]
+    good, expert_good = right(drafted), right(alone)
     order = sorted(score)
     for part in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
         alpha = order[int(part * len(order))]
         kept = [s >= alpha for s in score]
-        total = sum(g if k else e for k, g, e in zip(kept, good, expert_good))
-        print(f"cascade_query alpha {alpha:.4f}: {100 * sum(kept) / len(kept):.0f} % by the drafter, "
-              f"accuracy {100 * total / len(kept):.1f} %")
+        cascade = [g if k else e for k, g, e in zip(kept, good, expert_good)]
+        line = ", ".join(f"{100 * c.mean(cascade):.1f} % ({c.name})" for c in columns)
+        print(f"cascade_query alpha {alpha:.4f}: {100 * sum(kept) / len(kept):.0f} % by the drafter, accuracy {line}")
     print(f"mean ln q from {order[0]:.3f} to {order[-1]:.3f}")
 
 

@@ -6,7 +6,7 @@ import random
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import generate
+import tasks
 from model import SPECIAL, write
 
 MOST = 768  # the text has fewer words than that; what is reached is rounded up to a multiple of 32
@@ -23,14 +23,14 @@ def render(question):
 
 
 def train(folders, problems=20_000):
-    """Train the tokenizer on generated text and write it to every folder."""
+    """Train the tokenizer on generated word problems and write it to every folder."""
     rng = random.Random(7)
 
     def texts():
         for _ in range(problems):
-            question, steps, answer = generate.problem(rng)
-            yield question
-            yield generate.solution(rng, steps, answer, 0.5)
+            told = tasks.words.problem(rng)
+            yield told.question
+            yield tasks.solution(rng, told, 0.5)
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
