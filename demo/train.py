@@ -28,9 +28,9 @@ import tokenizer as tk  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECIPE = {
-    "expert": dict(tokens=9e6, decay=0.435, batch=4096, muon=0.02, adam=3e-3, seed=21,
+    "expert": dict(tokens=25e6, decay=0.435, batch=4096, muon=0.02, adam=3e-3, seed=21,
                    mix={"words": 0.8, "rewriting": 1.1, "extraction": 1.1}),
-    "drafter": dict(tokens=4e6, decay=0.35, batch=4096, muon=0.02, adam=6e-3, seed=22,
+    "drafter": dict(tokens=12e6, decay=0.35, batch=4096, muon=0.02, adam=6e-3, seed=22,
                     mix={"words": 1.2, "rewriting": 1.0, "extraction": 0.8}),
 }
 WARMUP, AVERAGE = 60, 0.99
