@@ -1,13 +1,14 @@
 //! Client-facing: a request is admitted, placed and relayed; its session outlives the nodes that work for it.
 //!
-//! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`]) and passes [`admission`] (bounds,
-//! validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the owner, by an [`opening`] whose prompt
-//! is shared; what the owner says enters the [`transcript`], which is the truth, and goes
-//! to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and [`speculation_totals`] adds up what all
-//! owners did; [`spans`] are its trace. [`cluster_health`] is what all sessions watch together, [`status`] what operators see,
-//! [`ids`] the only chance, [`metrics`] what is counted, [`error`] the one place where errors become gRPC statuses,
-//! [`config`] what is set. [`mod@router`] is what all of them share, [`life`] how it begins and drains. [`mod@http`] is the
-//! same for OpenAI's clients: a [`Front`], which nothing else here knows.
+//! [`generate`] is the verb. A [`request`] is charged while it comes in ([`reading`], [`metered`]) and passes
+//! [`admission`] (bounds, validation, terms), its [`session`] finds a [`placement`] and opens a [`mod@run`] at the
+//! owner, by an [`opening`] whose prompt is shared; what the owner says enters the [`transcript`], which is the truth,
+//! and goes to the [`client`]. When the owner's stream ends, [`failover`] decides what comes next, and
+//! [`speculation_totals`] adds up what all owners did; [`spans`] are its trace. [`cluster_health`] is what all sessions
+//! watch together, [`status`] what operators see, [`ids`] the only chance, [`metrics`] what is counted, [`error`] the
+//! one place where errors become gRPC statuses, [`config`] what is set. [`mod@router`] is what all of them share,
+//! [`life`] how it begins and drains. [`mod@http`] is the same for OpenAI's clients: a [`Front`], which nothing else
+//! here knows.
 //!
 //! Absent on purpose: tokenizers and model files. A prompt travels as it came; what continues travels as ids.
 
@@ -24,6 +25,7 @@ pub mod generate;
 pub mod http;
 pub mod ids;
 pub mod life;
+pub mod metered;
 pub mod metrics;
 pub mod opening;
 pub mod placement;
@@ -58,7 +60,7 @@ use generate::Service;
 pub use ids::IdSource;
 use life::RouterLife;
 pub use life::{Drain, Front};
-use reading::Metered;
+use metered::Metered;
 pub use router::Router;
 
 /// Serves clients over gRPC, and over `fronts`, until told to stop: accepting, then not ready but still accepting for the
